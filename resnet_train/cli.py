@@ -1,0 +1,152 @@
+"""The verbs. Nothing heavy is imported before a verb needs it, so that help and complaints come at once."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resnet_train import __version__
+from resnet_train.errors import BadInput, Diverged, Interrupted
+
+_EPILOG = """exit codes:
+  0    done
+  1    training failed: the loss is no longer finite
+  2    bad input: one line on standard error says what and how to mend it
+  75   stopped by SIGTERM, SIGINT or SIGUSR1 after saving: run the same command again to continue
+  130  stopped at once, by a second SIGINT
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; the exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.verb(args)
+    except (BadInput, Diverged, Interrupted) as stop:
+        print(f"resnet-train: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="resnet-train",
+        description="Train plain and residual networks across depths, and see the difference.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made.set_defaults(verb=function)
+        return made
+
+    run = verb("run", _run, "train every network of an experiment, continuing what is unfinished")
+    run.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as train.epochs=5")
+    run.add_argument("--only", action="append", metavar="NETWORK", help="train this network only; may be repeated")
+    run.add_argument("--dry-run", action="store_true", help="print the resolved experiment and what it costs")
+    run.add_argument("--fresh", action="store_true", help="start anew; older run folders are moved aside")
+    _json(run)
+
+    evaluate = verb("eval", _eval, "print the top-1 and top-5 error of checkpoints")
+    evaluate.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="such as checkpoints/best.pt")
+    evaluate.add_argument("--data", metavar="PATH", help="where the data lies here (data.path)")
+    evaluate.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="such as eval.batch_size=64"
+    )
+    _json(evaluate)
+
+    compare = verb("compare", _compare, "draw and tabulate error across depths from run folders")
+    compare.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="run folders, or folders above them")
+    compare.add_argument("--out", type=Path, help="where compare.png, .md and .csv go (default: the first FOLDER)")
+    _json(compare)
+
+    summary = verb("summary", _summary, "print the stages of networks with parameters and multiply-adds")
+    summary.add_argument("networks", nargs="+", metavar="NETWORK", help="such as resnet-50 or cifar-plain-56")
+    summary.add_argument("--size", type=_count, help="image height and width (default: 224, of CIFAR networks 32)")
+    summary.add_argument("--classes", type=_count, help="classes (default: 1000, of CIFAR networks 10)")
+    _json(summary)
+
+    verb("schema", _schema, "print the JSON Schema of experiment files, for editors")
+    return parser
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from resnet_train.config import load
+
+    experiment = load.load(args.config, args.overrides)
+    members = list(load.runs(experiment))
+    if args.only:
+        names = [network.name for network in experiment.networks]
+        for name in args.only:
+            if name not in names:
+                raise BadInput(f"--only {name}: the networks of {args.config} are {', '.join(names)}")
+        members = [run for run in members if run.network.name in args.only]
+    if args.dry_run:
+        from resnet_train import dry_run
+
+        return print(dry_run.report(experiment, members, args.json))
+
+    from resnet_train import grid
+
+    grid.train_all(members, experiment.output, experiment.train.device, args.fresh, args.json)
+    return None
+
+
+def _eval(args: argparse.Namespace) -> None:
+    for path in args.checkpoints:
+        if not Path(path).is_file():
+            raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
+    from resnet_train import grid
+
+    overrides = [f"data.path={json.dumps(args.data)}"] * (args.data is not None) + args.overrides
+    grid.evaluate_all([Path(path) for path in args.checkpoints], overrides, args.json)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from resnet_train import compare, run_folder
+
+    made = compare.groups(run_folder.find(args.folders))
+    paths = compare.write(made, args.out or args.folders[0])
+    if args.json:
+        print(json.dumps([group.row() for group in made], indent=2))
+    else:
+        print("\n".join([f"wrote {', '.join(map(str, paths))}", "", compare.table(made), ""]))
+        print("\n".join([*compare.warnings(made), *compare.findings(made)]))
+
+
+def _summary(args: argparse.Namespace) -> None:
+    from resnet_train.config import zoo
+    from resnet_train.config.network import NetConfig
+
+    networks = [NetConfig.model_validate(zoo.network(name)) for name in args.networks]
+
+    from resnet_train import dry_run
+
+    print(dry_run.summary(networks, args.size, args.classes, args.json))
+
+
+def _schema(args: argparse.Namespace) -> None:
+    from resnet_train.config import load
+
+    print(json.dumps(load.json_schema(), indent=2))

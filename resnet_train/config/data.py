@@ -1,0 +1,115 @@
+"""The knobs of data and augmentation."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from resnet_train.config.section import Count, Positive, Section
+
+
+class DataSection(Section):
+    """What every kind of data has."""
+
+    normalize: Literal["pixel-mean", "channel-mean", "channel-mean-std"] = "channel-mean-std"
+    """What is subtracted (and divided by), taken from the training images: pixel-mean is the papers'."""
+    holdout: Annotated[int, Field(ge=0)] = 0
+    """Training images, evenly spaced, to validate on instead of the validation set: for choosing among settings."""
+
+
+class ImageFolder(DataSection):
+    """Class folders of images: PATH/train/CLASS/IMAGE and PATH/val/CLASS/IMAGE."""
+
+    kind: Literal["imagefolder"]
+    path: str
+    workers: Annotated[int, Field(ge=0)] = 8
+    """Decoding processes of each rank."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """skip: a training image that cannot be decoded is counted, listed, and the next one is used in its place."""
+
+
+class StoredImages(DataSection):
+    """One of torchvision's small data sets, held in memory."""
+
+    kind: Literal["cifar10", "cifar100", "fashion-mnist", "mnist"]
+    path: str
+    """The folder that holds torchvision's files (for CIFAR-10 the one above `cifar-10-batches-py`)."""
+    download: bool = False
+    """Fetch the files into `path` where they are missing."""
+
+
+class Digits(DataSection):
+    """The 1,797 handwritten digits of 8x8 pixels that scikit-learn ships; every fifth one is for validation."""
+
+    kind: Literal["digits"]
+
+
+class Synthetic(DataSection):
+    """Noise around one pattern for each class, made from its index: needs no file and can be learnt."""
+
+    kind: Literal["synthetic"]
+    size: Count = 32
+    """Height and width in pixels."""
+    channels: Literal[1, 3] = 3
+    classes: Annotated[int, Field(ge=2)] = 10
+    train_images: Count = 1024
+    val_images: Count = 256
+
+
+Data = Annotated[ImageFolder | StoredImages | Digits | Synthetic, Field(discriminator="kind")]
+
+
+class ScaleCrop(Section):
+    """Resize the shorter side to a length drawn from a range, then cut a square at random (He et al. 2015, 3.4)."""
+
+    kind: Literal["scale"]
+    size: Count = 224
+    short_side: tuple[Count, Count] = (256, 480)
+    """The range, both ends included, in pixels."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.size <= self.short_side[0] <= self.short_side[1]:
+            raise ValueError(f"short_side must rise and be at least size {self.size}: give [shortest, longest]")
+        return self
+
+
+class RandomResizedCrop(Section):
+    """Cut a rectangle of random area and aspect, resize it to a square (Szegedy et al. 2014)."""
+
+    kind: Literal["random-resized"]
+    size: Count = 224
+    area: tuple[Positive, Positive] = (0.08, 1.0)
+    """The range of the rectangle's share of the image."""
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """The range of width over height."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.area[0] <= self.area[1] <= 1:
+            raise ValueError("area must rise and end at 1 or below")
+        if not self.ratio[0] <= self.ratio[1]:
+            raise ValueError("ratio must rise")
+        return self
+
+
+class PadCrop(Section):
+    """Pad every side, then cut the original size at random (He et al. 2015, 4.2)."""
+
+    kind: Literal["pad"]
+    padding: Count = 4
+    """Pixels on every side."""
+    mode: Literal["zero", "reflect"] = "zero"
+    """What the padding holds. zero: black (He et al. 2015). reflect: the mirrored border (Wide ResNet)."""
+
+
+Crop = Annotated[ScaleCrop | RandomResizedCrop | PadCrop, Field(discriminator="kind")]
+
+
+class Augment(Section):
+    """What happens to a training image; every draw is a function of (seed, epoch, index) alone."""
+
+    crop: Crop | None = None
+    flip: bool = False
+    """Mirror left and right with probability one half."""
+    color: bool = False
+    """The AlexNet colour augmentation: a shift along the principal components of ImageNet's RGB values."""

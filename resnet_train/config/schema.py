@@ -1,0 +1,248 @@
+"""Every knob of an experiment but those of its networks (`network.py`) and its data (`data.py`). No torch.
+
+`Experiment` is what a YAML file says, `Run` one member of its grid: one network, one seed, the same recipe.
+A validator raises `ValueError` where a key contradicts another or could have no effect.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from resnet_train.config.data import Augment, Data, ImageFolder
+from resnet_train.config.network import NetConfig
+from resnet_train.config.section import Count, Name, NonNegative, Positive, Section
+
+# --- durations and schedules ------------------------------------------------------------------------------------------
+
+
+class Duration(Section):
+    """A length of training, in one unit; turned into steps once, when a run starts."""
+
+    epochs: NonNegative | None = None
+    """Passes over the training set."""
+    steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimizer steps: the papers' iterations."""
+    fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of the whole training."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if sum(value is not None for value in (self.epochs, self.steps, self.fraction)) != 1:
+            raise ValueError("give exactly one of epochs, steps, fraction")
+        return self
+
+
+class Warmup(Duration):
+    """The first steps, before the schedule proper."""
+
+    kind: Literal["linear", "constant"] = "linear"
+    """linear: from `lr` to the optimizer's rate. constant: at `lr`, then at once the optimizer's rate."""
+    lr: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _moves(self) -> Self:
+        if self.kind == "constant" and self.lr == 0:
+            raise ValueError("a constant warm-up at lr 0 trains nothing: give its lr")
+        return self
+
+
+class StepSchedule(Section):
+    """The rate is multiplied by `factor` at each milestone."""
+
+    kind: Literal["step"]
+    milestones: tuple[Duration, ...] = ()
+    """When; none means a constant rate."""
+    factor: Positive = 0.1
+    warmup: Warmup | None = None
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        if not self.milestones and "factor" in self.model_fields_set and self.factor != 0.1:
+            raise ValueError("factor has no effect without milestones: remove it or add milestones")
+        return self
+
+
+class DecaySchedule(Section):
+    """The rate falls from the end of the warm-up to the last step, along half a cosine or a line."""
+
+    kind: Literal["cosine", "linear"]
+    final: NonNegative = 0.0
+    """The rate at the end."""
+    warmup: Warmup | None = None
+
+
+Schedule = Annotated[StepSchedule | DecaySchedule, Field(discriminator="kind")]
+
+
+class Optimizer(Section):
+    """Stochastic gradient descent with momentum: v = momentum * v + g, w = w - lr * v."""
+
+    lr: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    """The papers use plain momentum; fb.resnet.torch and many later recipes use Nesterov's."""
+    weight_decay: NonNegative = 1e-4
+    decay_on: Literal["all", "matrices"] = "all"
+    """all: every parameter, as in the papers. matrices: convolutions and the head only, no batch norm and no bias."""
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov has no effect with momentum 0: remove one of them")
+        if self.decay_on == "matrices" and self.weight_decay == 0:
+            raise ValueError("decay_on has no effect with weight_decay 0: remove one of them")
+        return self
+
+
+# --- training, evaluation, checkpoints, logs --------------------------------------------------------------------------
+
+
+class Train(Section):
+    """The loop: how long, how many at once, in which precision."""
+
+    epochs: Positive | None = None
+    """Length of the training in passes over the training set; or give `steps`."""
+    steps: Count | None = None
+    """Length of the training in optimizer steps; or give `epochs`."""
+    batch_size: Count = 256
+    """Samples of one step, over all ranks and all accumulation together (the global batch)."""
+    accumulate: Count = 1
+    """Forward and backward passes that one step is divided into: more of them need less memory."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """fp32 and tf32: of the whole network. bf16 and fp16: autocast over fp32 weights; fp16 with a loss scaler."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one."""
+    compile: bool = False
+    """torch.compile: faster on a GPU, after a minute or more; batch norm then differs from cuDNN's in the last bits."""
+    sync_bn: bool = False
+    """Batch statistics over all ranks instead of each rank's own share of the batch."""
+    clip: Positive | None = None
+    """Largest norm of the gradient; a longer one is shortened to it."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay at each step of an exponential moving average of the weights; evaluation then uses the average."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    on_divergence: Literal["stop", "record"] = "stop"
+    """When the loss is no longer finite. record: note it as this network's result and go on to the next."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs, steps")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        if self.device == "cpu" and self.precision == "tf32":
+            raise ValueError("precision tf32 has no effect with device cpu: use fp32 or bf16")
+        return self
+
+
+class View(Section):
+    """What evaluation sees of an image of any size: its shorter side resized, then the centre cut out."""
+
+    resize: Count = 256
+    crop: Count = 224
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
+        return self
+
+
+class Eval(Section):
+    """Evaluation during training and by `resnet-train eval`."""
+
+    every: Duration = Duration(epochs=1)
+    view: View | None = None
+    """For `imagefolder` only (resize 256, crop 224 unless given): stored images are evaluated whole."""
+    batch_size: Count = 256
+    """Samples of each rank at once; it never changes a result."""
+    clean_train: Annotated[int, Field(ge=0)] = 10_000
+    """Training images, evenly spaced, for the clean training error: evaluation mode, no augmentation. 0: none."""
+
+
+class Checkpoint(Section):
+    """When the state of a run is saved; the last, the one before it and the best are always kept."""
+
+    every: Duration = Duration(epochs=1)
+    keep_every: Duration | None = None
+    """Checkpoints that are kept for good as `step-N.pt`; none unless given."""
+
+
+class Log(Section):
+    """The record of a run."""
+
+    every: Duration = Duration(steps=50)
+    """Steps over which the running training error is averaged, then written."""
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+class Recipe(Section):
+    """All that the networks of an experiment have in common."""
+
+    data: Data
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = StepSchedule(kind="step")
+    augment: Augment = Augment()
+    train: Train
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        crop, kind = self.augment.crop, self.data.kind
+        if isinstance(self.data, ImageFolder):
+            if crop is None or crop.kind == "pad":
+                raise ValueError(
+                    "augment.crop must be of kind scale or random-resized: folders hold images of any size"
+                )
+        else:
+            if crop is not None and crop.kind != "pad":
+                raise ValueError(f"augment.crop of kind {crop.kind} is for data.kind imagefolder: use kind pad")
+            if self.eval.view is not None:
+                raise ValueError(f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole")
+        if self.augment.color and (
+            kind in ("digits", "mnist", "fashion-mnist") or getattr(self.data, "channels", 3) == 1
+        ):
+            raise ValueError(f"augment.color needs colour images, and those of data.kind {kind} are grey")
+        return self
+
+    @property
+    def view(self) -> View | None:
+        """What evaluation sees of an image; `None` is the whole of it."""
+        return self.eval.view or (View() if isinstance(self.data, ImageFolder) else None)
+
+
+class Experiment(Recipe):
+    """One YAML file: every network of it is trained with every seed under one recipe."""
+
+    name: Name
+    networks: Annotated[tuple[NetConfig, ...], Field(min_length=1)]
+    """Names of the zoo, or inline: `{base: resnet-34, name: narrow-34, widths: [32, 64, 128, 256]}`."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
+    per_network: dict[str, dict[str, Any]] = Field(default={})
+    """Exceptions to the recipe, by network name: `cifar-resnet-110: {schedule: {warmup: {...}}}`."""
+    output: str = "runs"
+    """Run folders are OUTPUT/NAME/NETWORK/seed-N."""
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        names = [network.name for network in self.networks]
+        for what, values in (("network", names), ("seed", [str(seed) for seed in self.seeds])):
+            for value in values:
+                if values.count(value) > 1:
+                    raise ValueError(f"{what} {value} is listed twice: a run folder holds one run")
+        for name in self.per_network:
+            if name not in names:
+                raise ValueError(f"per_network.{name} has no effect: networks are {', '.join(names)}")
+        return self
+
+
+class Run(Recipe):
+    """One member of an experiment's grid: all that decides its result."""
+
+    experiment: Name
+    network: NetConfig
+    seed: int

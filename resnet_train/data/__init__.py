@@ -1,0 +1,1 @@
+"""Samples, their order, their augmentation; nothing here knows a network."""

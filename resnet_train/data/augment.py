@@ -1,0 +1,139 @@
+"""Plan and apply: a plan is plain arrays drawn from (seed, epoch, index); applying it is a separate, exact function.
+
+Boxes are (left, top, right, bottom) in pixels of the image as it is read. Images are uint8, [H, W, C] or [n, H, W, C].
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from resnet_train.config.data import Augment, PadCrop, RandomResizedCrop, ScaleCrop
+from resnet_train.config.schema import View
+from resnet_train.data.draws import Floats
+
+# Each draw has columns of its own, so that switching one augmentation on leaves the others' draws as they were.
+_FLIP, _LEFT, _TOP, _SIDE, _COLOR, _TRIES = 0, 1, 2, 3, slice(4, 8), slice(8, 28)
+DRAWS = 28
+
+# Principal components of the RGB values of ImageNet's training images, scaled to [0, 1]: the square roots of the
+# covariance's eigenvalues and its eigenvectors (Krizhevsky et al. 2012, section 4.1; figures of fb.resnet.torch).
+_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
+_EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
+
+class Plan(NamedTuple):
+    """How each of `n` images is cut, mirrored and shifted."""
+
+    boxes: Floats
+    """[n, 4]. For a pad crop they may reach out of the image, by the padding."""
+    flip: np.ndarray
+    """[n] bool."""
+    shift: np.ndarray
+    """[n, 3] float32, to add to RGB in [0, 1]."""
+
+
+def plan(cfg: Augment, draws: Floats, sizes: Floats) -> Plan:
+    """[n, DRAWS] draws and [n, 2] sizes (width, height) -> a plan."""
+    match cfg.crop:
+        case ScaleCrop():
+            boxes = _scale_boxes(cfg.crop, draws, sizes)
+        case RandomResizedCrop():
+            boxes = _random_resized_boxes(cfg.crop, draws, sizes)
+        case PadCrop(padding=p):
+            corner = np.floor(draws[:, [_LEFT, _TOP]] * (2 * p + 1)) - p
+            boxes = np.concatenate([corner, corner + sizes], axis=1)
+        case None:
+            boxes = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+    shift = np.zeros((len(draws), 3), np.float32)
+    if cfg.color:
+        alpha = 0.1 * _normal(draws[:, _COLOR])[:, :3]
+        shift = ((alpha * _EIGENVALUES) @ _EIGENVECTORS.T).astype(np.float32)
+    return Plan(boxes, (draws[:, _FLIP] < 0.5) & cfg.flip, shift)
+
+
+def _scale_boxes(cfg: ScaleCrop, draws: Floats, sizes: Floats) -> Floats:
+    """A `size` x `size` window on the pixels of the image resized to a shorter side of s, in pixels of the original."""
+    low, high = cfg.short_side
+    side = low + np.floor(draws[:, [_SIDE]] * (high - low + 1))
+    resized = np.floor(side * sizes / sizes.min(axis=1, keepdims=True))
+    corner = np.floor(draws[:, [_LEFT, _TOP]] * (resized - cfg.size + 1))
+    scale: Floats = np.tile(sizes / resized, 2)
+    return np.concatenate([corner, corner + cfg.size], axis=1) * scale
+
+
+def _random_resized_boxes(cfg: RandomResizedCrop, draws: Floats, sizes: Floats) -> Floats:
+    """The first of ten draws of area and aspect that fits; failing all, the largest central box of a valid aspect."""
+    tries = draws[:, _TRIES].reshape(len(draws), 10, 2)
+    (low, high), (narrow, wide) = cfg.area, np.log(cfg.ratio)
+    area = sizes.prod(axis=1, keepdims=True) * (low + (high - low) * tries[:, :, 0])
+    aspect = np.exp(narrow + (wide - narrow) * tries[:, :, 1])
+    boxes = np.rint(np.sqrt(np.stack([area * aspect, area / aspect], axis=2)))  # [n, 10, 2] widths and heights
+    fits = ((boxes > 0) & (boxes <= sizes[:, None])).all(axis=2)
+    size = np.take_along_axis(boxes, fits.argmax(axis=1)[:, None, None], axis=1)[:, 0]
+
+    aspect = (sizes[:, 0] / sizes[:, 1]).clip(*cfg.ratio)[:, None]
+    largest = np.rint(np.minimum(sizes, sizes[:, ::-1] * np.concatenate([aspect, 1 / aspect], axis=1)))
+    found = fits.any(axis=1, keepdims=True)
+    size = np.where(found, size, largest)
+    corner = np.where(found, np.floor(draws[:, [_LEFT, _TOP]] * (sizes - size + 1)), (sizes - size) // 2)
+    return np.concatenate([corner, corner + size], axis=1)
+
+
+def _normal(draws: Floats) -> Floats:
+    """[n, 4] uniform -> [n, 4] standard normal (Box and Muller 1958)."""
+    radius, angle = np.sqrt(-2 * np.log1p(-draws[:, :2])), 2 * np.pi * draws[:, 2:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+# --- applying ---------------------------------------------------------------------------------------------------------
+
+
+def cut_and_resize(image: Image.Image, box: Floats, flip: bool, cfg: ScaleCrop | RandomResizedCrop) -> np.ndarray:
+    """One image of any size -> [size, size, 3], by Pillow's antialiased bilinear filter.
+
+    The box of a scale crop is a window on the resized whole image, so the filter reads pixels on either side of it;
+    that of a random resized crop is cut out first and sees nothing beside itself (as in torchvision).
+    """
+    left, top, right, bottom = box.tolist()
+    size = (cfg.size, cfg.size)
+    if isinstance(cfg, ScaleCrop):
+        image = image.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    else:
+        image = image.crop((int(left), int(top), int(right), int(bottom))).resize(size, Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels[:, ::-1] if flip else pixels
+
+
+def pad_and_crop(images: Tensor, corners: Tensor, flip: Tensor, mode: str) -> Tensor:
+    """[n, H, W, C], [n, 2] left and top (negative: into the padding), [n] bool -> [n, H, W, C], on any device.
+
+    Padding is arithmetic on the indices, so nothing is copied but the result.
+    """
+    n, height, width = images.shape[:3]
+    columns = torch.arange(width, device=images.device)
+    columns = torch.where(flip[:, None], width - 1 - columns, columns) + corners[:, :1]  # [n, W]
+    rows = torch.arange(height, device=images.device) + corners[:, 1:]  # [n, H]
+    sample = torch.arange(n, device=images.device)[:, None, None]
+    if mode == "reflect":
+        return images[sample, _mirror(rows, height)[:, :, None], _mirror(columns, width)[:, None, :]]
+    read_rows, read_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    inside = (rows == read_rows)[:, :, None] & (columns == read_columns)[:, None, :]
+    return images[sample, read_rows[:, :, None], read_columns[:, None, :]] * inside[..., None]
+
+
+def _mirror(index: Tensor, length: int) -> Tensor:
+    """Indices beyond either end, reflected at it without repeating the border."""
+    index = index.abs()
+    return torch.where(index < length, index, 2 * (length - 1) - index)
+
+
+def centre_view(image: Image.Image, view: View) -> np.ndarray:
+    """One image of any size -> [crop, crop, 3]: the shorter side resized, then the centre."""
+    scale = view.resize / min(image.size)
+    resized = [max(view.resize, int(scale * side)) for side in image.size]
+    left, top = (round((side - view.crop) / 2) for side in resized)
+    image = image.resize((resized[0], resized[1]), Image.Resampling.BILINEAR)
+    return np.asarray(image.crop((left, top, left + view.crop, top + view.crop)))

@@ -1,0 +1,37 @@
+"""Uniform numbers and permutations as pure functions of what they are for: no generator, no state, no order of calls.
+
+A counter-based generator: SplitMix64's finaliser (Steele et al. 2014, table 1) absorbs the keys one after the other.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+_Words = npt.NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniform(seed: int, epoch: Ints, index: Ints, count: int) -> Floats:
+    """[n] epochs and [n] indices -> [n, count] numbers in [0, 1), each a function of (seed, epoch, index, column)."""
+    key = _absorb(_absorb(_absorb(_words(0), _words(seed)), _words(epoch)), _words(index))
+    words = _absorb(key[..., None], np.arange(count, dtype=np.uint64))
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, n: int) -> Ints:
+    """The order of `n` samples in an epoch. Different from every stream of `uniform`."""
+    key = _absorb(_absorb(_words(1), _words(seed)), _words(epoch))
+    return np.argsort(_absorb(key, np.arange(n, dtype=np.uint64)), kind="stable").astype(np.int64)
+
+
+def _words(values: int | Ints) -> _Words:
+    return np.atleast_1d(np.asarray(values)).astype(np.uint64)
+
+
+def _absorb(key: _Words, value: _Words) -> _Words:
+    x = (key ^ value) * _GOLDEN + _GOLDEN  # arrays of unsigned words wrap, as they must
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,285 @@
+"""The order of samples and the way of a batch to the device.
+
+Samples form one endless stream: position p is sample `permutation(seed, p // n)[p % n]` of epoch p // n. Step s takes
+the global batch at positions [s * B, (s + 1) * B), cut into `accumulate * ranks` equal shares; rank r's share of pass a
+is number a * ranks + r. So every sample is seen once an epoch, whatever the number of ranks and workers, and any step
+can be the first.
+"""
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from resnet_train.config.data import Augment, ImageFolder, PadCrop
+from resnet_train.config.schema import Recipe, View
+from resnet_train.data import augment, draws
+from resnet_train.data.draws import Ints
+from resnet_train.data.sources import AnySource, Folder
+from resnet_train.errors import BadInput
+
+
+class Batch(NamedTuple):
+    """What travels to the device."""
+
+    images: Tensor
+    """uint8 [n, H, W, C]."""
+    labels: Tensor
+    """int64 [n]."""
+    shift: Tensor
+    """float32 [n, 3 or 1]: the colour augmentation, to add to RGB in [0, 1]."""
+    skipped: tuple[str, ...] = ()
+    """Files that could not be decoded and in whose place the next one stands."""
+
+
+class StepData(NamedTuple):
+    """One rank's share of one step."""
+
+    batches: list[Batch]
+    """One for each pass of the accumulation, on the device."""
+    waited: float
+    """Seconds that the loop stood still for them."""
+
+
+class Samples(NamedTuple):
+    """Which samples a batch is made of."""
+
+    epochs: Ints
+    indices: Ints
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The endless order of `n` samples, and its share for one of `ranks` ranks."""
+
+    seed: int
+    n: int
+    batch_size: int
+    accumulate: int = 1
+    rank: int = 0
+    ranks: int = 1
+
+    def batch(self, step: int) -> Samples:
+        """The global batch of a step."""
+        return self._at(step * self.batch_size, self.batch_size)
+
+    def shares(self, step: int) -> list[Samples]:
+        """This rank's share of each accumulation pass of a step."""
+        share = self.batch_size // (self.accumulate * self.ranks)
+        first = step * self.batch_size + self.rank * share
+        return [self._at(first + a * self.ranks * share, share) for a in range(self.accumulate)]
+
+    def _at(self, first: int, count: int) -> Samples:
+        epochs, places = np.divmod(np.arange(first, first + count), self.n)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            indices[epochs == epoch] = _order(self.seed, int(epoch), self.n)[places[epochs == epoch]]
+        return Samples(epochs, indices)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, n: int) -> Ints:
+    return draws.permutation(seed, epoch, n)
+
+
+class _Shares(Sampler[Samples]):
+    def __init__(self, stream: Stream, start: int, until: int) -> None:
+        self.stream, self.start, self.until = stream, start, until
+
+    def __iter__(self) -> Iterator[Samples]:
+        for step in range(self.start, self.until):
+            yield from self.stream.shares(step)
+
+
+class _Training(Dataset[Batch | BadInput]):
+    """Batches of augmented images."""
+
+    def __init__(self, source: AnySource, cfg: Augment, seed: int, skip_bad: bool) -> None:
+        self.source, self.cfg, self.seed, self.skip_bad = source, cfg, seed, skip_bad
+
+    def __getitem__(self, samples: Samples) -> Batch | BadInput:
+        random = draws.uniform(self.seed, samples.epochs, samples.indices, augment.DRAWS)
+        if isinstance(self.source, Folder):
+            return self._folder(self.source, samples, random)
+        images = torch.from_numpy(self.source.read(samples.indices))
+        sizes = np.full((len(images), 2), images.shape[2:0:-1], float)
+        plan = augment.plan(self.cfg, random, sizes)
+        if self.cfg.crop is not None or self.cfg.flip:
+            mode = self.cfg.crop.mode if isinstance(self.cfg.crop, PadCrop) else "zero"
+            corners = torch.from_numpy(plan.boxes[:, :2].astype(np.int64))
+            images = augment.pad_and_crop(images, corners, torch.from_numpy(plan.flip), mode)
+        labels = torch.from_numpy(self.source.labels[samples.indices])
+        return Batch(images, labels, torch.from_numpy(plan.shift[:, : self.source.channels]))
+
+    def _folder(self, source: Folder, samples: Samples, random: draws.Floats) -> Batch | BadInput:
+        crop = self.cfg.crop
+        assert crop is not None
+        assert not isinstance(crop, PadCrop)
+        pixels, labels, shifts, skipped = [], [], [], []
+        for i, index in enumerate(samples.indices.tolist()):
+            for other in range(index, index + len(source)):  # past a file that cannot be decoded, the next one
+                try:
+                    image = source.read(other % len(source))
+                    break
+                except BadInput as error:
+                    if not self.skip_bad:
+                        return error  # returned, not raised: DataLoader would bury its one line in tracebacks
+                    skipped.append(str(source.path(other % len(source))))
+            else:
+                return BadInput(f"not one image under {source.root} can be decoded")
+            plan = augment.plan(self.cfg, random[i : i + 1], np.array([image.size], float))
+            pixels.append(augment.cut_and_resize(image, plan.boxes[0], bool(plan.flip[0]), crop))
+            labels.append(source.labels[other % len(source)])
+            shifts.append(plan.shift[0])
+        return Batch(
+            torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.from_numpy(np.stack(shifts)), tuple(skipped)
+        )
+
+
+class _Evaluation(Dataset[Batch | BadInput]):
+    """Batches of images as evaluation sees them."""
+
+    def __init__(self, source: AnySource, view: View | None) -> None:
+        self.source, self.view = source, view
+
+    def __getitem__(self, indices: Ints) -> Batch | BadInput:
+        if isinstance(self.source, Folder):
+            assert self.view is not None
+            try:
+                read = [augment.centre_view(self.source.read(i), self.view) for i in indices.tolist()]
+            except BadInput as error:
+                return error
+            images = torch.from_numpy(np.stack(read))
+        else:
+            images = torch.from_numpy(self.source.read(indices))
+        shift = torch.zeros(len(indices), self.source.channels)
+        return Batch(images, torch.from_numpy(self.source.labels[indices]), shift)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training samples of a run, and the batches that one rank takes of them."""
+
+    source: AnySource
+    stream: Stream
+    augment: Augment
+    device: torch.device
+    workers: int = 0
+    skip_bad: bool = False
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which every sample is seen once; an epoch need not end with a batch."""
+        return self.stream.n / self.stream.batch_size
+
+    @property
+    def image_size(self) -> int:
+        """Height of the images that the network sees."""
+        if isinstance(self.source, Folder):
+            assert self.augment.crop is not None
+            assert not isinstance(self.augment.crop, PadCrop)
+            return self.augment.crop.size
+        return int(self.source.read(np.array([0])).shape[1])
+
+    def from_step(self, start: int, until: int) -> Iterator[StepData]:
+        """Batches for steps [start, until). Raises `BadInput` at an image that cannot be decoded."""
+        dataset = _Training(self.source, self.augment, self.stream.seed, self.skip_bad)
+        batches = iter(_loader(dataset, _Shares(self.stream, start, until), self.workers, self.device))
+        for _ in range(start, until):
+            begin = time.perf_counter()
+            ready = [to_device(next(batches), self.device) for _ in range(self.stream.accumulate)]
+            yield StepData(ready, time.perf_counter() - begin)
+
+    def describe(self, step: int) -> str:
+        """The samples of a step's global batch, for a message."""
+        samples = self.stream.batch(step)
+        epoch, indices = int(samples.epochs[0]), samples.indices
+        named = [str(self.source.path(i)) if isinstance(self.source, Folder) else str(i) for i in indices[:8]]
+        more = f" and {len(indices) - 8} more" if len(indices) > 8 else ""
+        return f"epoch {epoch}, samples {', '.join(named)}{more}"
+
+
+def training_data(
+    recipe: Recipe, source: AnySource, seed: int, rank: int, ranks: int, device: torch.device
+) -> TrainingData:
+    """The training batches of one rank. Raises `BadInput` where the ranks do not divide the global batch."""
+    train, data, crop = recipe.train, recipe.data, recipe.augment.crop
+    if train.batch_size % (train.accumulate * ranks):
+        shares = train.accumulate * ranks
+        raise BadInput(
+            f"train.batch_size = {train.batch_size} (global) is not divisible by {ranks} ranks x {train.accumulate} "
+            f"train.accumulate: use {max(1, train.batch_size // shares) * shares}"
+        )
+    if not isinstance(source, Folder) and isinstance(crop, PadCrop):
+        size = min(source.read(np.array([0])).shape[1:3])
+        if crop.mode == "reflect" and crop.padding >= size:
+            raise BadInput(
+                f"augment.crop.padding = {crop.padding}: reflection needs less than the image's {size} pixels"
+            )
+    stream = Stream(seed, len(source), train.batch_size, train.accumulate, rank, ranks)
+    workers, skip = (data.workers, data.on_bad_image == "skip") if isinstance(data, ImageFolder) else (0, False)
+    return TrainingData(source, stream, recipe.augment, device, workers, skip)
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Samples to evaluate on, each exactly once over all ranks."""
+
+    source: AnySource
+    view: View | None
+    batch_size: int
+    device: torch.device
+    workers: int = 0
+    rank: int = 0
+    ranks: int = 1
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batches(self) -> Iterator[Batch]:
+        """This rank's batches: every `ranks`-th sample, the last batch as short as it is."""
+        mine = np.arange(self.rank, len(self.source), self.ranks)
+        parts = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+        loader = _loader(_Evaluation(self.source, self.view), parts, self.workers, self.device)
+        return (to_device(batch, self.device) for batch in loader)
+
+
+def to_device(batch: Batch | BadInput, device: torch.device) -> Batch:
+    """The batch on the device. Raises `BadInput` if it is one: an image that could not be decoded."""
+    if isinstance(batch, BadInput):
+        raise batch
+    images, labels, shift = (tensor.to(device, non_blocking=True) for tensor in batch[:3])
+    return Batch(images, labels, shift, batch.skipped)
+
+
+def _loader(
+    dataset: Dataset[Batch | BadInput], batches: Sampler[Samples] | Sequence[Ints], workers: int, device: torch.device
+) -> DataLoader[Batch | BadInput]:
+    return DataLoader(
+        dataset,
+        batch_size=None,  # the sampler's items are whole batches
+        sampler=batches,  # type: ignore[arg-type]
+        num_workers=min(workers, len(batches)) if isinstance(batches, Sequence) else workers,
+        collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_start_worker if workers else None,
+        # Not fork: this process has threads, and by now perhaps a CUDA context.
+        multiprocessing_context="forkserver" if workers else None,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    """Signals to the whole process group are the training process's affair: it saves first, then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,208 @@
+"""Where samples come from: one small class a kind, each with `len`, `classes`, `labels` and a way to read images."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from resnet_train.config.data import Data, Digits, ImageFolder, StoredImages, Synthetic
+from resnet_train.data import draws
+from resnet_train.data.draws import Ints
+from resnet_train.errors import BadInput
+
+Pixels = npt.NDArray[np.uint8]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+
+
+class Source(Protocol):
+    """Labelled samples, numbered from 0."""
+
+    classes: Sequence[str]
+    labels: Ints
+    """[len] class numbers."""
+    channels: int
+
+    def __len__(self) -> int: ...
+
+
+class Stored:
+    """Images of one size, held in memory."""
+
+    def __init__(self, images: Pixels, labels: Ints, classes: Sequence[str]) -> None:
+        self.images, self.labels, self.classes = images, labels, tuple(classes)
+        self.channels = images.shape[3]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Ints) -> Pixels:
+        """[n] -> uint8 [n, H, W, C]."""
+        return self.images[indices]
+
+    def subset(self, indices: Ints) -> "Stored":
+        """The same source, of these samples only."""
+        return Stored(self.images[indices], self.labels[indices], self.classes)
+
+
+class Generated:
+    """Synthetic images of one size, each a function of its number: noise around its class's pattern."""
+
+    def __init__(self, cfg: Synthetic, numbers: Ints) -> None:
+        self.cfg, self.numbers, self.channels = cfg, numbers, cfg.channels
+        self.labels = numbers % cfg.classes
+        self.classes = tuple(f"class-{i}" for i in range(cfg.classes))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def read(self, indices: Ints) -> Pixels:
+        """[n] -> uint8 [n, H, W, C]."""
+        n, size, channels = len(indices), self.cfg.size, self.channels
+        coarse = draws.uniform(0, np.zeros_like(indices), self.labels[indices], 16 * channels).reshape(
+            n, 4, 4, channels
+        )
+        grid = np.arange(size) * 4 // size
+        pattern = coarse[:, grid][:, :, grid]
+        noise = draws.uniform(1, np.zeros_like(indices), self.numbers[indices], size * size * channels)
+        return (127 * pattern + 128 * noise.reshape(n, size, size, channels)).astype(np.uint8)
+
+    def subset(self, indices: Ints) -> "Generated":
+        """The same source, of these samples only."""
+        return Generated(self.cfg, self.numbers[indices])
+
+
+class Folder:
+    """Image files of any size in class folders. Names are kept as bytes in one array: small, and cheap to send."""
+
+    channels = 3
+
+    def __init__(self, root: Path, names: npt.NDArray[np.bytes_], labels: Ints, classes: Sequence[str]) -> None:
+        self.root, self.names, self.labels, self.classes = root, names, labels, tuple(classes)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """The file of a sample."""
+        return self.root / os.fsdecode(self.names[index])
+
+    def read(self, index: int) -> Image.Image:
+        """One RGB image, as it lies in the file: EXIF orientation is ignored, as every ImageNet trainer does.
+
+        Raises `BadInput` that names a file which cannot be decoded.
+        """
+        path = self.path(index)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # ImageNet holds corrupt EXIF, which has no bearing on the pixels
+                with Image.open(path) as image:
+                    return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BadInput(
+                f"cannot decode {path}: {error} (data.on_bad_image=skip leaves such training images out)"
+            ) from None
+
+    def subset(self, indices: Ints) -> "Folder":
+        """The same source, of these samples only."""
+        return Folder(self.root, self.names[indices], self.labels[indices], self.classes)
+
+
+AnySource = Stored | Generated | Folder
+
+
+def open_data(cfg: Data) -> tuple[AnySource, AnySource]:
+    """The training and the validation samples. Raises `BadInput`."""
+    train, val = _open(cfg)
+    if not cfg.holdout:
+        return train, val
+    if cfg.holdout >= len(train):
+        raise BadInput(f"data.holdout = {cfg.holdout}: there are only {len(train)} training images")
+    held = evenly_spaced(len(train), cfg.holdout)
+    return train.subset(np.setdiff1d(np.arange(len(train)), held)), train.subset(held)
+
+
+def evenly_spaced(n: int, count: int) -> Ints:
+    """`count` of `n` indices at even distances: the same share of every class where classes lie one after the other."""
+    return np.arange(min(n, count)) * n // min(n, count)
+
+
+def _open(cfg: Data) -> tuple[AnySource, AnySource]:
+    match cfg:
+        case ImageFolder():
+            return _folders(Path(cfg.path))
+        case StoredImages():
+            return _torchvision(cfg, train=True), _torchvision(cfg, train=False)
+        case Digits():
+            return _digits()
+        case Synthetic():
+            train, every = np.arange(cfg.train_images), np.arange(cfg.train_images + cfg.val_images)
+            return Generated(cfg, train), Generated(cfg, every[cfg.train_images :])
+
+
+def _digits() -> tuple[Stored, Stored]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise BadInput("data.kind digits needs scikit-learn: pip install 'resnet-train[digits]'") from None
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int64)
+    val = np.arange(len(labels)) % 5 == 4
+    classes = [str(name) for name in digits.target_names]
+    return Stored(images[~val], labels[~val], classes), Stored(images[val], labels[val], classes)
+
+
+def _torchvision(cfg: StoredImages, train: bool) -> Stored:
+    from torchvision import datasets
+
+    reader = {
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "fashion-mnist": datasets.FashionMNIST,
+        "mnist": datasets.MNIST,
+    }[cfg.kind]
+    try:
+        data: Any = reader(cfg.path, train=train, download=cfg.download)
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        if cfg.download:
+            raise BadInput(f"data.path: cannot fetch {cfg.kind} into {cfg.path}: {error}") from None
+        raise BadInput(
+            f"data.path: no complete {cfg.kind} in {cfg.path}; correct the path, or add data.download=true to fetch it"
+        ) from None
+    images = np.asarray(data.data)
+    return Stored(images.reshape(*images.shape[:3], -1), np.asarray(data.targets, np.int64), data.classes)
+
+
+def _folders(root: Path) -> tuple[Folder, Folder]:
+    train, val = _folder(root / "train"), _folder(root / "val")
+    if train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        where = "train" if odd[0] in train.classes else "val"
+        raise BadInput(f"data.path: train and val have different classes: {odd[0]} is only in {root / where}")
+    return train, val
+
+
+def _folder(root: Path) -> Folder:
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError as error:
+        raise BadInput(f"data.path: cannot read {root}: {error.strerror}; expected CLASS/IMAGE files in it") from None
+    classes = [entry.name for entry in entries if entry.is_dir()]
+    if not classes:
+        loose = any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries)
+        found = "images but no class folders" if loose else "nothing to train on"
+        raise BadInput(f"data.path: {root} holds {found}; expected {root / 'CLASS' / 'IMAGE.jpg'}")
+    names, labels = [], []
+    for label, name in enumerate(classes):
+        images = sorted(e.name for e in os.scandir(root / name) if Path(e.name).suffix.lower() in IMAGE_SUFFIXES)
+        if not images:
+            raise BadInput(f"data.path: class folder {root / name} holds no image")
+        names += [os.fsencode(f"{name}/{image}") for image in images]
+        labels += [label] * len(images)
+    return Folder(root, np.array(names), np.array(labels, np.int64), classes)

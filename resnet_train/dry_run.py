@@ -1,0 +1,77 @@
+"""What can be said of networks and experiments before anything is trained."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import yaml
+
+from resnet_train.config.load import dump
+from resnet_train.config.network import NetConfig
+from resnet_train.config.schema import Experiment, Run
+from resnet_train.data import loader, sources
+from resnet_train.engine.plan import plan_of
+from resnet_train.errors import BadInput
+from resnet_train.observe import complexity
+from resnet_train.tables import columns
+
+
+def summary(networks: Sequence[NetConfig], size: int | None, classes: int | None, as_json: bool) -> str:
+    """The stage table of each network."""
+    told: list[dict[str, Any]] = []
+    lines: list[str] = []
+    for network in networks:
+        imagenet = network.stem == "imagenet"
+        pixels, outputs = size or (224 if imagenet else 32), classes or (1000 if imagenet else 10)
+        stages = complexity.stages(network, pixels, outputs)
+        whole = complexity.total(stages)
+        told.append({"network": network.name, "depth": network.depth, "image_size": pixels, **asdict(whole)})
+        told[-1]["stages"] = [{**asdict(stage), **asdict(stage.complexity)} for stage in stages]
+        for stage in told[-1]["stages"]:
+            del stage["complexity"]
+        rows = [(s.name, str(s.units or ""), " x ".join(map(str, s.shape)), s.complexity) for s in stages]
+        lines.append(f"{network.name}: depth {network.depth}, {pixels} px, {outputs} classes")
+        table = [(*row[:3], *_costs(row[3])) for row in [*rows, ("total", "", "", whole)]]
+        lines += [columns([("stage", "units", "output", "parameters", "multiply-adds", "activations"), *table]), ""]
+    return json.dumps(told, indent=2) if as_json else "\n".join(lines).rstrip()
+
+
+def report(experiment: Experiment, runs: Sequence[Run], as_json: bool) -> str:
+    """The resolved experiment, and each of its networks with parameters, multiply-adds, steps and memory."""
+    told = [_cost(run) for run in runs if run.seed == experiment.seeds[0]]
+    if as_json:
+        return json.dumps({"experiment": dump(experiment), "networks": told}, indent=2)
+    heads = ("network", "depth", "parameters", "multiply-adds", "steps", "memory of one rank")
+    rows = [
+        (
+            t["network"],
+            str(t["depth"]),
+            *(f"{t[key]:,}" for key in ("params", "macs", "steps")),
+            f"{t['memory'] / 1e9:.2f} GB",
+        )
+        for t in told
+    ]
+    return yaml.safe_dump(dump(experiment), sort_keys=False) + "\n" + columns([heads, *rows])
+
+
+def _cost(run: Run) -> dict[str, Any]:
+    imagenet = run.network.stem == "imagenet"
+    size, classes, channels, steps = (224, 1000, 3, run.train.steps) if imagenet else (32, 10, 3, run.train.steps)
+    try:
+        source, _ = sources.open_data(run.data)
+        data = loader.training_data(run, source, run.seed, 0, 1, torch.device("cpu"))
+        size, classes, channels = data.image_size, len(source.classes), source.channels
+        steps = plan_of(run, data.steps_per_epoch).total
+    except BadInput as error:
+        print(f"note: figures of {run.network.name} are for {size} px and {classes} classes ({error})", file=sys.stderr)
+    cost = complexity.of_network(run.network, size, classes, channels)
+    images = run.train.batch_size // run.train.accumulate
+    memory = complexity.training_memory(cost, images, run.train.precision, run.train.ema is not None)
+    return {"network": run.network.name, "depth": run.network.depth, **asdict(cost), "steps": steps, "memory": memory}
+
+
+def _costs(cost: complexity.Complexity) -> tuple[str, str, str]:
+    return f"{cost.params:,}", f"{cost.macs:,}", f"{cost.activations:,}"

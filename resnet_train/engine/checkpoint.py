@@ -1,0 +1,171 @@
+"""Checkpoints: written whole or not at all, verified when read, the last good one used."""
+
+import os
+import pickle
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from resnet_train.config.load import dump, read_run
+from resnet_train.config.schema import Run
+from resnet_train.data.normalize import Normalization
+from resnet_train.engine.dist import World, average_buffers, sum_over_ranks
+from resnet_train.engine.step import TrainState
+from resnet_train.errors import BadInput
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class About:
+    """What every checkpoint of a run says beside its state: enough to use the network without the training set."""
+
+    run: Run
+    classes: tuple[str, ...]
+    train_images: int
+    normalization: Normalization
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return self.normalization.std.numel()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read."""
+
+    path: Path
+    about: About
+    step: int
+    payload: dict[str, Any]
+    """Among others the state dicts `net`, `ema` (or None), `optimizer` and `scaler`."""
+
+
+def save(state: TrainState, about: About, folder: Path, copies: Sequence[str], world: World) -> None:
+    """Write `last.pt`, and copies of it under other names; the one before it stays as `previous.pt`. For every rank.
+
+    Raises `BadInput` where a file cannot be written; the previous checkpoint is then intact.
+    """
+    average_buffers(world, state.net, state.ema)  # each rank has its own; the file has one
+    sums = sum_over_ranks(world, state.sums)
+    state.sums = sums if world.first else torch.zeros_like(sums)
+    if not world.first:
+        return
+    payload = {
+        "format": _FORMAT,
+        "run": dump(about.run),
+        "classes": list(about.classes),
+        "train_images": about.train_images,
+        "normalization": list(about.normalization),
+        "step": state.step,
+        "net": state.net.state_dict(),
+        "ema": None if state.ema is None else state.ema.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "sums": sums,
+        "best": state.best,
+    }
+    last = folder / "last.pt"
+    try:
+        folder.mkdir(exist_ok=True)
+        with _whole(last) as file:
+            torch.save(payload, file)
+        for name in copies:  # of their own, so that damage to one file is not damage to two
+            with last.open("rb") as source, _whole(folder / name) as file:
+                shutil.copyfileobj(source, file)
+    except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
+        reason = getattr(error, "strerror", None) or "the disk is full or over its quota"
+        kept = f"{last} is intact" if last.exists() else "there is none before it"
+        raise BadInput(f"cannot save the checkpoint of step {state.step} in {folder}: {reason}; {kept}") from None
+
+
+def latest(folder: Path) -> Saved | None:
+    """The last good checkpoint of a folder, if it has any; warns where a newer one is damaged.
+
+    Raises `BadInput` where there are checkpoints and none is good: training does not start over unasked.
+    """
+    damaged = False
+    for path in _newest_first(folder):
+        try:
+            saved = read(path)
+        except BadInput as error:
+            damaged = True
+            print(f"warning: {error}", file=sys.stderr)
+            continue
+        if damaged:
+            print(f"warning: continuing from {path}, step {saved.step}", file=sys.stderr)
+        return saved
+    if damaged:
+        raise BadInput(f"no checkpoint in {folder} is good: start anew with --fresh")
+    return None
+
+
+def read(path: Path) -> Saved:
+    """A checkpoint of this program, every byte of it checked. Raises `BadInput`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()  # torch writes a CRC for each record and does not read it back
+        if broken is not None:
+            raise BadInput(f"{path} is damaged: the CRC of {broken} is wrong")
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}; expected a checkpoint such as checkpoints/last.pt") from None
+    except zipfile.BadZipFile:
+        raise BadInput(f"{path} is truncated or not a checkpoint") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError):  # a zip file, but not ours
+        raise BadInput(f"{path} is not a checkpoint of resnet-train") from None
+    if not isinstance(payload, dict) or payload.get("format") != _FORMAT:
+        raise BadInput(f"{path} is not a checkpoint of resnet-train")
+    run = read_run(payload["run"], str(path))
+    about = About(run, tuple(payload["classes"]), payload["train_images"], Normalization(*payload["normalization"]))
+    return Saved(path, about, payload["step"], payload)
+
+
+def restore(state: TrainState, saved: Saved, world: World) -> None:
+    """Bring a new state to where a checkpoint was made."""
+    payload = saved.payload
+    state.net.load_state_dict(payload["net"])
+    if state.ema is not None:
+        state.ema.load_state_dict(payload["ema"])
+    state.optimizer.load_state_dict(payload["optimizer"])
+    state.scaler.load_state_dict(payload["scaler"])
+    if world.first:  # the file holds the sum over all ranks
+        state.sums.copy_(payload["sums"])
+    state.best, state.step = payload["best"], saved.step
+
+
+def _newest_first(folder: Path) -> Iterator[Path]:
+    named = [folder / "last.pt", folder / "previous.pt"]
+    others = sorted(set(folder.glob("*.pt")) - set(named), key=lambda path: path.stat().st_mtime, reverse=True)
+    return (path for path in [*named, *others] if path.exists())
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name only when it is written, durably; an older `last.pt` becomes `previous.pt`."""
+    partial = path.with_name(f"{path.name}.tmp")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if path.name == "last.pt" and path.exists():
+            path.replace(path.with_name("previous.pt"))  # killed here, the run continues from it
+        partial.replace(path)
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)  # makes the renames durable
+        finally:
+            os.close(handle)
+    finally:
+        partial.unlink(missing_ok=True)

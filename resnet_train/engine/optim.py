@@ -1,0 +1,18 @@
+"""The optimizer and what it decays."""
+
+import torch
+from torch import nn
+
+from resnet_train.config.schema import Optimizer
+
+
+def sgd(net: nn.Module, cfg: Optimizer) -> torch.optim.SGD:
+    """SGD as the papers write it. Weight decay is chosen by module type, never by a parameter's name or shape."""
+    matrices = [m.weight for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    ids = {id(weight) for weight in matrices}
+    others = [parameter for parameter in net.parameters() if id(parameter) not in ids]
+    groups = [
+        {"params": matrices, "weight_decay": cfg.weight_decay},
+        {"params": others, "weight_decay": cfg.weight_decay if cfg.decay_on == "all" else 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)

@@ -1,0 +1,83 @@
+"""Every duration of a run, turned into steps once; and the learning rate, a pure function of the step."""
+
+import math
+from dataclasses import dataclass
+
+from resnet_train.config.schema import Duration, Recipe, Schedule, StepSchedule
+
+
+@dataclass(frozen=True)
+class Every:
+    """An interval of steps."""
+
+    steps: int | None
+    """None: never, but for the last step."""
+    last: int | None = None
+    """The step at which it is due, too."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether something is to be done once `step` steps are taken."""
+        return step == self.last or (self.steps is not None and step % self.steps == 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens at which step."""
+
+    total: int
+    """Steps of the whole training."""
+    log: Every
+    eval: Every
+    save: Every
+    keep: Every
+    schedule: Schedule
+    peak: float
+    """The optimizer's rate, after the warm-up and before any decay."""
+    warmup: int
+    milestones: tuple[int, ...]
+
+    def anything_is_due(self, step: int) -> bool:
+        """Whether this step is one at which the loop may wait for the device."""
+        return any(every.is_due(step) for every in (self.log, self.eval, self.save, self.keep))
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the step that follows `step` steps (so the first one's is `lr_at(0)`)."""
+        schedule, start = self.schedule, self.schedule.warmup
+        if start is not None and step < self.warmup:
+            if start.kind == "constant":
+                return start.lr
+            return start.lr + (self.peak - start.lr) * (step + 1) / self.warmup
+        if isinstance(schedule, StepSchedule):
+            return self.peak * schedule.factor ** sum(step >= milestone for milestone in self.milestones)
+        progress = (step - self.warmup) / max(1, self.total - self.warmup)
+        left = 1 - progress if schedule.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return schedule.final + (self.peak - schedule.final) * left
+
+
+def plan_of(recipe: Recipe, steps_per_epoch: float) -> Plan:
+    """The plan of a recipe on a training set of so many steps an epoch."""
+    train, schedule = recipe.train, recipe.schedule
+    total = train.steps or max(1, round((train.epochs or 0) * steps_per_epoch))
+
+    def steps(duration: Duration) -> int:
+        if duration.steps is not None:
+            return duration.steps
+        if duration.epochs is not None:
+            return round(duration.epochs * steps_per_epoch)
+        return round((duration.fraction or 0) * total)
+
+    def every(duration: Duration) -> Every:
+        return Every(max(1, steps(duration)), last=total)
+
+    keep = recipe.checkpoint.keep_every
+    return Plan(
+        total=total,
+        log=every(recipe.log.every),
+        eval=every(recipe.eval.every),
+        save=every(recipe.checkpoint.every),
+        keep=Every(max(1, steps(keep)) if keep else None),
+        schedule=schedule,
+        peak=recipe.optimizer.lr,
+        warmup=steps(schedule.warmup) if schedule.warmup else 0,
+        milestones=tuple(map(steps, schedule.milestones)) if isinstance(schedule, StepSchedule) else (),
+    )

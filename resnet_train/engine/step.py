@@ -1,0 +1,142 @@
+"""The state of a training and one step of it."""
+
+import copy
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from resnet_train.config.schema import Run, Train
+from resnet_train.data.loader import Batch
+from resnet_train.data.normalize import Normalization
+from resnet_train.engine import dist, optim
+from resnet_train.engine.dist import World
+from resnet_train.models.network import Network, initialise
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class TrainState:
+    """All that training changes, and so all that a checkpoint must hold."""
+
+    net: nn.Module
+    """The bare network: what is saved."""
+    forward: nn.Module
+    """The same weights, compiled and under DDP: what is called."""
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    ema: nn.Module | None
+    """The moving average of the weights, where the recipe asks for one."""
+    sums: Tensor
+    """float64 [3]: loss, errors and samples of this rank since the last log line."""
+    diverged_at: Tensor
+    """int64: the first step whose loss was not finite, -1 if none. Never saved: no checkpoint is made after it."""
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    """`val_error_top1` and `step` of the best evaluation so far."""
+
+    def improves(self, val_error_top1: float) -> bool:
+        """Note an evaluation; whether it is the best so far."""
+        better = val_error_top1 < self.best.get("val_error_top1", math.inf)
+        if better:
+            self.best = {"val_error_top1": val_error_top1, "step": self.step}
+        return better
+
+    def averaged(self) -> nn.Module:
+        """The network to evaluate: the average of the weights if there is one."""
+        return self.net if self.ema is None else self.ema
+
+
+def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState:
+    """The state before the first step, on the world's device."""
+    net: nn.Module = Network(run.network, classes, channels)
+    initialise(net, run.seed)
+    # channels_last comes before DDP, whose buckets take the strides that the weights have when it is built.
+    net = net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if run.train.sync_bn:
+        net = dist.synchronise_batch_norm(net, world)
+    ema = copy.deepcopy(net).requires_grad_(False) if run.train.ema else None
+    forward: nn.Module = torch.compile(net) if run.train.compile else net  # type: ignore[assignment]
+    return TrainState(
+        net=net,
+        forward=dist.parallel(forward, world),
+        optimizer=optim.sgd(net, run.optimizer),
+        scaler=GradScaler(world.device.type, enabled=run.train.precision == "fp16"),
+        ema=ema,
+        sums=torch.zeros(3, dtype=torch.float64, device=world.device),
+        diverged_at=torch.full((), -1, device=world.device),
+    )
+
+
+def set_precision(precision: str) -> None:
+    """How this process multiplies fp32 matrices on CUDA: in full, unless tf32 is asked for."""
+    fp32 = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = fp32
+    torch.backends.cudnn.conv.fp32_precision = fp32  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = True  # shapes never change, so the search for kernels pays
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass; with fp32 and tf32 it changes nothing."""
+    return torch.autocast(device.type, _DTYPES.get(precision, torch.bfloat16), enabled=precision in _DTYPES)
+
+
+def train_step(
+    state: TrainState, batches: list[Batch], normalization: Normalization, lr: float, cfg: Train
+) -> dict[str, Tensor]:
+    """One optimizer step over this rank's share of a batch. Waits for nothing on the device.
+
+    Returns the gradient's norm before clipping, as a device tensor; loss and errors are added to `state.sums`.
+    """
+    state.forward.train()
+    state.optimizer.zero_grad()
+    for i, batch in enumerate(batches):
+        images = normalization(batch)
+        with _unsynchronised(state.forward, i < len(batches) - 1):
+            with autocast(cfg.precision, images.device):
+                logits = state.forward(images)
+            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=cfg.label_smoothing)
+            state.scaler.scale(loss / len(batches)).backward()
+        _count(state, loss.detach(), logits.detach(), batch.labels)
+
+    state.scaler.unscale_(state.optimizer)
+    gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if cfg.clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(state.net.parameters(), cfg.clip, norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.ema is not None and cfg.ema is not None:
+        _average(state.ema, state.net, cfg.ema)
+    state.step += 1
+    return {"grad_norm": norm}
+
+
+def _unsynchronised(forward: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
+    """DDP reduces gradients over ranks in each backward pass; only the last one of a step needs it."""
+    return forward.no_sync() if more_to_come and hasattr(forward, "no_sync") else nullcontext()  # type: ignore[operator]
+
+
+@torch.no_grad()
+def _count(state: TrainState, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    n = len(labels)
+    wrong = (logits.argmax(1) != labels).sum()
+    state.sums += torch.stack([loss.double() * n, wrong.double(), torch.full_like(loss, n, dtype=torch.float64)])
+    first = (state.diverged_at < 0) & ~torch.isfinite(loss)
+    state.diverged_at = torch.where(first, state.step, state.diverged_at)
+
+
+@torch.no_grad()
+def _average(ema: nn.Module, net: nn.Module, decay: float) -> None:
+    """ema = decay * ema + (1 - decay) * net, running statistics included."""
+    pairs = [(e, n) for e, n in zip(ema.state_dict().values(), net.state_dict().values(), strict=True)]
+    moving = [(e, n) for e, n in pairs if e.is_floating_point()]
+    get_ema_multi_avg_fn(decay)([e for e, _ in moving], [n for _, n in moving], 0)

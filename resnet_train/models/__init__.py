@@ -1,0 +1,1 @@
+"""Networks from a `NetConfig`; they know no data set."""

@@ -1,0 +1,243 @@
+"""The record of a run, and where it goes: `metrics.jsonl`, TensorBoard, the terminal."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from resnet_train.config.load import dump
+from resnet_train.config.schema import Run
+from resnet_train.data.loader import StepData
+from resnet_train.engine.dist import World, sum_over_ranks
+from resnet_train.observe import environment
+from resnet_train.run_folder import Record, flat
+
+TAGS = {
+    "train": {
+        "error": "error/train_running",
+        "loss": "loss/train_running",
+        "lr": "optimizer/lr",
+        "grad_norm": "optimizer/grad_norm",
+        "images_per_second": "speed/images_per_second",
+        "data_wait_seconds": "speed/data_wait_seconds",
+    },
+    "eval": {
+        "clean_train_error_top1": "error/train_clean",
+        "clean_train_loss": "loss/train_clean",
+        "val_error_top1": "error/val_top1",
+        "val_error_top5": "error/val_top5",
+        "val_loss": "loss/val",
+    },
+}
+"""TensorBoard's name for each figure of a record."""
+
+
+def running(world: World, sums: Tensor) -> dict[str, float]:
+    """The running loss and error (percent) over all ranks, of the samples since `sums` was last set to zero."""
+    loss, wrong, seen = sum_over_ranks(world, sums).tolist()
+    sums.zero_()
+    return {"loss": loss / seen, "error": 100 * wrong / seen}
+
+
+class Sink(Protocol):
+    """Somewhere a record goes."""
+
+    def write(self, record: Record) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Clock:
+    """Time spent training, over all sessions, and the speed since the last log line."""
+
+    images_per_step: int
+    before: float
+    """Seconds of earlier sessions."""
+    step: int
+    """The step at which the window began."""
+
+    def __post_init__(self) -> None:
+        self.start = self.window = time.perf_counter()
+        self.waited = 0.0
+
+    def seconds(self) -> float:
+        """Of the run so far, evaluation and saving included."""
+        return self.before + time.perf_counter() - self.start
+
+    def speed(self, step: int) -> dict[str, float]:
+        """Images per second and seconds waited for data since the last call; then a new window begins."""
+        now = time.perf_counter()
+        speed = (step - self.step) * self.images_per_step / (now - self.window)
+        figures = {"images_per_second": speed, "data_wait_seconds": self.waited}
+        self.step, self.window, self.waited = step, now, 0.0
+        return figures
+
+    @contextmanager
+    def stopped(self, world: World) -> Iterator[None]:
+        """What happens in this block is no part of the window; what the device still has to do before it, is."""
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        begin = time.perf_counter()
+        yield
+        self.window += time.perf_counter() - begin
+
+
+class Log:
+    """Writes records to every sink; on ranks other than the first there is none."""
+
+    def __init__(self, sinks: Sequence[Sink], clock: Clock, skipped: Path) -> None:
+        self.sinks, self.clock, self.skipped = sinks, clock, skipped
+
+    def received(self, share: StepData) -> None:
+        """Note the time that a step waited for its data, and list the images that it had to do without."""
+        self.clock.waited += share.waited
+        for path in (path for batch in share.batches for path in batch.skipped):
+            listed = self.skipped.read_text().splitlines() if self.skipped.exists() else []
+            if path not in listed:
+                with self.skipped.open("a") as file:
+                    file.write(f"{path}\n")
+                print(f"warning: cannot decode {path}; {len(listed) + 1} listed in {self.skipped}", file=sys.stderr)
+
+    def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
+        """One record. Tensors are read, so a device is waited for here."""
+        plain = {key: value.item() if isinstance(value, Tensor) else value for key, value in figures.items()}
+        record = {"step": step, "kind": kind, **plain, "seconds": self.clock.seconds(), "time": time.time()}
+        for sink in self.sinks:
+            sink.write(record)
+
+    def flush(self) -> None:
+        """Make what was written durable; do so before a checkpoint, which promises it."""
+        for sink in self.sinks:
+            sink.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+
+def open_log(folder: Path, run: Run, step: int, total: int, kept: Sequence[Record], later: float, world: World) -> Log:
+    """The log of a run that continues at `step` of `total`; `kept` are its records up to there.
+
+    `later` is the work of the experiment's other runs, in units of this one's.
+    """
+    clock = Clock(run.train.batch_size, kept[-1]["seconds"] if kept else 0.0, step)
+    skipped = folder / "skipped-images.txt"
+    if not world.first:
+        return Log([], clock, skipped)
+    environment.add_session(folder / "env.json", step, world)
+    name = f"{run.network.name} seed {run.seed}"
+    sinks: list[Sink] = [
+        JsonLines(folder / "metrics.jsonl", kept),
+        TensorBoard(folder, run, step),
+        Progress(name, step, total, later),
+    ]
+    return Log(sinks, clock, skipped)
+
+
+class JsonLines:
+    """`metrics.jsonl`: the kept records, then each new one."""
+
+    def __init__(self, path: Path, kept: Sequence[Record]) -> None:
+        partial = path.with_suffix(".tmp")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(path)
+        self.file = path.open("a")
+
+    def write(self, record: Record) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def flush(self) -> None:
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class TensorBoard:
+    """The same figures as scalars, and the hyper-parameters. Steps that a resumed run repeats are purged."""
+
+    def __init__(self, folder: Path, run: Run, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        if step == 0:
+            figures = flat(dump(run))
+            plain = {key: v if isinstance(v, (bool, int, float, str)) else str(v) for key, v in figures.items()}
+            for summary in hparams(plain, {"error/val_top1": 0, "error/train_clean": 0}):
+                assert self.writer.file_writer is not None
+                self.writer.file_writer.add_summary(summary)
+
+    def write(self, record: Record) -> None:
+        for key, tag in TAGS.get(record["kind"], {}).items():
+            if key in record:
+                self.writer.add_scalar(tag, record[key], record["step"], walltime=record["time"])
+
+    def flush(self) -> None:
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Progress:
+    """A bar where there is a terminal, a line a minute where there is none, both on standard error."""
+
+    every = 60.0
+
+    def __init__(self, name: str, step: int, total: int, later: float) -> None:
+        self.name, self.step, self.total, self.later = name, step, total, later
+        self.first, self.start, self.told = step, time.perf_counter(), time.perf_counter()
+        self.bar = tqdm(total=total, initial=step, desc=name, unit="step", disable=None, dynamic_ncols=True)
+
+    def write(self, record: Record) -> None:
+        if record["kind"] == "train":
+            self._progress(record)
+        elif record["kind"] == "eval":
+            shown = f"{self.name}: step {record['step']}, validation error {record['val_error_top1']:.2f} %"
+            if "clean_train_error_top1" in record:
+                shown += f", clean training error {record['clean_train_error_top1']:.2f} %"
+            if not self.bar.disable:
+                self.bar.write(shown, file=sys.stderr)
+
+    def _progress(self, record: Record) -> None:
+        self.bar.update(record["step"] - self.step)
+        self.step = record["step"]
+        now = time.perf_counter()
+        each = (now - self.start) / (self.step - self.first)
+        left = (self.total - self.step) * each
+        experiment = tqdm.format_interval(left + self.later * self.total * each)
+        shown = f"train error {record['error']:.2f} %, {record['images_per_second']:.0f} images/s"
+        self.bar.set_postfix_str(f"{shown}, experiment {experiment}")
+        if self.bar.disable and now - self.told > self.every:
+            self.told = now
+            left_text = tqdm.format_interval(left)
+            print(
+                f"{self.name}: step {self.step}/{self.total}, {shown}, {left_text} left, experiment {experiment}",
+                file=sys.stderr,
+            )
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,126 @@
+"""The run folder: the only contract between training and reading. No torch.
+
+config.yaml      the run, resolved
+metrics.jsonl    one object a line, each with `step` and `kind`: start, train, eval or end
+checkpoints/     last.pt, previous.pt, best.pt, step-N.pt
+tensorboard/     the same figures
+env.json         versions, machine and commit of each session
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resnet_train.config.load import Tree, dump, read_run, read_yaml
+from resnet_train.config.schema import Run
+from resnet_train.errors import BadInput
+
+Record = dict[str, Any]
+
+TIMES = frozenset({"time", "seconds", "images_per_second", "data_wait_seconds"})
+"""The keys of a record that depend on the clock; all others are the same for an uninterrupted and a resumed run."""
+
+_PLACE = frozenset({"data.path", "data.download", "data.workers", "train.device"})
+"""Keys that say where a run is made, not what it is: they may change from one session to the next."""
+
+
+def folder_of(output: str, run: Run) -> Path:
+    """Where a run lives."""
+    return Path(output) / run.experiment / run.network.name / f"seed-{run.seed}"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a run folder holds."""
+
+    folder: Path
+    run: Run
+    records: list[Record]
+
+    @property
+    def end(self) -> Record | None:
+        """The last record of a run that is over: finished or diverged."""
+        return next((r for r in self.records if r["kind"] == "end"), None)
+
+
+def read(folder: Path) -> Recorded:
+    """A run folder. Raises `BadInput` where it is none."""
+    run = read_run(read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    return Recorded(folder, run, read_metrics(folder))
+
+
+def read_metrics(folder: Path) -> list[Record]:
+    """The records so far; a last line cut short by a crash is not one."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    records = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise BadInput(f"{path}, line {number}: not a JSON object; the file was changed by hand") from None
+    return records
+
+
+def find(roots: Iterable[Path]) -> list[Recorded]:
+    """Every run folder in or under `roots`. Raises `BadInput` where there is none."""
+    found = []
+    for root in roots:
+        here = sorted(p.parent for p in root.rglob("metrics.jsonl") if not p.parent.name.endswith(".old"))
+        if not here:
+            raise BadInput(f"{root}: no run folder in or under it (a run folder holds config.yaml and metrics.jsonl)")
+        found += [read(folder) for folder in here]
+    return found
+
+
+def differences(one: Run, other: Run) -> list[tuple[str, Any, Any]]:
+    """The keys in which two runs differ, with both values; keys that only name a place are left out."""
+    a, b = flat(dump(one)), flat(dump(other))
+    return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def flat(tree: Tree, prefix: str = "") -> Record:
+    """Nested mappings as dotted keys."""
+    leaves: Record = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        leaves |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return {key: value for key, value in leaves.items() if key not in _PLACE}
+
+
+def held_by(folder: Path, run: Run) -> Recorded | None:
+    """What a run's folder holds so far. Raises `BadInput` where that is another run."""
+    if not (folder / "config.yaml").exists():
+        return None
+    held = read(folder)
+    for key, old, new in differences(held.run, run):
+        raise BadInput(f"{folder} holds a run with {key} = {old}, not {new}: choose another name, or add --fresh")
+    return held
+
+
+def prepare(run: Run, folder: Path, fresh: bool) -> list[Record]:
+    """Make the folder of a run about to start, with its config; the records that it holds already, if any.
+
+    `fresh` moves an older folder aside. Raises `BadInput` where the folder cannot be written or holds another run.
+    """
+    try:
+        if fresh and folder.exists():
+            shutil.move(folder, folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}.old"))
+        if held := held_by(folder, run):
+            return held.records
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / "config.tmp"
+        partial.write_text(yaml.safe_dump(dump(run), sort_keys=False))
+        partial.replace(folder / "config.yaml")
+    except OSError as error:
+        raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None
+    return []

@@ -1,0 +1,117 @@
+"""The hall: one run, from config to final checkpoint, top to bottom."""
+
+from pathlib import Path
+
+from resnet_train import evaluate, run_folder
+from resnet_train.config.schema import Run
+from resnet_train.data import loader, normalize, sources
+from resnet_train.data.loader import TrainingData
+from resnet_train.engine import checkpoint, dist
+from resnet_train.engine.checkpoint import About
+from resnet_train.engine.dist import Agreement, World
+from resnet_train.engine.interrupt import Request
+from resnet_train.engine.plan import Plan, plan_of
+from resnet_train.engine.step import TrainState, new_state, set_precision, train_step
+from resnet_train.errors import BadInput, Diverged, Interrupted
+from resnet_train.observe import complexity, metrics
+from resnet_train.observe.metrics import Log
+from resnet_train.run_folder import Record
+
+
+def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = False, later: float = 0.0) -> None:
+    """One run, from the last good checkpoint of its folder if there is one, unless it is to start afresh.
+
+    `later` is the work of the experiment's other runs, in units of this one's.
+    Raises `BadInput`; `Interrupted`, once the state is saved, if a signal came; `Diverged`, recorded if so configured.
+    """
+    set_precision(run.train.precision)
+    train_set, val_set = sources.open_data(run.data)
+    data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
+    clean_set = train_set.subset(sources.evenly_spaced(len(train_set), run.eval.clean_train))
+    plan = plan_of(run, data.steps_per_epoch)
+
+    state = new_state(run, len(train_set.classes), train_set.channels, world)
+    checkpoints = folder / "checkpoints"
+    held = dist.decide(world, lambda: run_folder.prepare(run, folder, fresh))
+    saved = checkpoint.latest(checkpoints)
+    if saved is None:
+        statistics = dist.decide(world, lambda: normalize.statistics(run, train_set))
+        about = About(run, tuple(train_set.classes), len(train_set), statistics)
+    else:
+        about = saved.about
+        same_data(about, train_set)
+        checkpoint.restore(state, saved, world)
+    normalization = about.normalization.to(world.device)
+    kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
+
+    agreement = Agreement(world)
+    with metrics.open_log(folder, run, state.step, plan.total, kept, later, world) as log:
+        if not kept:
+            log.write("start", 0, facts(run, data, len(val_set), plan))
+        for share in data.from_step(state.step, until=plan.total):
+            measured = train_step(state, share.batches, normalization, plan.lr_at(state.step), run.train)
+            log.received(share)
+            stop = agreement.any(request.name is not None)
+            improved = False
+
+            if stop or plan.anything_is_due(state.step):
+                stop_if_diverged(state, run, data, checkpoints, log, world)
+            if plan.log.is_due(state.step):
+                averages = metrics.running(world, state.sums) | {"lr": plan.lr_at(state.step - 1)}
+                log.write("train", state.step, averages | measured | log.clock.speed(state.step))
+            if plan.eval.is_due(state.step):
+                with log.clock.stopped(world):
+                    dist.average_buffers(world, state.net, state.ema)
+                    errors = evaluate.errors(state.averaged(), run, val_set, clean_set, normalization, world)
+                improved = state.improves(errors["val_error_top1"])
+                log.write("eval", state.step, errors)
+            if stop or improved or plan.save.is_due(state.step):
+                with log.clock.stopped(world):
+                    log.flush()
+                    names = ["best.pt"] * improved + [f"step-{state.step}.pt"] * plan.keep.is_due(state.step)
+                    checkpoint.save(state, about, checkpoints, names, world)
+            if stop and state.step < plan.total:
+                raise Interrupted(f"stopped at step {state.step} of {plan.total}, saved; the same command continues")
+        log.write("end", state.step, {"status": "finished"})
+        log.flush()
+
+
+def facts(run: Run, data: TrainingData, val_images: int, plan: Plan) -> Record:
+    """What is known of a run before its first step."""
+    size = data.image_size
+    cost = complexity.of_network(run.network, size, len(data.source.classes), data.source.channels)
+    return {
+        "params": cost.params,
+        "macs": cost.macs,
+        "activations": cost.activations,
+        "image_size": size,
+        "steps": plan.total,
+        "train_images": len(data.source),
+        "val_images": val_images,
+        "protocol": evaluate.protocol(run),
+    }
+
+
+def same_data(about: About, train_set: sources.AnySource) -> None:
+    """Raise `BadInput` where a run would continue on other data than it began with."""
+    if about.train_images != len(train_set):
+        raise BadInput(f"data: the run began with {about.train_images} training images, and here are {len(train_set)}")
+    if about.classes != tuple(train_set.classes):
+        raise BadInput("data: the run began with classes of other names than are here")
+
+
+def stop_if_diverged(
+    state: TrainState, run: Run, data: TrainingData, checkpoints: Path, log: Log, world: World
+) -> None:
+    """Raise `Diverged` if any loss was not finite. Waits for the device, so only where something is due anyway."""
+    step = dist.first_step(world, state.diverged_at)
+    if step is None:
+        return
+    if run.train.on_divergence == "record":
+        log.write("end", step, {"status": "diverged"})
+        log.flush()
+    last = checkpoints / "last.pt"
+    raise Diverged(
+        f"{run.network.name} seed {run.seed}: the loss is not finite at step {step} ({data.describe(step)}); "
+        f"the last good checkpoint is {last if last.exists() else 'the start: none was saved yet'}"
+    )
