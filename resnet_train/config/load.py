@@ -7,7 +7,7 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -196,7 +196,7 @@ def _complaint(error: ErrorDetails, model: type[BaseModel], tree: Tree, layers: 
         case "missing":
             return f"{prefix} is missing"
         case "union_tag_not_found":
-            return f"{prefix}: its kind is missing: {error['ctx']['discriminator']} chooses what it holds"
+            return f"{prefix}.kind is missing: it says what else the section holds"
         case "union_tag_invalid":
             tags = error["ctx"]["expected_tags"]
             return f"{prefix}.kind: {error['ctx']['tag']!r} is none of {tags}"
@@ -210,24 +210,28 @@ def _complaint(error: ErrorDetails, model: type[BaseModel], tree: Tree, layers: 
 def _keys(loc: Sequence[int | str], tree: Any) -> list[int | str]:
     """A pydantic location without the names of union members, which are no keys of the file."""
     keys: list[int | str] = []
-    for i, part in enumerate(loc):
-        last = i == len(loc) - 1
-        if isinstance(tree, dict) and part not in tree and not last and tree.get("kind") == part:
-            continue
-        keys.append(part)
-        tree = tree.get(part) if isinstance(tree, dict) else tree[part] if isinstance(tree, list) else None
+    for part in loc:
+        names_kind = isinstance(tree, dict) and tree.get("kind") == part and part not in tree
+        if not names_kind or len(keys) + 1 == len(loc):
+            keys.append(part)
+            tree = _child(tree, part)
     return keys
 
 
 def _holds(tree: Any, keys: Sequence[int | str]) -> bool:
     for key in keys:
-        if isinstance(tree, Mapping) and key in tree:
-            tree = tree[key]
-        elif isinstance(tree, list) and isinstance(key, int) and key < len(tree):  # noqa: SIM114
-            tree = tree[key]
-        else:
-            return False
-    return True
+        tree = _child(tree, key)
+    return tree is not _NOTHING
+
+
+_NOTHING = object()
+
+
+def _child(tree: Any, key: int | str) -> Any:
+    try:
+        return tree[key]
+    except (KeyError, IndexError, TypeError):
+        return _NOTHING
 
 
 def _unknown(keys: Sequence[int | str], model: type[BaseModel], tree: Tree) -> str:
