@@ -100,15 +100,22 @@ def json_schema() -> Tree:
 
 
 def merge(under: Tree, over: Tree) -> Tree:
-    """`over` laid upon `under`, mapping by mapping. A section of another `kind` replaces the whole of the old one."""
+    """`over` laid upon `under`, mapping by mapping.
+
+    A section of another `kind` replaces the whole of the old one, a duration of another unit the old unit, and null
+    takes a key back to its default.
+    """
     merged = copy.deepcopy(under)
     if over.get("kind") not in (None, under.get("kind")):
         merged = {}
     if _UNITS & over.keys():
         merged = {key: value for key, value in merged.items() if key not in _UNITS}
     for key, value in over.items():
-        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if nested else copy.deepcopy(value)
+        if value is None:
+            merged.pop(key, None)
+        else:
+            nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = merge(merged[key], value) if nested else copy.deepcopy(value)
     return merged
 
 
@@ -119,13 +126,15 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars: 1e-4 is a number and `no` is a word, which PyYAML's YAML 1.1 has the other way round."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen = set()
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))  # 017 is seventeen
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag.rpartition(":")[2] in ("null", "merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
