@@ -25,6 +25,9 @@ from resnet_train.data.draws import Ints
 from resnet_train.data.sources import AnySource, Folder
 from resnet_train.errors import BadInput
 
+_GRACE = 30
+"""Seconds that a worker goes on after SIGTERM."""
+
 
 class Batch(NamedTuple):
     """What travels to the device."""
@@ -191,10 +194,10 @@ class TrainingData:
     def from_step(self, start: int, until: int) -> Iterator[StepData]:
         """Batches for steps [start, until). Raises `BadInput` at an image that cannot be decoded."""
         dataset = _Training(self.source, self.augment, self.stream.seed, self.skip_bad)
-        batches = iter(_loader(dataset, _Shares(self.stream, start, until), self.workers, self.device))
+        batches = _served(dataset, _Shares(self.stream, start, until), self.workers, self.device)
         for _ in range(start, until):
             begin = time.perf_counter()
-            ready = [to_device(next(batches), self.device) for _ in range(self.stream.accumulate)]
+            ready = [next(batches) for _ in range(self.stream.accumulate)]
             yield StepData(ready, time.perf_counter() - begin)
 
     def describe(self, step: int) -> str:
@@ -247,22 +250,14 @@ class EvaluationData:
         """This rank's batches: every `ranks`-th sample, the last batch as short as it is."""
         mine = np.arange(self.rank, len(self.source), self.ranks)
         parts = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
-        loader = _loader(_Evaluation(self.source, self.view), parts, self.workers, self.device)
-        return (to_device(batch, self.device) for batch in loader)
+        return _served(_Evaluation(self.source, self.view), parts, self.workers, self.device)
 
 
-def to_device(batch: Batch | BadInput, device: torch.device) -> Batch:
-    """The batch on the device. Raises `BadInput` if it is one: an image that could not be decoded."""
-    if isinstance(batch, BadInput):
-        raise batch
-    images, labels, shift = (tensor.to(device, non_blocking=True) for tensor in batch[:3])
-    return Batch(images, labels, shift, batch.skipped)
-
-
-def _loader(
+def _served(
     dataset: Dataset[Batch | BadInput], batches: Sampler[Samples] | Sequence[Ints], workers: int, device: torch.device
-) -> DataLoader[Batch | BadInput]:
-    return DataLoader(
+) -> Iterator[Batch]:
+    """Batches on the device. Raises `BadInput` where a worker met an image that cannot be decoded."""
+    loader = DataLoader(
         dataset,
         batch_size=None,  # the sampler's items are whole batches
         sampler=batches,  # type: ignore[arg-type]
@@ -273,6 +268,15 @@ def _loader(
         # Not fork: this process has threads, and by now perhaps a CUDA context.
         multiprocessing_context="forkserver" if workers else None,
     )
+    served = iter(loader)
+    try:
+        for batch in served:
+            if isinstance(batch, BadInput):
+                raise batch
+            images, labels, shift = (tensor.to(device, non_blocking=True) for tensor in batch[:3])
+            yield Batch(images, labels, shift, batch.skipped)
+    finally:
+        del served  # which ends the workers: now, not when a traceback that holds this frame is dropped
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -280,6 +284,10 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """Signals to the whole process group are the training process's affair: it saves first, then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    """A signal to all processes of a job is for the training process: it saves, then ends its workers.
+
+    Until it has, they go on; so SIGTERM, by which multiprocessing ends stray workers, only sets them a limit.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))

@@ -1,0 +1,269 @@
+"""Sources, the order of samples, and batches."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnet_train.config.data import Data, Digits, ImageFolder, StoredImages, Synthetic
+from resnet_train.config.schema import Run
+from resnet_train.data import loader, normalize, sources
+from resnet_train.data.loader import EvaluationData, Stream
+from resnet_train.errors import BadInput
+
+CPU = torch.device("cpu")
+Folders = Callable[..., Path]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    """Make an image folder: two classes of noise, with files of several sizes and kinds."""
+
+    def make(train: int = 6, val: int = 3) -> Path:
+        random = np.random.default_rng(0)
+        for part, count in (("train", train), ("val", val)):
+            for name in ("apple", "pear"):
+                (tmp_path / "images" / part / name).mkdir(parents=True)
+                for i in range(count):
+                    shape = (40 + 3 * i, 60 - 4 * i, 3)
+                    path = tmp_path / "images" / part / name / f"{i}.{'png' if i % 2 else 'jpg'}"
+                    Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(path)
+        return tmp_path / "images"
+
+    return make
+
+
+def folder_run(tiny_run: Callable[..., Run], path: Path, **data: Any) -> Run:
+    crop = {"kind": "random-resized", "size": 16}
+    section = {"kind": "imagefolder", "path": str(path), "workers": 0, **data}
+    return tiny_run(data=section, augment={"crop": crop, "color": True}, eval={"view": {"resize": 20, "crop": 16}})
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+def refusal(cfg: Data) -> str:
+    with pytest.raises(BadInput) as caught:
+        sources.open_data(cfg)
+    return str(caught.value)
+
+
+def test_digits_are_scikit_learns() -> None:
+    train, val = sources.open_data(Digits(kind="digits"))
+    assert (len(train), len(val), train.channels, train.classes) == (1438, 359, 1, tuple("0123456789"))
+    assert isinstance(train, sources.Stored)
+    assert (train.images.max(), train.images.shape[1:]) == (255, (8, 8, 1))
+
+
+def test_holdout_is_taken_from_training_evenly() -> None:
+    cfg = Synthetic(kind="synthetic", size=4, train_images=100, classes=4, holdout=20)
+    train, val = sources.open_data(cfg)
+    assert (len(train), len(val)) == (80, 20)
+    assert isinstance(train, sources.Generated)
+    assert isinstance(val, sources.Generated)
+    assert not set(train.numbers) & set(val.numbers)
+    assert "only 100 training images" in refusal(cfg.model_copy(update={"holdout": 100}))
+
+
+def test_synthetic_images_depend_on_their_number_alone() -> None:
+    train, val = sources.open_data(Synthetic(kind="synthetic", size=6))
+    assert isinstance(train, sources.Generated)
+    assert np.array_equal(train.read(np.array([5, 9]))[1], train.read(np.array([9]))[0])
+    assert len(val) == 256
+    assert not np.array_equal(train.read(np.array([0])), train.read(np.array([10])))  # of the same class
+
+
+def test_folders_are_read_in_order(folders: Folders) -> None:
+    train, val = sources.open_data(ImageFolder(kind="imagefolder", path=str(folders())))
+    assert isinstance(train, sources.Folder)
+    assert (len(train), len(val), train.classes) == (12, 6, ("apple", "pear"))
+    assert train.labels.tolist() == [0] * 6 + [1] * 6
+    assert train.read(0).size == (60, 40)
+
+
+def test_bad_folders_are_named(folders: Folders) -> None:
+    path = folders()
+    cfg = ImageFolder(kind="imagefolder", path=str(path))
+    assert "cannot read" in refusal(cfg.model_copy(update={"path": "nowhere"}))
+    shutil.move(path / "val" / "pear", path / "val" / "plum")
+    assert "train and val have different classes: pear is only in" in refusal(cfg)
+    shutil.rmtree(path / "val" / "plum")
+    (path / "val" / "pear").mkdir()
+    assert "pear holds no image" in refusal(cfg)
+    shutil.rmtree(path / "val" / "pear")
+    shutil.move(path / "val" / "apple" / "0.jpg", path / "val" / "0.jpg")
+    shutil.rmtree(path / "val" / "apple")
+    assert "val holds images but no class folders" in refusal(cfg)
+
+
+@pytest.mark.parametrize("kind", ["cifar10", "cifar100", "mnist", "fashion-mnist"])
+def test_missing_sets_are_not_fetched_unasked(kind: Any, tmp_path: Path) -> None:
+    said = refusal(StoredImages(kind=kind, path=str(tmp_path)))
+    assert f"no complete {kind} in {tmp_path}" in said
+    assert "download=true" in said
+
+
+def test_real_cifar10(real_images: Path) -> None:
+    train, val = sources.open_data(StoredImages(kind="cifar10", path=str(real_images)))
+    assert (len(train), len(val), train.channels) == (50000, 10000, 3)
+    assert np.bincount(train.labels).tolist() == [5000] * 10
+    assert isinstance(train, sources.Stored)
+    # The per-channel means that every CIFAR-10 recipe quotes.
+    assert np.allclose(train.images.mean((0, 1, 2)) / 255, [0.4914, 0.4822, 0.4465], atol=1e-4)
+
+
+def test_real_odd_images_decode_or_are_named(real_images: Path) -> None:
+    root = real_images / "imagenet-odd"
+    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in sources.IMAGE_SUFFIXES)
+    names = np.array([str(file).encode() for file in files])
+    folder = sources.Folder(root, names, np.zeros(len(files), np.int64), ["odd"])
+    assert len(folder) > 100
+    assert all(folder.read(i).mode == "RGB" for i in range(len(folder)))
+
+
+def test_cmyk_png_in_jpeg_and_truncated_files(tmp_path: Path) -> None:
+    """What ImageNet also holds: CMYK, a PNG named .JPEG; and what a bad disk leaves: half a file."""
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.JPEG")
+    Image.fromarray(pixels).save(tmp_path / "png.JPEG", format="png")
+    Image.fromarray(pixels).convert("L").save(tmp_path / "grey.JPEG")
+    Image.fromarray(pixels).save(tmp_path / "half.JPEG")
+    (tmp_path / "half.JPEG").write_bytes((tmp_path / "half.JPEG").read_bytes()[:500])
+    (tmp_path / "text.JPEG").write_text("not an image")
+    names = ["cmyk.JPEG", "png.JPEG", "grey.JPEG", "half.JPEG", "text.JPEG"]
+    folder = sources.Folder(tmp_path, np.array(names, "S"), np.zeros(5, np.int64), ["odd"])
+    assert [folder.read(i).size for i in range(3)] == [(20, 30)] * 3
+    assert np.array_equal(np.asarray(folder.read(1)), pixels)
+    for i in (3, 4):
+        with pytest.raises(BadInput, match=f"cannot decode {folder.path(i)}"):
+            folder.read(i)
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_sample_is_seen_once_an_epoch() -> None:
+    stream = Stream(seed=1, n=40, batch_size=16)
+    seen = [stream.batch(step) for step in range(5)]  # 80 samples: two epochs, the first ending within a batch
+    pairs = Counter((e, i) for batch in seen for e, i in zip(*batch, strict=True))
+    assert pairs == Counter((e, i) for e in (0, 1) for i in range(40))
+    small = Stream(seed=1, n=3, batch_size=8).batch(0)  # a set smaller than a batch
+    assert Counter(small.indices.tolist()) == {int(i): 3 if i in small.indices[6:] else 2 for i in range(3)}
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 4), (2, 2), (4, 1), (2, 4)])
+def test_the_global_batch_does_not_depend_on_ranks_and_accumulation(ranks: int, accumulate: int) -> None:
+    whole = Stream(seed=2, n=50, batch_size=16).batch(7)
+    shares = [Stream(2, 50, 16, accumulate, rank, ranks).shares(7) for rank in range(ranks)]
+    passes = [share for a in range(accumulate) for share in (shares[rank][a] for rank in range(ranks))]
+    assert np.array_equal(np.concatenate([share.indices for share in passes]), whole.indices)
+    assert {len(share.indices) for share in passes} == {16 // (ranks * accumulate)}
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run()
+    source, _ = sources.open_data(run.data)
+    with pytest.raises(BadInput, match=r"train.batch_size = 16 .* not divisible by 3 ranks .* use 15"):
+        loader.training_data(run, source, 0, 0, 3, CPU)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def batches(run: Run, start: int, until: int, **changes: Any) -> list[loader.Batch]:
+    source, _ = sources.open_data(run.data)
+    data = loader.training_data(run, source, run.seed, 0, 1, CPU)
+    return [batch for share in data.from_step(start, until) for batch in share.batches]
+
+
+def same(one: list[loader.Batch], other: list[loader.Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(x, y) for a, b in zip(one, other, strict=True) for x, y in zip(a[:3], b[:3], strict=True)
+    )
+
+
+def test_any_step_can_be_the_first(tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run()
+    assert same(batches(run, 0, 6)[4:], batches(run, 4, 6))
+    assert not same(batches(run, 0, 1), batches(tiny_run(seeds=[1]), 0, 1))
+
+
+def test_augmentation_of_a_sample_ignores_its_neighbours(tiny_run: Callable[..., Run]) -> None:
+    one, other = batches(tiny_run(), 0, 2), batches(tiny_run(train={"batch_size": 32, "steps": 1}), 0, 1)
+    assert torch.equal(torch.cat([b.images for b in one]), other[0].images)
+
+
+def test_workers_change_nothing(tiny_run: Callable[..., Run], folders: Folders) -> None:
+    path = folders()
+    alone, helped = (folder_run(tiny_run, path, workers=workers) for workers in (0, 2))
+    first = batches(alone, 0, 3)
+    assert same(first, batches(helped, 0, 3))
+    assert first[0].images.shape == (16, 16, 16, 3)
+    assert first[0].images.dtype == torch.uint8
+    assert first[0].shift.any()
+
+
+def test_a_bad_image_stops_or_is_skipped(tiny_run: Callable[..., Run], folders: Folders) -> None:
+    path = folders()
+    bad = path / "train" / "apple" / "2.jpg"
+    bad.write_bytes(b"broken")
+    for workers in (0, 1):
+        with pytest.raises(BadInput, match=f"cannot decode {bad}"):
+            batches(folder_run(tiny_run, path, workers=workers), 0, 1)
+    skipping = batches(folder_run(tiny_run, path, workers=1, on_bad_image="skip"), 0, 1)
+    assert set(skipping[0].skipped) == {str(bad)}
+    assert len(skipping[0].labels) == 16
+
+
+def test_evaluation_counts_every_sample_once_at_any_number_of_ranks(folders: Folders) -> None:
+    _, val = sources.open_data(ImageFolder(kind="imagefolder", path=str(folders(val=5))))
+    for ranks in (1, 3):
+        parts = [EvaluationData(val, sources_view(), 4, CPU, 0, rank, ranks) for rank in range(ranks)]
+        labels = torch.cat([batch.labels for part in parts for batch in part.batches()])
+        assert labels.sort().values.tolist() == [0] * 5 + [1] * 5
+
+
+def sources_view() -> Any:
+    from resnet_train.config.schema import View
+
+    return View(resize=20, crop=16)
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pixel-mean", "channel-mean", "channel-mean-std"])
+def test_statistics_are_those_of_float64(kind: str, tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(data={"normalize": kind})
+    source, _ = sources.open_data(run.data)
+    assert isinstance(source, sources.Generated)
+    pixels = source.read(np.arange(40)).astype(np.float64)
+    norm = normalize.statistics(run, source)
+    mean = pixels.mean(0) if kind == "pixel-mean" else pixels.mean((0, 1, 2))
+    std = pixels.std((0, 1, 2)) if kind == "channel-mean-std" else 255.0
+    batch = loader.Batch(torch.from_numpy(source.read(np.arange(3))), torch.zeros(3), torch.full((3, 3), 0.1))
+    found = norm(batch).permute(0, 2, 3, 1).double().numpy()
+    assert np.allclose(found, (pixels[:3] + 25.5 - mean) / std, atol=1e-5)
+    assert norm(batch).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_mean_image_serves_other_sizes_by_its_channels(tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(data={"normalize": "pixel-mean"})
+    source, _ = sources.open_data(run.data)
+    norm = normalize.statistics(run, source)
+    batch = loader.Batch(torch.zeros(1, 5, 5, 3, dtype=torch.uint8), torch.zeros(1), torch.zeros(1, 3))
+    assert torch.allclose(norm(batch)[0, :, 0, 0], -norm.mean.mean((0, 1)) / 255)
+
+
+def test_statistics_of_a_folder(tiny_run: Callable[..., Run], folders: Folders) -> None:
+    run = folder_run(tiny_run, folders(), workers=1)
+    source, _ = sources.open_data(run.data)
+    norm = normalize.statistics(run, source)
+    assert torch.allclose(norm.mean, torch.full((1, 1, 3), 127.5), atol=4)
+    assert (norm.std > 10).all()

@@ -1,0 +1,284 @@
+"""The plan, the step, checkpoints; each against an independent calculation."""
+
+import errno
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import same_weights
+
+from resnet_train.config.schema import Run
+from resnet_train.data import loader, normalize, sources
+from resnet_train.data.loader import Batch
+from resnet_train.data.normalize import Normalization
+from resnet_train.engine import checkpoint
+from resnet_train.engine.checkpoint import About
+from resnet_train.engine.dist import World
+from resnet_train.engine.plan import plan_of
+from resnet_train.engine.step import TrainState, new_state, train_step
+from resnet_train.errors import BadInput
+from resnet_train.models.network import Network, initialise
+
+CPU = World(torch.device("cpu"))
+IDENTITY = Normalization(torch.zeros(1, 1, 3), torch.full((3,), 255.0))
+TinyRun = Callable[..., Run]
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def rates(run: Run, steps_per_epoch: float = 10.0) -> list[float]:
+    plan = plan_of(run, steps_per_epoch)
+    return [plan.lr_at(step) for step in range(plan.total)]
+
+
+def scheduled(make: Callable[[torch.optim.Optimizer], Any], steps: int, lr: float = 0.1) -> list[float]:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    scheduler, found = make(optimizer), []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_schedules_are_torchs(tiny_run: TinyRun) -> None:
+    milestones = [{"steps": 10}, {"epochs": 2.5}, {"fraction": 0.8}]
+    step = tiny_run(train={"steps": 40}, schedule={"kind": "step", "milestones": milestones})
+    torchs = scheduled(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [10, 25, 32], gamma=0.1), 40)
+    assert rates(step) == pytest.approx(torchs)
+    cosine = tiny_run(train={"epochs": 4}, schedule={"kind": "cosine", "final": 0.001})
+    torchs = scheduled(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 40, eta_min=0.001), 40)
+    assert rates(cosine) == pytest.approx(torchs)
+    linear = tiny_run(train={"steps": 40}, schedule={"kind": "linear"})
+    torchs = scheduled(lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, total_iters=40), 40)
+    assert rates(linear) == pytest.approx(torchs)
+
+
+def test_warm_ups(tiny_run: TinyRun) -> None:
+    constant = {"kind": "step", "milestones": [{"steps": 30}], "warmup": {"kind": "constant", "lr": 0.01, "steps": 4}}
+    assert rates(tiny_run(train={"steps": 32}, schedule=constant)) == pytest.approx(
+        [0.01] * 4 + [0.1] * 26 + [0.01] * 2
+    )
+    linear = {"kind": "cosine", "warmup": {"lr": 0.02, "epochs": 0.4}}
+    found = rates(tiny_run(train={"steps": 44}, schedule=linear))
+    assert found[:5] == pytest.approx([0.04, 0.06, 0.08, 0.1, 0.1])
+    assert found[4:] == pytest.approx([(1 + math.cos(math.pi * i / 40)) / 20 for i in range(40)])
+
+
+def test_everything_is_due_at_the_end_and_keeping_only_in_its_turn(tiny_run: TinyRun) -> None:
+    run = tiny_run(train={"epochs": 1.1}, checkpoint={"every": {"epochs": 0.5}, "keep_every": {"steps": 10}})
+    plan = plan_of(run, 20.0)
+    assert plan.total == 22
+    assert [step for step in range(1, 23) if plan.save.is_due(step)] == [10, 20, 22]
+    assert [step for step in range(1, 23) if plan.keep.is_due(step)] == [10, 20]
+    assert not any(plan_of(tiny_run(), 20.0).keep.is_due(step) for step in range(1, 9))
+
+
+# --- step -------------------------------------------------------------------------------------------------------------
+
+
+def random_batch(n: int = 16, seed: int = 0) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 8, 8, 3), dtype=torch.uint8, generator=random)
+    return Batch(images, torch.randint(0, 4, (n,), generator=random), torch.zeros(n, 3))
+
+
+def take_steps(run: Run, batches: list[list[Batch]], lr: float = 0.1) -> TrainState:
+    state = new_state(run, classes=4, channels=3, world=CPU)
+    for step in batches:
+        train_step(state, step, IDENTITY, lr, run.train)
+    return state
+
+
+def assert_same_parameters(one: torch.nn.Module, other: torch.nn.Module, **tolerance: float) -> None:
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_steps_are_sgd_written_out(tiny_run: TinyRun, nesterov: bool) -> None:
+    """v = momentum * v + g + decay * w; w = w - lr * v, in the plainest of code and float64."""
+    run = tiny_run(
+        optimizer={"momentum": 0.7, "nesterov": nesterov, "weight_decay": 0.01, "decay_on": "matrices"},
+        train={"label_smoothing": 0.1},
+    )
+    batches = [[random_batch(seed=seed)] for seed in range(3)]
+    state = take_steps(run, batches, lr=0.05)
+    net = Network(run.network, 4)
+    initialise(net, run.seed)
+    net.double()
+    speed = [torch.zeros_like(p) for p in net.parameters()]
+    for [batch] in batches:
+        logits = net(batch.images.double().permute(0, 3, 1, 2) / 255)
+        gradients = torch.autograd.grad(
+            F.cross_entropy(logits, batch.labels, label_smoothing=0.1), list(net.parameters())
+        )
+        with torch.no_grad():
+            for (name, p), v, g in zip(net.named_parameters(), speed, gradients, strict=True):
+                g = g + (0.01 * p if p.ndim > 1 else 0)
+                v.mul_(0.7).add_(g)
+                p -= 0.05 * (g + 0.7 * v if nesterov else v)
+                assert name
+    assert_same_parameters(state.net.double(), net, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_is_one_larger_batch_but_for_batch_norm(tiny_run: TinyRun) -> None:
+    """Batches of one image twice over have the statistics of the image, so the passes must add up to the whole."""
+    run, half = tiny_run(), random_batch(8)
+    whole = Batch(*(torch.cat([tensor, tensor]) for tensor in half[:3]))
+    states = [take_steps(run, [batches]) for batches in ([whole], [half, half])]
+    for one, other in zip(states[0].net.parameters(), states[1].net.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert states[0].sums.tolist()[1:] == states[1].sums.tolist()[1:]
+    assert states[0].sums[0].item() == pytest.approx(states[1].sums[0].item(), rel=1e-5)
+
+
+def test_clipping_shortens_the_gradient_and_reports_it_whole(tiny_run: TinyRun) -> None:
+    batch, plain, clipped = [random_batch()], tiny_run(), tiny_run(train={"clip": 0.01})
+    norms = []
+    for run in (plain, clipped):
+        state = new_state(run, 4, 3, CPU)
+        before = [p.detach().clone() for p in state.net.parameters()]
+        norms.append(train_step(state, batch, IDENTITY, 1.0, run.train.model_copy())["grad_norm"].item())
+        moved = torch.stack(
+            [(p - b + 1e-4 * b).norm() for p, b in zip(state.net.parameters(), before, strict=True)]
+        ).norm()
+        assert moved.item() == pytest.approx(0.01 if run is clipped else norms[0], rel=1e-3)
+    assert norms[0] == norms[1] > 0.01
+
+
+def test_average_of_the_weights(tiny_run: TinyRun) -> None:
+    run = tiny_run(train={"ema": 0.9})
+    state = new_state(run, 4, 3, CPU)
+    assert state.averaged() is state.ema
+    wanted = {key: value.double() for key, value in state.net.state_dict().items()}
+    for seed in range(3):
+        train_step(state, [random_batch(seed=seed)], IDENTITY, 0.1, run.train)
+        wanted = {key: 0.9 * wanted[key] + 0.1 * value for key, value in state.net.state_dict().items()}
+    for key, value in state.averaged().state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), wanted[key], rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_loss_that_is_not_finite_is_noted(tiny_run: TinyRun) -> None:
+    run = tiny_run()
+    state = new_state(run, 4, 3, CPU)
+    train_step(state, [random_batch()], IDENTITY, 0.1, run.train)
+    assert state.diverged_at.item() == -1
+    train_step(state, [random_batch()], IDENTITY, 1e30, run.train)
+    train_step(state, [random_batch()], IDENTITY, 0.1, run.train)
+    train_step(state, [random_batch()], IDENTITY, 0.1, run.train)
+    assert state.diverged_at.item() == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_follows_fp32(tiny_run: TinyRun, precision: str) -> None:
+    batches = [[random_batch(seed=seed)] for seed in range(2)]
+    full, half = (take_steps(tiny_run(train={"precision": p}), batches) for p in ("fp32", precision))
+    assert half.scaler.is_enabled() == (precision == "fp16")
+    assert_same_parameters(full.net, half.net, rtol=0.1, atol=0.03)
+    assert not torch.equal(full.net.conv1.weight, half.net.conv1.weight)
+    assert next(half.net.parameters()).dtype == torch.float32
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tiny_run: TinyRun, tmp_path: Path) -> tuple[TrainState, Callable[[], None], Path]:
+    """A state, a way to save it after one more step, and the folder."""
+    run = tiny_run(train={"ema": 0.9})
+    state = new_state(run, 4, 3, CPU)
+    folder = tmp_path / "checkpoints"
+
+    def save(*copies: str) -> None:
+        train_step(state, [random_batch(seed=state.step)], IDENTITY, 0.1, run.train)
+        checkpoint.save(state, About(run, ("a", "b", "c", "d"), 40, IDENTITY), folder, copies, CPU)
+
+    return state, save, folder
+
+
+def test_a_restored_state_is_the_state(saved: Any, tiny_run: TinyRun, tmp_path: Path) -> None:
+    _, save, folder = saved
+    save(), save("best.pt")
+    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
+    found = checkpoint.latest(folder)
+    assert found is not None
+    assert found.about.run == tiny_run(train={"ema": 0.9})
+    assert (found.about.classes, found.about.train_images, found.about.channels) == (("a", "b", "c", "d"), 40, 3)
+    other = new_state(found.about.run, 4, 3, CPU)
+    checkpoint.restore(other, found, CPU)
+    assert other.step == 2
+    checkpoint.save(other, found.about, tmp_path / "again", [], CPU)
+    assert same_weights(folder / "last.pt", tmp_path / "again" / "last.pt")
+
+
+@pytest.mark.parametrize("harm", ["truncate", "sector", "empty"])
+def test_the_last_good_checkpoint_is_used_with_a_warning(saved: Any, harm: str, capsys: Any) -> None:
+    _, save, folder = saved
+    save(), save()
+    last = folder / "last.pt"
+    content = bytearray(last.read_bytes())
+    if harm == "sector":  # the file's directory is intact, a record's CRC is not
+        middle = len(content) // 2
+        content[middle : middle + 512] = bytes(byte ^ 1 for byte in content[middle : middle + 512])
+    last.write_bytes({"truncate": content[:-100], "sector": content, "empty": b""}[harm])
+    found = checkpoint.latest(folder)
+    assert found is not None
+    assert found.step == 1
+    assert "warning" in capsys.readouterr().err
+    (folder / "previous.pt").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"no checkpoint in .* is good"):
+        checkpoint.latest(folder)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_full_disk_leaves_the_previous_checkpoint(saved: Any, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, save, folder = saved
+    save()
+    before = (folder / "last.pt").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if call == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(BadInput, match=r"step 2 .*No space left on device; .*last.pt is intact"):
+        save()
+    assert (folder / "last.pt").read_bytes() == before
+    assert [path.name for path in folder.iterdir()] == ["last.pt"]
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "code.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    for name, said in {
+        "other.pt": "is not a checkpoint of resnet-train",
+        "code.pt": "is not a checkpoint of resnet-train",
+        "text.pt": "truncated or not a checkpoint",
+        "none.pt": "no such checkpoint",
+        ".": "Is a directory",
+    }.items():
+        with pytest.raises(BadInput, match=said):
+            checkpoint.read(tmp_path / name)
+
+
+def test_statistics_travel_with_the_checkpoint(saved: Any, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = tiny_run(data={"normalize": "pixel-mean"})
+    source, _ = sources.open_data(run.data)
+    norm = normalize.statistics(run, source)
+    state = new_state(run, 4, 3, CPU)
+    checkpoint.save(state, About(run, tuple(source.classes), len(source), norm), tmp_path / "c", [], CPU)
+    found = checkpoint.read(tmp_path / "c" / "last.pt").about.normalization
+    data = loader.training_data(run, source, 0, 0, 1, torch.device("cpu"))
+    batch = next(data.from_step(0, 1)).batches[0]
+    assert torch.equal(found(batch), norm(batch))

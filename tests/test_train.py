@@ -1,0 +1,273 @@
+"""Whole runs: what they write, and that stopping one, however rudely, never changes how it ends."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import figures, same_weights, spawn
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from resnet_train import evaluate
+from resnet_train.config import load
+from resnet_train.engine import checkpoint
+from resnet_train.errors import Interrupted
+from resnet_train.observe import metrics
+
+Program = Callable[..., tuple[int, str, str]]
+Config = Callable[..., Path]
+
+FOLDER = Path("runs/tiny/cifar-resnet-8/seed-0")
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def finish(program: Program, path: Path, *arguments: object, output: str = "runs") -> Path:
+    code, _, err = program("run", path, f"output={output}", *arguments)
+    assert code == 0, err
+    return Path(output) / FOLDER.relative_to("runs")
+
+
+def test_a_run_folder_holds_what_it_must(config: Config, program: Program) -> None:
+    folder = finish(program, config(checkpoint={"keep_every": {"steps": 4}}))
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "tensorboard", "env.json"}
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert kept == {"last.pt", "previous.pt", "best.pt", "step-4.pt", "step-8.pt"}
+    records = figures(folder)
+    assert [(r["kind"], r["step"]) for r in records] == [
+        *[("start", 0), ("train", 2), ("train", 4), ("eval", 4), ("train", 6), ("train", 8), ("eval", 8), ("end", 8)]
+    ]
+    assert {"loss", "error", "lr", "grad_norm"} <= records[1].keys()
+    assert {"val_error_top1", "val_error_top5", "val_loss", "clean_train_error_top1"} <= records[3].keys()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["batch_size"] == 16
+    session = json.loads((folder / "env.json").read_text())["sessions"][0]
+    assert session["torch"] == torch.__version__
+    best = min(r["val_error_top1"] for r in records if r["kind"] == "eval")
+    assert checkpoint.read(folder / "checkpoints" / "best.pt").payload["best"]["val_error_top1"] == best
+
+
+def test_running_error_counts_every_sample_of_its_window(config: Config, program: Program) -> None:
+    folder = finish(program, config())
+    for record in figures(folder):
+        if record["kind"] == "train":
+            assert (record["error"] * 32 / 100) == pytest.approx(round(record["error"] * 32 / 100))  # 2 steps of 16
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 7])
+@pytest.mark.parametrize("changes", [{}, {"train": {"ema": 0.9, "accumulate": 2, "precision": "fp16", "clip": 1.0}}])
+def test_resume_is_exact(
+    stop_after: int, changes: Any, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that stops and resumes must be the run that never stopped: bit for bit, not nearly."""
+    path = config(**changes)
+    whole = finish(program, path, output="whole")
+
+    received = metrics.Log.received
+    steps = 0
+
+    def interrupt(self: metrics.Log, share: Any) -> None:
+        nonlocal steps
+        received(self, share)
+        steps += 1
+        if steps == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(metrics.Log, "received", interrupt)
+    code, _, err = program("run", path, "output=parts")
+    assert (code, f"stopped at step {stop_after} of 8, saved" in err) == (Interrupted.exit_code, True)
+    assert "Traceback" not in err
+    parts = finish(program, path, output="parts")
+    assert figures(parts) == figures(whole)
+    assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")
+    assert scalars(parts) == scalars(whole)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows, but for the clock."""
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    shown = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if not tag.startswith("speed")}
+    return {tag: [(event.step, event.value) for event in found] for tag, found in shown.items()}
+
+
+def test_killed_at_any_moment_a_run_ends_the_same(config: Config, program: Program) -> None:
+    """SIGKILL, in mid-epoch and while a checkpoint is being written, over and over."""
+    path = config(train={"steps": 300}, checkpoint={"every": {"steps": 1}}, eval={"every": {"steps": 30}})
+    assert spawn("run", path, "output=whole").wait() == 0  # as the parts are: sums depend on the number of threads
+    whole, parts = (Path(output) / FOLDER.relative_to("runs") for output in ("whole", "parts"))
+    steps = [0]
+    for more in (20, 41, 67):
+        process = spawn("run", path, "output=parts")
+        while process.poll() is None and last_step(parts) < steps[-1] + more:
+            time.sleep(0.005)
+        process.kill()
+        process.communicate()
+        steps.append(last_step(parts))
+    assert 0 < steps[1] < steps[2] < steps[3] < 300, steps
+    assert spawn("run", path, "output=parts").wait() == 0
+    assert figures(parts) == figures(whole)
+    assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")
+    assert scalars(parts) == scalars(whole)
+
+
+def last_step(folder: Path) -> int:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()[:-1] if (folder / "metrics.jsonl").exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_save_and_ask_to_be_run_again(number: signal.Signals, config: Config) -> None:
+    path = config(train={"steps": 100000}, checkpoint={"every": {"steps": 100000}})
+    process = spawn("run", path)
+    while last_step(FOLDER) < 4 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "Traceback" not in err
+    assert checkpoint.read(FOLDER / "checkpoints/last.pt").step >= last_step(FOLDER)
+
+
+def test_a_finished_run_is_skipped_and_another_config_refused(config: Config, program: Program) -> None:
+    path = config()
+    folder = finish(program, path)
+    before = (folder / "metrics.jsonl").read_text()
+    code, _, err = program("run", path)
+    assert (code, "finished already" in err) == (0, True)
+    code, _, err = program("run", path, "optimizer.lr=0.2", "train.device=auto")
+    assert code == 2
+    assert f"{folder} holds a run with optimizer.lr = 0.1, not 0.2" in err
+    assert (folder / "metrics.jsonl").read_text() == before
+    code, _, err = program("run", path, "optimizer.lr=0.2", "--fresh")
+    assert code == 0, err
+    old = [entry for entry in folder.parent.iterdir() if entry.name.endswith(".old")]
+    assert [(entry / "metrics.jsonl").read_text() for entry in old] == [before]
+    assert '"lr": 0.2' in (folder / "metrics.jsonl").read_text()
+
+
+def test_other_data_than_the_run_began_with_is_refused(config: Config, program: Program) -> None:
+    path = config(train={"steps": 8})
+    folder = finish(program, path)
+    (folder / "metrics.jsonl").write_text(
+        (folder / "metrics.jsonl").read_text().rpartition('{"step": 8, "kind": "end"')[0]
+    )
+    other = folder / "config.yaml"
+    other.write_text(other.read_text().replace("train_images: 40", "train_images: 41"))
+    code, _, err = program("run", path, "data.train_images=41")
+    assert (code, "began with 40 training images, and here are 41" in err) == (2, True)
+
+
+@pytest.mark.parametrize("policy", ["stop", "record"])
+def test_divergence(policy: str, config: Config, program: Program) -> None:
+    """It stops the run with step, samples and checkpoint named; or it is the result, and the next network begins."""
+    networks = ["cifar-plain-8", {"base": "cifar-resnet-8", "widths": [4, 8, 8]}]
+    exception = {"cifar-plain-8": {"schedule": {"kind": "step", "milestones": [{"steps": 4}], "factor": 1e30}}}
+    path = config(
+        networks=networks, per_network=exception, train={"on_divergence": policy}, checkpoint={"every": {"steps": 1}}
+    )
+    code, out, err = program("run", path, "--json")
+    assert "cifar-plain-8 seed 0: the loss is not finite at step 5 (epoch 2, samples " in err
+    last = Path("runs/tiny/cifar-plain-8/seed-0/checkpoints/last.pt")
+    assert f"the last good checkpoint is {last}" in err
+    assert checkpoint.read(last).step == 5
+    assert FOLDER.exists() == (policy == "record")
+    assert code == (1 if policy == "stop" else 0)
+    if policy == "record":
+        assert [row["network"] for row in json.loads(out)] == ["cifar-plain-8", "cifar-resnet-8"]
+        assert figures(last.parents[1])[-1] == {"step": 5, "kind": "end", "status": "diverged"}
+        assert "diverged already" in program("run", path)[2]
+
+
+def test_eval_repeats_the_training_runs_figures(config: Config, program: Program) -> None:
+    folder = finish(program, config(train={"ema": 0.5}))
+    last = next(record for record in reversed(figures(folder)) if record["kind"] == "eval")
+    code, out, _ = program("eval", folder / "checkpoints/last.pt", folder / "checkpoints/best.pt", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found[0]["error_top1"], found[0]["error_top5"]) == (last["val_error_top1"], last["val_error_top5"])
+    assert (found[0]["step"], found[0]["images"], found[0]["network"]) == (8, 14, "cifar-resnet-8")
+    assert "average of the weights (decay 0.5)" in found[0]["protocol"]
+    assert "top-1 error" in program("eval", folder / "checkpoints/last.pt")[1]
+
+
+def test_errors_are_counted_in_float64(config: Config, program: Program) -> None:
+    """Top-1, top-5 and loss against sorting and exponentials written out."""
+    folder = finish(program, config(data={"classes": 7}))
+    saved = checkpoint.read(folder / "checkpoints/last.pt")
+    run = saved.about.run
+    from resnet_train.data import sources
+    from resnet_train.engine.dist import World
+    from resnet_train.models.network import Network
+
+    net = Network(run.network, 7)
+    net.load_state_dict(saved.payload["net"])
+    _, val = sources.open_data(run.data)
+    world = World(torch.device("cpu"))
+    data = evaluate.data_of(run, val, world)
+    found = evaluate.error(net, data, saved.about.normalization, "fp32", world)
+    batches = list(data.batches())
+    labels = torch.cat([batch.labels for batch in batches])
+    with torch.no_grad():
+        logits = torch.cat([net(saved.about.normalization(batch)) for batch in batches]).double()
+    ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
+    assert found["images"] == 14
+    assert found["error_top1"] == pytest.approx(100 * (ranks >= 1).double().mean().item())
+    assert found["error_top5"] == pytest.approx(100 * (ranks >= 5).double().mean().item())
+    probabilities = logits.exp() / logits.exp().sum(1, keepdim=True)
+    assert found["loss"] == pytest.approx(-probabilities.gather(1, labels[:, None]).log().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_files_train_two_steps_on_synthetic_data(path: Path, program: Program, images: Path) -> None:
+    """Every network of the file, narrower, with all of its recipe."""
+    networks = load.load(path).networks
+    narrow = [{"base": n.name, "widths": [4] * len(n.widths)} for n in networks]
+    short = ["train.steps=2", "train.batch_size=4", "train.device=cpu", "eval.clean_train=4", "eval.batch_size=4"]
+    short.append(f"networks={json.dumps(narrow)}")
+    if path.stem.startswith("imagenet"):
+        sizes = ["augment.crop={size: 32, short_side: [36, 48]}", "eval.view={resize: 36, crop: 32}", "data.workers=0"]
+        code, _, err = program("run", path, *short, *sizes, f"data.path={images}")
+    else:
+        data = "data={kind: synthetic, size: 16, train_images: 8, val_images: 4, classes: 10}"
+        code, _, err = program("run", path, *short, data)
+    assert code == 0, err
+    ends = [json.loads(file.read_text().splitlines()[-1]) for file in Path("runs").rglob("metrics.jsonl")]
+    assert {(end["kind"], end["step"]) for end in ends} == {("end", 2)}
+    assert len(ends) == {"quickstart": 4, "imagenet-depth": 4, "imagenet-resnet": 5, "cifar10-depth": 9}.get(
+        path.stem, 4
+    )
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    for part in ("train", "val"):
+        for i, name in enumerate(("a", "b")):
+            folder = tmp_path / "imagenet" / part / name
+            folder.mkdir(parents=True)
+            for j in range(3):
+                Image.new("RGB", (50 + j, 44), (80 * i, 40 * j, 90)).save(folder / f"{j}.JPEG")
+    return tmp_path / "imagenet"
+
+
+def test_a_class_imbalance_of_real_photographs_is_learnt(real_images: Path, config: Config, program: Program) -> None:
+    """Natural ImageNet photographs through the whole program, workers and all."""
+    data = {"kind": "imagefolder", "path": str(real_images / "imagenet-natural-c100"), "workers": 1}
+    path = config(
+        data=data,
+        networks=[{"base": "resnet-18", "widths": [8, 8, 8, 8]}],
+        augment={"crop": {"kind": "scale", "size": 64, "short_side": [64, 96]}, "color": True},
+        train={"steps": 2, "batch_size": 8},
+        eval={"every": {"steps": 2}, "view": {"resize": 72, "crop": 64}, "clean_train": 20, "batch_size": 64},
+    )
+    code, out, err = program("run", path, "--json")
+    assert code == 0, err
+    [row] = json.loads(out)
+    assert 50 < row["val_error_top1"] <= 100
