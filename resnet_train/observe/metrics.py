@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -146,7 +147,7 @@ def open_log(folder: Path, run: Run, step: int, total: int, kept: Sequence[Recor
     name = f"{run.network.name} seed {run.seed}"
     sinks: list[Sink] = [
         JsonLines(folder / "metrics.jsonl", kept),
-        TensorBoard(folder, run, step),
+        TensorBoard(folder, run, kept),
         Progress(name, step, total, later),
     ]
     return Log(sinks, clock, skipped)
@@ -173,19 +174,23 @@ class JsonLines:
 
 
 class TensorBoard:
-    """The same figures as scalars, and the hyper-parameters. Steps that a resumed run repeats are purged."""
+    """The same figures as scalars, and the hyper-parameters.
 
-    def __init__(self, folder: Path, run: Run, step: int) -> None:
+    Written anew from the kept records when a run resumes, so that nothing of an abandoned stretch can show.
+    """
+
+    def __init__(self, folder: Path, run: Run, kept: Sequence[Record]) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        if step == 0:
-            figures = flat(dump(run))
-            plain = {key: v if isinstance(v, (bool, int, float, str)) else str(v) for key, v in figures.items()}
-            for summary in hparams(plain, {"error/val_top1": 0, "error/train_clean": 0}):
-                assert self.writer.file_writer is not None
-                self.writer.file_writer.add_summary(summary)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        assert self.writer.file_writer is not None
+        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flat(dump(run)).items()}
+        for summary in hparams(plain, {"error/val_top1": 0, "error/train_clean": 0}):
+            self.writer.file_writer.add_summary(summary)
+        for record in kept:
+            self.write(record)
 
     def write(self, record: Record) -> None:
         for key, tag in TAGS.get(record["kind"], {}).items():

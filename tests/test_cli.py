@@ -1,0 +1,122 @@
+"""The verbs as a user meets them: what they refuse, and that the README's commands are the program's."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_train import cli
+
+ROOT = Path(__file__).parents[1]
+Program = Callable[..., tuple[int, str, str]]
+Config = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "none.yaml"], "cannot read none.yaml: No such file or directory"),
+        (["run", "{config}", "--only", "resnet-18"], "--only resnet-18: the networks of .* are cifar-resnet-8"),
+        (
+            ["run", "{config}", "data={kind: imagefolder, path: nowhere}", "augment.crop={kind: scale}"],
+            "cannot read nowhere/train",
+        ),
+        (["run", "{config}", "data={kind: cifar10, path: nowhere}"], "no complete cifar10 in nowhere"),
+        (["run", "{config}", "train.device=cuda"], "no CUDA device is visible"),
+        (["run", "{config}", "output=/proc/nothing"], "output: cannot write /proc/nothing"),
+        (["run", "{config}", "output={config}"], "output: cannot write .*tiny.yaml"),
+        (["eval", "none.pt"], "none.pt: no such checkpoint"),
+        (["eval", "{config}"], "tiny.yaml is truncated or not a checkpoint"),
+        (["compare", "nowhere"], "nowhere: no run folder"),
+        (["summary", "resnet-51"], "the nearest depths are resnet-50 and resnet-101"),
+        (["summary", "resnet-50", "--size", "0"], "'0' is not a whole number above 0"),
+        (["train"], "invalid choice: 'train'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, config: Config, program: Program
+) -> None:
+    if torch.cuda.is_available() and "train.device=cuda" in arguments:
+        pytest.skip("there is a CUDA device")
+    before = set(Path().rglob("*"))
+    path = config()
+    code, out, err = program(*[argument.replace("{config}", str(path)) for argument in arguments])
+    assert code == 2
+    assert re.search(said, err), err
+    assert out == ""
+    last = err.strip().splitlines()
+    assert len(last) == 1 or last[0].startswith("usage:")
+    assert set(Path().rglob("*")) - before <= {Path("tiny.yaml")}
+
+
+def test_a_checkpoint_of_other_classes_is_refused(config: Config, program: Program) -> None:
+    program("run", config())
+    path = "runs/tiny/cifar-resnet-8/seed-0/checkpoints/last.pt"
+    code, _, err = program("eval", path, "--set", "data.classes=5")
+    assert (code, "was trained on 4 classes that are not those of the data" in err) == (2, True)
+
+
+def test_summary_is_the_networks_own(program: Program) -> None:
+    code, out, _ = program("summary", "resnet-50", "cifar-plain-20", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert [(net["params"], net["macs"], net["depth"]) for net in told] == [
+        (25557032, 3857973248, 50),
+        (269722, 40551040, 20),
+    ]
+    assert sum(stage["macs"] for stage in told[0]["stages"]) == told[0]["macs"]
+    assert told[0]["stages"][1]["shape"] == [256, 56, 56]
+    assert "25,557,032" in program("summary", "resnet-50")[1]
+
+
+def test_schema_prints_the_schema(program: Program) -> None:
+    assert json.loads(program("schema")[1])["properties"]["networks"]
+
+
+def test_a_reader_that_leaves_early_is_no_error(config: Config) -> None:
+    command = f"{shlex.quote(sys.executable)} -m resnet_train schema | head -1"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every `resnet-train` command in a document's code blocks, comments left out and lines joined."""
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = []
+    for line in lines:
+        match = re.search(r"(?:^|[ (/])(?:resnet-train|resnet_train\)?|\$\(which resnet-train\)) +(.*)", line)
+        if match:
+            found.append(shlex.split(match[1], comments=True))
+    return found
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+def test_commands_in_the_documents_are_understood(document: str) -> None:
+    """Each parses, and names files and networks that exist."""
+    found = commands((ROOT / document).read_text())
+    assert found or document != "README.md"
+    for words in found:
+        args = cli._parser().parse_args(words)
+        if hasattr(args, "config"):
+            from resnet_train.config import load
+
+            assert list(load.runs(load.load(ROOT / args.config, args.overrides)))
+        if hasattr(args, "networks"):
+            from resnet_train.config import zoo
+
+            assert all(zoo.network(name) for name in args.networks)
+
+
+def test_the_readme_names_every_verb() -> None:
+    text = (ROOT / "README.md").read_text()
+    for verb in ("run", "eval", "compare", "summary", "schema"):
+        assert f"`resnet-train {verb}" in text

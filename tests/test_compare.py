@@ -1,0 +1,122 @@
+"""The comparison, from run folders written by hand."""
+
+import csv
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import merge
+
+from resnet_train import compare, run_folder
+from resnet_train.compare import COLUMNS
+from resnet_train.config import load
+from resnet_train.errors import BadInput
+
+Program = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def recorded(config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Write a run folder whose errors end at `clean`; running and validation errors follow from it."""
+
+    def write(network: str, seed: int, clean: float, status: str | None = "finished", **changes: Any) -> Path:
+        path = config(**merge({"networks": [network], "seeds": [seed]}, changes))
+        [run] = load.runs(load.load(path))
+        folder = run_folder.folder_of("runs", run)
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(load.dump(run)))
+        records: list[dict[str, Any]] = [
+            {"step": 0, "kind": "start", "params": 1000, "macs": 2e6, "steps": 20, "protocol": "whole image"}
+        ]
+        for step in (10, 20):
+            more = 20 - step
+            speed = {"images_per_second": 50.0 * step, "seconds": step * 36.0}
+            records.append({"step": step, "kind": "train", "error": clean + 2 + more, **speed})
+            errors = {"clean_train_error_top1": clean + more, "val_error_top5": 1.0}
+            records.append({"step": step, "kind": "eval", "val_error_top1": clean + 4 - more / 20, **errors, **speed})
+        if status:
+            records.append({"step": 20, "kind": "end", "status": status, "seconds": 720.0})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        return folder
+
+    return write
+
+
+def groups() -> list[compare.Group]:
+    return compare.groups(run_folder.find([Path("runs")]))
+
+
+def test_figures_are_means_and_deviations_over_seeds(recorded: Callable[..., Path], program: Program) -> None:
+    for seed, clean in enumerate((3.0, 4.0, 8.0)):
+        recorded("cifar-resnet-20", seed, clean)
+    recorded("cifar-plain-56", 0, 60.0)
+    code, out, err = program("compare", "runs", "--out", "out")
+    assert code == 0, err
+    assert sorted(path.name for path in Path("out").iterdir()) == ["compare.csv", "compare.md", "compare.png"]
+    plain, residual = csv.DictReader(Path("out/compare.csv").open())
+    assert tuple(plain) == COLUMNS
+    assert (plain["network"], plain["depth"], plain["seeds"], plain["clean_train_error_std"]) == (
+        "cifar-plain-56",
+        "56",
+        "1",
+        "",
+    )
+    assert (residual["network"], residual["depth"], residual["seeds"]) == ("cifar-resnet-20", "20", "3")
+    assert float(residual["clean_train_error"]) == 5.0
+    assert float(residual["clean_train_error_std"]) == pytest.approx(statistics.stdev([3, 4, 8]))
+    assert float(residual["train_error"]) == 7.0
+    assert float(residual["val_error_top1"]) == 9.0
+    assert float(residual["best_val_error_top1"]) == 8.5
+    assert (float(residual["images_per_second"]), float(residual["hours"])) == (750.0, 0.2)
+    assert "| cifar-resnet-20 | 20 | 3 | 7.00 ± 2.65 | 5.00 ± 2.65 |" in Path("out/compare.md").read_text()
+    assert "cifar-resnet-20" in out
+    assert json.loads(program("compare", "runs", "--json")[1])[0]["clean_train_error"] == 60.0
+    assert Path("runs/compare.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_depth_did_is_read_off_the_figures(recorded: Callable[..., Path]) -> None:
+    recorded("cifar-plain-20", 0, 5.0), recorded("cifar-plain-56", 0, 9.0)
+    recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-56", 0, 2.0)
+    assert compare.findings(groups()) == [
+        "plain: the deeper network's training error is higher: cifar-plain-56 9.00 %, cifar-plain-20 5.00 % (clean)",
+        "residual: the deeper network's training error is lower: cifar-resnet-56 2.00 %, cifar-resnet-20 5.00 % (clean)",
+    ]
+    assert compare.warnings(groups()) == []
+
+
+def test_differences_beyond_the_network_are_told(recorded: Callable[..., Path]) -> None:
+    recorded("cifar-plain-20", 0, 5.0)
+    recorded("cifar-resnet-20", 0, 5.0, optimizer={"lr": 0.2}, data={"size": 16}, train={"device": "auto"})
+    recorded("cifar-resnet-32", 0, 5.0, status=None)
+    recorded("cifar-resnet-44", 0, 5.0, status="diverged")
+    said = compare.warnings(groups())
+    assert (
+        said[0]
+        == "not only the network differs: data.size = 8 (cifar-plain-20, cifar-resnet-32, cifar-resnet-44); 16 (cifar-resnet-20)"
+    )
+    assert said[1].startswith("not only the network differs: optimizer.lr = 0.1 (")
+    assert said[2:] == [
+        "cifar-resnet-32 seed 0 is not finished: step 20 of 20",
+        "cifar-resnet-44 seed 0 diverged at step 20; its figures are the last before that",
+    ]
+
+
+def test_experiments_are_not_pooled(recorded: Callable[..., Path]) -> None:
+    recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-20", 0, 7.0, name="other")
+    assert [group.label for group in groups()] == ["other/cifar-resnet-20", "tiny/cifar-resnet-20"]
+
+
+def test_folders_without_runs_are_named(tmp_path: Path, recorded: Callable[..., Path], program: Program) -> None:
+    with pytest.raises(BadInput, match="no run folder in or under it"):
+        run_folder.find([tmp_path / "nowhere"])
+    folder = recorded("cifar-resnet-20", 0, 5.0)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([lines[0], "x", *lines[1:]]))
+    code, _, err = program("compare", "runs")
+    assert (code, "metrics.jsonl, line 2: not a JSON object" in err) == (2, True)
+    (folder / "metrics.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
+    assert "has a line of training" in program("compare", "runs")[2]

@@ -1,0 +1,111 @@
+"""Several ranks, as processes over gloo: the same training as one rank, the same evaluation, one decision."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import figures, same_weights, spawn
+
+from resnet_train.engine import checkpoint
+from resnet_train.observe.metrics import JsonLines
+
+Config = Callable[..., Path]
+FOLDER = Path("cifar-resnet-8/seed-0")
+
+
+def trained(path: Path, output: str, ranks: int, *overrides: str) -> Path:
+    process = spawn("run", path, f"output={output}", *overrides, ranks=ranks)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return Path(output) / "tiny" / FOLDER
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = checkpoint.read(folder / "checkpoints/last.pt").payload["net"]
+    return found
+
+
+def assert_close(one: Any, other: Any, tolerance: float) -> None:
+    for (key, a), b in zip(one.items(), other.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_two_ranks_are_one_rank(config: Config) -> None:
+    """With batch statistics over all ranks (fp32, 1e-5); every sample is evaluated once, of an odd number too."""
+    path = config(train={"sync_bn": True, "steps": 4}, optimizer={"lr": 0.02}, data={"val_images": 15})
+    one, two = trained(path, "one", 1), trained(path, "two", 2)
+    assert_close(weights(one), weights(two), 1e-5)
+    for a, b in zip(figures(one), figures(two), strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key] == (pytest.approx(b[key], rel=1e-4) if isinstance(a[key], float) else b[key]), key
+
+
+def test_two_ranks_are_two_passes_of_one(config: Config) -> None:
+    """Without it a rank's share of the batch is normalised by itself, as a pass of the accumulation is.
+
+    Running statistics differ: two ranks average theirs, one rank moves them twice.
+    """
+    path = config(train={"steps": 2}, optimizer={"lr": 0.02})
+    one, two = trained(path, "one", 1, "train.accumulate=2"), trained(path, "two", 2)
+    parameters = [{k: w for k, w in weights(f).items() if "running" not in k and "num" not in k} for f in (one, two)]
+    assert_close(*parameters, 1e-5)
+
+
+def test_running_statistics_are_averaged_over_ranks(config: Config) -> None:
+    """After one step from the same start, the mean of two ranks' statistics: those of a move by the mean of halves."""
+    path = config(train={"steps": 1})
+    one, two = weights(trained(path, "one", 1)), weights(trained(path, "two", 2))
+    assert_close({"mean": one["bn1.running_mean"]}, {"mean": two["bn1.running_mean"]}, 1e-6)
+
+
+def test_stopped_by_a_signal_to_one_rank_all_save_and_resume(config: Config) -> None:
+    path = config(train={"steps": 60, "ema": 0.9})
+    whole = trained(path, "whole", 2)
+    process = spawn("run", path, "output=parts", ranks=2)
+    parts = Path("parts/tiny") / FOLDER
+    while process.poll() is None and len(figures(parts) if (parts / "metrics.jsonl").exists() else []) < 8:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on to its ranks
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "saved; the same command continues" in err
+    assert 8 < checkpoint.read(parts / "checkpoints/last.pt").step < 60
+    trained(path, "parts", 2)
+    assert figures(parts) == figures(whole)
+    assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")
+
+
+def test_bad_input_ends_all_ranks(config: Config) -> None:
+    process = spawn("run", config(train={"batch_size": 15}), ranks=2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "train.batch_size = 15 (global) is not divisible by 2 ranks" in err
+    assert not Path("runs").exists()
+
+
+def test_eval_on_two_ranks_is_eval_on_one(config: Config) -> None:
+    folder = trained(config(data={"val_images": 15}), "one", 1)
+    found = []
+    for ranks in (1, 2):
+        process = spawn("eval", folder / "checkpoints/last.pt", "--json", ranks=ranks)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        found.append(json.loads(out[out.index("[") :]))
+    [[one], [two]] = found
+    assert one.pop("loss") == pytest.approx(two.pop("loss"), rel=1e-9)
+    assert one == two
+
+
+def test_kept_records_are_rewritten_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "ki')
+    lines = JsonLines(path, [{"step": 1, "kind": "train"}])
+    lines.write({"step": 2, "kind": "eval"})
+    lines.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
