@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train import __version__
-from resnet_train.errors import BadInput, Diverged, Interrupted
+from resnet_train.errors import BadInput, Diverged, Interrupted, RankLost
 
 _EPILOG = """exit codes:
   0    done
-  1    training failed: the loss is no longer finite
+  1    training failed: the loss is no longer finite, or another rank stopped
   2    bad input: one line on standard error says what and how to mend it
   75   stopped by SIGTERM, SIGINT or SIGUSR1 after saving: run the same command again to continue
   130  stopped at once, by a second SIGINT
@@ -22,10 +22,10 @@ _EPILOG = """exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit code."""
-    args = _parser().parse_args(arguments)
+    args = parse(arguments)
     try:
         args.verb(args)
-    except (BadInput, Diverged, Interrupted) as stop:
+    except (BadInput, Diverged, Interrupted, RankLost) as stop:
         print(f"resnet-train: {stop}", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
@@ -33,6 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The verb and its arguments; options may stand between the words of a list."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    for word in rest:
+        if word.startswith("-") or not hasattr(args, "words"):
+            parser.error(f"unrecognized argument: {word}")
+        getattr(args, args.words).append(Path(word) if args.words == "folders" else word)
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,12 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def verb(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    def verb(name: str, function: Any, text: str, **defaults: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        made.set_defaults(verb=function)
+        made.set_defaults(verb=function, **defaults)
         return made
 
-    run = verb("run", _run, "train every network of an experiment, continuing what is unfinished")
+    run = verb("run", _run, "train every network of an experiment, continuing what is unfinished", words="overrides")
     run.add_argument("config", type=Path, metavar="CONFIG.yaml")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as train.epochs=5")
     run.add_argument("--only", action="append", metavar="NETWORK", help="train this network only; may be repeated")
@@ -58,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="start anew; older run folders are moved aside")
     _json(run)
 
-    evaluate = verb("eval", _eval, "print the top-1 and top-5 error of checkpoints")
+    evaluate = verb("eval", _eval, "print the top-1 and top-5 error of checkpoints", words="checkpoints")
     evaluate.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="such as checkpoints/best.pt")
     evaluate.add_argument("--data", metavar="PATH", help="where the data lies here (data.path)")
     evaluate.add_argument(
@@ -66,12 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _json(evaluate)
 
-    compare = verb("compare", _compare, "draw and tabulate error across depths from run folders")
+    compare = verb("compare", _compare, "draw and tabulate error across depths from run folders", words="folders")
     compare.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="run folders, or folders above them")
     compare.add_argument("--out", type=Path, help="where compare.png, .md and .csv go (default: the first FOLDER)")
     _json(compare)
 
-    summary = verb("summary", _summary, "print the stages of networks with parameters and multiply-adds")
+    summary = verb("summary", _summary, "print the stages of networks with their costs", words="networks")
     summary.add_argument("networks", nargs="+", metavar="NETWORK", help="such as resnet-50 or cifar-plain-56")
     summary.add_argument("--size", type=_count, help="image height and width (default: 224, of CIFAR networks 32)")
     summary.add_argument("--classes", type=_count, help="classes (default: 1000, of CIFAR networks 10)")

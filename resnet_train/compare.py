@@ -93,7 +93,7 @@ def groups(runs: Iterable[Recorded]) -> list[Group]:
     """The runs by network, plain before residual, shallow before deep. Raises `BadInput` where one is empty."""
     by_name: dict[tuple[str, str], list[Recorded]] = {}
     for recorded in runs:
-        if not any(record["kind"] == "train" for record in recorded.records):
+        if not any(record["kind"] in ("train", "end") for record in recorded.records):
             continue  # not one line of training yet
         by_name.setdefault((recorded.run.experiment, recorded.run.network.name), []).append(recorded)
     if not by_name:

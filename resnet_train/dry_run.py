@@ -7,9 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import yaml
 
-from resnet_train.config.load import dump
+from resnet_train.config.load import dump, to_yaml
 from resnet_train.config.network import NetConfig
 from resnet_train.config.schema import Experiment, Run
 from resnet_train.data import loader, sources
@@ -54,7 +53,7 @@ def report(experiment: Experiment, runs: Sequence[Run], as_json: bool) -> str:
         )
         for t in told
     ]
-    return yaml.safe_dump(dump(experiment), sort_keys=False) + "\n" + columns([heads, *rows])
+    return to_yaml(dump(experiment)) + "\n" + columns([heads, *rows])
 
 
 def _cost(run: Run) -> dict[str, Any]:
@@ -71,6 +70,10 @@ def _cost(run: Run) -> dict[str, Any]:
     images = run.train.batch_size // run.train.accumulate
     memory = complexity.training_memory(cost, images, run.train.precision, run.train.ema is not None)
     return {"network": run.network.name, "depth": run.network.depth, **asdict(cost), "steps": steps, "memory": memory}
+
+
+def _number(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
 
 
 def _costs(cost: complexity.Complexity) -> tuple[str, str, str]:

@@ -13,6 +13,12 @@ class Diverged(Exception):
     exit_code = 1
 
 
+class RankLost(Exception):
+    """Another rank is gone, and said why. Exit code 1."""
+
+    exit_code = 1
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop; its state is saved and the same command continues it. Exit code 75."""
 

@@ -25,15 +25,21 @@ def errors(
     figures: dict[str, float] = {}
     for name, source in (("val", val_set), ("clean_train", clean_set)):
         if len(source):
-            found = error(net, data_of(run, source, world), normalization, run.train.precision, world)
+            data = data_of(run, source, world, training=source is clean_set)
+            found = error(net, data, normalization, run.train.precision, world)
             figures |= {f"{name}_{key}": value for key, value in found.items() if key != "images"}
     return figures
 
 
-def data_of(run: Run, source: AnySource, world: World) -> EvaluationData:
-    """Samples as the run's protocol sees them, and this rank's part of them."""
-    workers = run.data.workers if isinstance(run.data, ImageFolder) else 0
-    return EvaluationData(source, run.view, run.eval.batch_size, world.device, workers, world.rank, world.size)
+def data_of(run: Run, source: AnySource, world: World, training: bool = False) -> EvaluationData:
+    """Samples as the run's protocol sees them, and this rank's part of them.
+
+    Only training images may be skipped where they cannot be decoded; of a validation set all count.
+    """
+    folder = run.data if isinstance(run.data, ImageFolder) else None
+    skip = training and folder is not None and folder.on_bad_image == "skip"
+    workers = folder.workers if folder else 0
+    return EvaluationData(source, run.view, run.eval.batch_size, world.device, workers, world.rank, world.size, skip)
 
 
 @torch.inference_mode()

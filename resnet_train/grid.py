@@ -74,6 +74,9 @@ def _work(run: Run) -> float:
 
 def evaluate_all(paths: Sequence[Path], overrides: Sequence[str], as_json: bool) -> None:
     """Print the validation error of each checkpoint with the protocol that it is taken under. Raises `BadInput`."""
+    for override in overrides:
+        if not override.startswith(("data.", "eval.", "train.device=", "train.precision=")):
+            raise BadInput(f"--set {override}: only data, eval, train.device and train.precision may change")
     saved = [checkpoint.read(path) for path in paths]
     saved = [replace(s, about=replace(s.about, run=override_run(s.about.run, overrides))) for s in saved]
     figures: list[dict[str, Any]] = []

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from resnet_train.config.load import Tree, dump, read_run, read_yaml
+from resnet_train.config.load import Tree, dump, read_run, read_yaml, to_yaml
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
 
@@ -116,10 +114,12 @@ def prepare(run: Run, folder: Path, fresh: bool) -> list[Record]:
         if fresh and folder.exists():
             shutil.move(folder, folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}.old"))
         if held := held_by(folder, run):
+            for stray in folder.glob("checkpoints/*.tmp"):  # of a process that was killed while it wrote
+                stray.unlink()
             return held.records
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / "config.tmp"
-        partial.write_text(yaml.safe_dump(dump(run), sort_keys=False))
+        partial.write_text(to_yaml(dump(run)))
         partial.replace(folder / "config.yaml")
     except OSError as error:
         raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None

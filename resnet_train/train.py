@@ -6,8 +6,9 @@ from resnet_train import evaluate, run_folder
 from resnet_train.config.schema import Run
 from resnet_train.data import loader, normalize, sources
 from resnet_train.data.loader import TrainingData
+from resnet_train.data.sources import AnySource
 from resnet_train.engine import checkpoint, dist
-from resnet_train.engine.checkpoint import About
+from resnet_train.engine.checkpoint import About, Saved
 from resnet_train.engine.dist import Agreement, World
 from resnet_train.engine.interrupt import Request
 from resnet_train.engine.plan import Plan, plan_of
@@ -32,16 +33,16 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
 
     state = new_state(run, len(train_set.classes), train_set.channels, world)
     checkpoints = folder / "checkpoints"
-    held = dist.decide(world, lambda: run_folder.prepare(run, folder, fresh))
-    saved = checkpoint.latest(checkpoints)
+    saved = None if fresh else checkpoint.latest(checkpoints)
     if saved is None:
         statistics = dist.decide(world, lambda: normalize.statistics(run, train_set))
         about = About(run, tuple(train_set.classes), len(train_set), statistics)
     else:
         about = saved.about
-        same_data(about, train_set)
+        same_run(saved, run, train_set)
         checkpoint.restore(state, saved, world)
     normalization = about.normalization.to(world.device)
+    held = dist.decide(world, lambda: run_folder.prepare(run, folder, fresh))
     kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
 
     agreement = Agreement(world)
@@ -60,12 +61,11 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
                 averages = metrics.running(world, state.sums) | {"lr": plan.lr_at(state.step - 1)}
                 log.write("train", state.step, averages | measured | log.clock.speed(state.step))
             if plan.eval.is_due(state.step):
-                with log.clock.stopped(world):
-                    dist.average_buffers(world, state.net, state.ema)
+                with log.clock.stopped(world), dist.averaged_statistics(world, state.net, state.ema):
                     errors = evaluate.errors(state.averaged(), run, val_set, clean_set, normalization, world)
                 improved = state.improves(errors["val_error_top1"])
                 log.write("eval", state.step, errors)
-            if stop or improved or plan.save.is_due(state.step):
+            if stop or improved or plan.save.is_due(state.step) or plan.keep.is_due(state.step):
                 with log.clock.stopped(world):
                     log.flush()
                     names = ["best.pt"] * improved + [f"step-{state.step}.pt"] * plan.keep.is_due(state.step)
@@ -92,8 +92,11 @@ def facts(run: Run, data: TrainingData, val_images: int, plan: Plan) -> Record:
     }
 
 
-def same_data(about: About, train_set: sources.AnySource) -> None:
-    """Raise `BadInput` where a run would continue on other data than it began with."""
+def same_run(saved: Saved, run: Run, train_set: AnySource) -> None:
+    """Raise `BadInput` where a checkpoint is another run's, or began on other data."""
+    about = saved.about
+    for key, old, new in run_folder.differences(about.run, run):
+        raise BadInput(f"{saved.path} is of a run with {key} = {old}, not {new}: it belongs to another folder")
     if about.train_images != len(train_set):
         raise BadInput(f"data: the run began with {about.train_images} training images, and here are {len(train_set)}")
     if about.classes != tuple(train_set.classes):
@@ -112,6 +115,6 @@ def stop_if_diverged(
         log.flush()
     last = checkpoints / "last.pt"
     raise Diverged(
-        f"{run.network.name} seed {run.seed}: the loss is not finite at step {step} ({data.describe(step)}); "
-        f"the last good checkpoint is {last if last.exists() else 'the start: none was saved yet'}"
+        f"{run.network.name} seed {run.seed}: the loss or its gradient is not finite at step {step} "
+        f"({data.describe(step)}); the last good checkpoint is {last if last.exists() else 'none: it was never saved'}"
     )

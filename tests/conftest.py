@@ -40,8 +40,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def config(tmp_path: Path) -> Callable[..., Path]:
     """Write the tiny experiment with changes, such as `config(train={"steps": 2})`; the path of the file."""
 
-    def write(name: str = "tiny.yaml", **changes: Any) -> Path:
-        path = tmp_path / name
+    def write(file: str = "tiny.yaml", **changes: Any) -> Path:
+        path = tmp_path / file
         path.write_text(yaml.safe_dump(merge(TINY, changes)))
         return path
 
@@ -87,7 +87,7 @@ def figures(folder: Path) -> list[Record]:
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two checkpoints hold bit-identical state."""
     a, b = (torch.load(path, weights_only=True) for path in (one, other))
-    flat_a, flat_b = (torch.utils._pytree.tree_leaves([p["net"], p["ema"], p["optimizer"], p["sums"]]) for p in (a, b))
+    flat_a, flat_b = (torch.utils._pytree.tree_leaves([p["net"], p["ema"], p["optimizer"], p["ranks"]]) for p in (a, b))
     assert any(isinstance(leaf, torch.Tensor) for leaf in flat_a)
     return len(flat_a) == len(flat_b) and all(
         torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(flat_a, flat_b, strict=True)

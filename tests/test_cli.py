@@ -76,6 +76,13 @@ def test_summary_is_the_networks_own(program: Program) -> None:
     assert "25,557,032" in program("summary", "resnet-50")[1]
 
 
+def test_options_may_stand_between_the_words_of_a_list(config: Config, program: Program) -> None:
+    code, out, _ = program("run", config(), "seeds=[1]", "--dry-run", "train.steps=3", "--json")
+    assert (code, json.loads(out)["networks"][0]["steps"]) == (0, 3)
+    assert program("summary", "resnet-18", "--json", "resnet-34", "--what")[0] == 2
+    assert len(json.loads(program("summary", "resnet-18", "--json", "resnet-34")[1])) == 2
+
+
 def test_schema_prints_the_schema(program: Program) -> None:
     assert json.loads(program("schema")[1])["properties"]["networks"]
 
@@ -105,7 +112,7 @@ def test_commands_in_the_documents_are_understood(document: str) -> None:
     found = commands((ROOT / document).read_text())
     assert found or document != "README.md"
     for words in found:
-        args = cli._parser().parse_args(words)
+        args = cli.parse(words)
         if hasattr(args, "config"):
             from resnet_train.config import load
 

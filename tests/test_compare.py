@@ -57,7 +57,7 @@ def test_figures_are_means_and_deviations_over_seeds(recorded: Callable[..., Pat
     code, out, err = program("compare", "runs", "--out", "out")
     assert code == 0, err
     assert sorted(path.name for path in Path("out").iterdir()) == ["compare.csv", "compare.md", "compare.png"]
-    plain, residual = csv.DictReader(Path("out/compare.csv").open())
+    plain, residual = csv.DictReader(Path("out/compare.csv").read_text().splitlines())
     assert tuple(plain) == COLUMNS
     assert (plain["network"], plain["depth"], plain["seeds"], plain["clean_train_error_std"]) == (
         "cifar-plain-56",

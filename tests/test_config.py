@@ -74,6 +74,19 @@ def test_layers_of_a_config(tmp_path: Path, config: Callable[..., Path]) -> None
     assert experiment.augment.flip
 
 
+def test_a_kind_may_come_after_its_keys(config: Callable[..., Path]) -> None:
+    data = load.load(config(augment=None), ["data.path=/x", "data.kind=cifar10"]).data
+    assert data.kind == "cifar10"
+    assert data.path == "/x"
+
+
+def test_strings_that_look_like_numbers_survive_the_run_folder(config: Callable[..., Path]) -> None:
+    for name in ("12e3", "09", "true", "off"):
+        experiment = load.load(config(name="tiny"), [f'name="{name}"'])
+        Path("again.yaml").write_text(load.to_yaml(load.dump(experiment)))
+        assert load.read_yaml(Path("again.yaml"))["name"] == name
+
+
 def test_grid_is_networks_by_seeds_with_exceptions(config: Callable[..., Path]) -> None:
     path = config(
         networks=["cifar-plain-8", {"base": "cifar-resnet-8", "name": "narrow", "widths": [2, 4, 8]}],
@@ -128,6 +141,14 @@ def test_scalars_are_those_of_yaml_1_2(config: Callable[..., Path]) -> None:
         ("augment.crop={kind: scale}", "augment.crop of kind scale is for data.kind imagefolder"),
         ("per_network={resnet-50: {train: {steps: 3}}}", "per_network.resnet-50 has no effect: networks are"),
         ("per_network.cifar-resnet-8.train.step=3", "train.step: unknown key; did you mean steps?"),
+        ("networks=[resnet-18-A-B]", "unknown network 'resnet-18-A-B': -B contradicts the suffix before it"),
+        ("eval.every.steps=0", "eval.every.steps = 0: input should be greater than or equal to 1"),
+        (
+            "per_network={cifar-resnet-8: {seed: 7}}",
+            "per_network.cifar-resnet-8.seed: an exception is to data, optimizer",
+        ),
+        ("name=!!int x", "command line, name: not an experiment"),
+        ("data=&a {b: *a}", "command line, data: not an experiment"),
         ("name=a/b", 'name = "a/b": string should match'),
         ("train", "'train' is not of the form key=value"),
         ("train.steps=[", "command line, train.steps, line 1"),
@@ -192,3 +213,6 @@ def test_dry_run_prints_an_experiment_that_loads_again(
     assert load.load(tmp_path / "again.yaml") == load.load(path)
     assert not Path("runs").exists()
     assert TINY["name"] in program("run", path, "--dry-run")[1]
+    absent = ["data={kind: cifar10, path: nowhere}", "--dry-run", "train.epochs=3"]
+    code, out, err = program("run", path, *absent)
+    assert (code, "–" in out, "no complete cifar10 in nowhere" in err) == (0, True, True)

@@ -221,6 +221,26 @@ def test_a_bad_image_stops_or_is_skipped(tiny_run: Callable[..., Run], folders: 
     assert len(skipping[0].labels) == 16
 
 
+def test_a_run_goes_on_without_a_bad_training_image(
+    tiny_run: Callable[..., Run], folders: Folders, config: Callable[..., Path], program: Any
+) -> None:
+    """Statistics and the clean training error do without it, too; a validation image always counts."""
+    path = folders()
+    bad = path / "train" / "pear" / "0.jpg"
+    bad.write_bytes(b"broken")
+    data = {"kind": "imagefolder", "path": str(path), "workers": 1}
+    sizes = {"augment": {"crop": {"kind": "random-resized", "size": 8}}, "eval": {"view": {"resize": 8, "crop": 8}}}
+    code, _, err = program("run", config(data=data, **sizes), "train.steps=2")
+    assert (code, f"cannot decode {bad}" in err, "on_bad_image=skip" in err) == (2, True, True)
+    assert not Path("runs").exists()
+    code, _, err = program("run", config(data=data, **sizes), "train.steps=2", "data.on_bad_image=skip")
+    assert code == 0, err
+    assert next(Path("runs").rglob("skipped-images.txt")).read_text() == f"{bad}\n"
+    (path / "val" / "pear" / "0.jpg").write_bytes(b"broken")
+    code, _, err = program("run", config(data=data, **sizes), "train.steps=3", "data.on_bad_image=skip", "name=other")
+    assert (code, "val/pear/0.jpg" in err) == (2, True)
+
+
 def test_evaluation_counts_every_sample_once_at_any_number_of_ranks(folders: Folders) -> None:
     _, val = sources.open_data(ImageFolder(kind="imagefolder", path=str(folders(val=5))))
     for ranks in (1, 3):

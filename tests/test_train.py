@@ -34,7 +34,7 @@ def finish(program: Program, path: Path, *arguments: object, output: str = "runs
 
 
 def test_a_run_folder_holds_what_it_must(config: Config, program: Program) -> None:
-    folder = finish(program, config(checkpoint={"keep_every": {"steps": 4}}))
+    folder = finish(program, config(checkpoint={"every": {"steps": 3}, "keep_every": {"steps": 4}}))
     names = {path.name for path in folder.iterdir()}
     assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "tensorboard", "env.json"}
     kept = {path.name for path in (folder / "checkpoints").iterdir()}
@@ -165,6 +165,41 @@ def test_other_data_than_the_run_began_with_is_refused(config: Config, program: 
     assert (code, "began with 40 training images, and here are 41" in err) == (2, True)
 
 
+def test_a_checkpoint_of_another_network_is_refused(config: Config, program: Program) -> None:
+    """Plain and residual networks with shortcut A have the same keys and shapes, so nothing else would tell."""
+    path = config(networks=["cifar-plain-8", "cifar-resnet-8"])
+    assert program("run", path)[0] == 0
+    plain = Path("runs/tiny/cifar-plain-8/seed-0/checkpoints/last.pt")
+    resnet = FOLDER / "checkpoints/last.pt"
+    resnet.write_bytes(plain.read_bytes())
+    record = FOLDER / "metrics.jsonl"
+    record.write_text(record.read_text().rpartition('{"step": 8, "kind": "end"')[0])
+    code, _, err = program("run", path)
+    assert (code, f"{resnet} is of a run with network.name = cifar-plain-8" in err) == (2, True)
+    code, _, err = program("eval", plain, "--set", "network.shortcut=A")
+    assert (code, "and train.precision may change" in err) == (2, True)
+
+
+def test_a_full_disk_under_the_record_is_one_line(
+    config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(metrics.JsonLines, "flush", full)
+    code, _, err = program("run", config())
+    assert (code, "cannot write the run's record: No space left on device" in err) == (2, True)
+    assert "Traceback" not in err
+
+
+def test_a_network_that_diverges_before_its_first_line_is_still_a_result(config: Config, program: Program) -> None:
+    path = config(optimizer={"lr": 1e20}, train={"on_divergence": "record"}, log={"every": {"steps": 50}})
+    code, out, err = program("run", path)
+    assert code == 0, err
+    assert "cifar-resnet-8 seed 0 diverged at step" in out
+    assert "cifar-resnet-8 seed 0 diverged at step" in program("run", path)[1]
+
+
 @pytest.mark.parametrize("policy", ["stop", "record"])
 def test_divergence(policy: str, config: Config, program: Program) -> None:
     """It stops the run with step, samples and checkpoint named; or it is the result, and the next network begins."""
@@ -174,7 +209,7 @@ def test_divergence(policy: str, config: Config, program: Program) -> None:
         networks=networks, per_network=exception, train={"on_divergence": policy}, checkpoint={"every": {"steps": 1}}
     )
     code, out, err = program("run", path, "--json")
-    assert "cifar-plain-8 seed 0: the loss is not finite at step 5 (epoch 2, samples " in err
+    assert "cifar-plain-8 seed 0: the loss or its gradient is not finite at step 5 (epoch 2, samples " in err
     last = Path("runs/tiny/cifar-plain-8/seed-0/checkpoints/last.pt")
     assert f"the last good checkpoint is {last}" in err
     assert checkpoint.read(last).step == 5

@@ -49,6 +49,8 @@ def runs(experiment: Experiment) -> Iterator[Run]:
     recipe = {key: whole[key] for key in Recipe.model_fields if key in whole}
     for network in experiment.networks:
         exception = experiment.per_network.get(network.name, {})
+        for key in exception.keys() - Recipe.model_fields.keys():
+            raise BadInput(f"per_network.{network.name}.{key}: an exception is to {', '.join(Recipe.model_fields)}")
         members = {"experiment": experiment.name, "network": network.model_dump(mode="json")}
         tree = merge(recipe, exception) | members
         for seed in experiment.seeds:
@@ -86,6 +88,11 @@ def read_yaml(path: Path) -> Tree:
     return tree
 
 
+def to_yaml(tree: Tree) -> str:
+    """The text of a YAML file that `read_yaml` reads back as it is."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
 def json_schema() -> Tree:
     """The JSON Schema of an experiment file, for editors."""
     schema = Experiment.model_json_schema()
@@ -106,7 +113,7 @@ def merge(under: Tree, over: Tree) -> Tree:
     takes a key back to its default.
     """
     merged = copy.deepcopy(under)
-    if over.get("kind") not in (None, under.get("kind")):
+    if "kind" in under and over.get("kind") not in (None, under["kind"]):
         merged = {}
     if _UNITS & over.keys():
         merged = {key: value for key, value in merged.items() if key not in _UNITS}
@@ -151,13 +158,24 @@ for _tag, _regexp, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_regexp})$"), list(_first))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read as a string."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def _parse(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
+        tree = yaml.load(text, _Loader)  # a SafeLoader
+        json.dumps(tree, default=str)
+        return tree
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise BadInput(f"{source}{where}: {getattr(error, 'problem', None) or 'not YAML'}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # a wrong tag, an alias of itself
+        raise BadInput(f"{source}: not an experiment: {error}") from None
 
 
 def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, Tree]]:

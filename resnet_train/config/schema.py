@@ -18,11 +18,11 @@ from resnet_train.config.section import Count, Name, NonNegative, Positive, Sect
 class Duration(Section):
     """A length of training, in one unit; turned into steps once, when a run starts."""
 
-    epochs: NonNegative | None = None
+    epochs: Positive | None = None
     """Passes over the training set."""
-    steps: Annotated[int, Field(ge=0)] | None = None
+    steps: Count | None = None
     """Optimizer steps: the papers' iterations."""
-    fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Of the whole training."""
 
     @model_validator(mode="after")

@@ -56,8 +56,12 @@ def network(name: str) -> dict[str, Any]:
                 f"unknown network {name!r}: depths are 6n+2, the nearest {family}-{below} and {family}-{below + 6}"
             )
         fields |= {"unit": "basic", "depths": ((depth - 2) // 6,) * 3}
+    seen: set[str] = set()
     for suffix in filter(None, match[3].split("-")):
         for key, value in SUFFIXES[suffix].items():
+            if key in seen:
+                raise BadInput(f"unknown network {name!r}: -{suffix} contradicts the suffix before it")
+            seen.add(key)
             if (key == "shortcut" and fields["shortcut"] == "none") or (
                 key == "stride_on" and fields["unit"] == "basic"
             ):

@@ -132,8 +132,7 @@ def _mirror(index: Tensor, length: int) -> Tensor:
 
 def centre_view(image: Image.Image, view: View) -> np.ndarray:
     """One image of any size -> [crop, crop, 3]: the shorter side resized, then the centre."""
-    scale = view.resize / min(image.size)
-    resized = [max(view.resize, int(scale * side)) for side in image.size]
+    resized = [view.resize * side // min(image.size) for side in image.size]
     left, top = (round((side - view.crop) / 2) for side in resized)
     image = image.resize((resized[0], resized[1]), Image.Resampling.BILINEAR)
     return np.asarray(image.crop((left, top, left + view.crop, top + view.crop)))

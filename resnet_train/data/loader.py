@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -125,45 +127,63 @@ class _Training(Dataset[Batch | BadInput]):
         crop = self.cfg.crop
         assert crop is not None
         assert not isinstance(crop, PadCrop)
-        pixels, labels, shifts, skipped = [], [], [], []
-        for i, index in enumerate(samples.indices.tolist()):
-            for other in range(index, index + len(source)):  # past a file that cannot be decoded, the next one
-                try:
-                    image = source.read(other % len(source))
-                    break
-                except BadInput as error:
-                    if not self.skip_bad:
-                        return error  # returned, not raised: DataLoader would bury its one line in tracebacks
-                    skipped.append(str(source.path(other % len(source))))
-            else:
-                return BadInput(f"not one image under {source.root} can be decoded")
-            plan = augment.plan(self.cfg, random[i : i + 1], np.array([image.size], float))
-            pixels.append(augment.cut_and_resize(image, plan.boxes[0], bool(plan.flip[0]), crop))
-            labels.append(source.labels[other % len(source)])
-            shifts.append(plan.shift[0])
-        return Batch(
-            torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.from_numpy(np.stack(shifts)), tuple(skipped)
-        )
+        try:
+            read = _read(source, samples.indices, self.skip_bad)
+        except BadInput as error:
+            return error  # returned, not raised: DataLoader would bury its one line in tracebacks
+        plan = augment.plan(self.cfg, random, np.array([image.size for image in read.images], float))
+        cuts = zip(read.images, plan.boxes, plan.flip, strict=True)
+        pixels = np.stack([augment.cut_and_resize(image, box, bool(flip), crop) for image, box, flip in cuts])
+        labels = torch.from_numpy(source.labels[read.indices])
+        return Batch(torch.from_numpy(pixels), labels, torch.from_numpy(plan.shift), read.skipped)
 
 
 class _Evaluation(Dataset[Batch | BadInput]):
     """Batches of images as evaluation sees them."""
 
-    def __init__(self, source: AnySource, view: View | None) -> None:
-        self.source, self.view = source, view
+    def __init__(self, source: AnySource, view: View | None, skip_bad: bool) -> None:
+        self.source, self.view, self.skip_bad = source, view, skip_bad
 
     def __getitem__(self, indices: Ints) -> Batch | BadInput:
         if isinstance(self.source, Folder):
             assert self.view is not None
             try:
-                read = [augment.centre_view(self.source.read(i), self.view) for i in indices.tolist()]
+                read = _read(self.source, indices, self.skip_bad)
             except BadInput as error:
                 return error
-            images = torch.from_numpy(np.stack(read))
+            indices = read.indices
+            images = torch.from_numpy(np.stack([augment.centre_view(image, self.view) for image in read.images]))
         else:
             images = torch.from_numpy(self.source.read(indices))
         shift = torch.zeros(len(indices), self.source.channels)
         return Batch(images, torch.from_numpy(self.source.labels[indices]), shift)
+
+
+class _Read(NamedTuple):
+    images: list[Image.Image]
+    indices: Ints
+    """Of the images: those asked for, but for the skipped."""
+    skipped: tuple[str, ...]
+
+
+def _read(source: Folder, indices: Ints, skip_bad: bool) -> _Read:
+    """Images of a folder; in the place of one that cannot be decoded, if that is allowed, the next one that can."""
+    images: list[Image.Image] = []
+    found: list[int] = []
+    skipped: list[str] = []
+    for index in indices.tolist():
+        for other in range(index, index + len(source)):
+            try:
+                images.append(source.read(other % len(source)))
+                found.append(other % len(source))
+                break
+            except BadInput:
+                if not skip_bad:
+                    raise
+                skipped.append(str(source.path(other % len(source))))
+        else:
+            raise BadInput(f"not one image under {source.root} can be decoded")
+    return _Read(images, np.array(found), tuple(skipped))
 
 
 @dataclass(frozen=True)
@@ -242,6 +262,7 @@ class EvaluationData:
     workers: int = 0
     rank: int = 0
     ranks: int = 1
+    skip_bad: bool = False
 
     def __len__(self) -> int:
         return len(self.source)
@@ -250,18 +271,21 @@ class EvaluationData:
         """This rank's batches: every `ranks`-th sample, the last batch as short as it is."""
         mine = np.arange(self.rank, len(self.source), self.ranks)
         parts = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
-        return _served(_Evaluation(self.source, self.view), parts, self.workers, self.device)
+        return _served(_Evaluation(self.source, self.view, self.skip_bad), parts, self.workers, self.device)
 
 
 def _served(
     dataset: Dataset[Batch | BadInput], batches: Sampler[Samples] | Sequence[Ints], workers: int, device: torch.device
 ) -> Iterator[Batch]:
     """Batches on the device. Raises `BadInput` where a worker met an image that cannot be decoded."""
+    workers = min(workers, len(batches)) if isinstance(batches, Sequence) else workers
+    if workers:
+        _shield_helpers()
     loader = DataLoader(
         dataset,
         batch_size=None,  # the sampler's items are whole batches
         sampler=batches,  # type: ignore[arg-type]
-        num_workers=min(workers, len(batches)) if isinstance(batches, Sequence) else workers,
+        num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker if workers else None,
@@ -281,6 +305,18 @@ def _served(
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _shield_helpers() -> None:
+    """Start multiprocessing's own processes, if they are not running, deaf to signals that reach all of a job."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}  # exec keeps what is ignored
+    try:
+        resource_tracker.ensure_running()
+        forkserver.ensure_running()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start_worker(_: int) -> None:

@@ -39,15 +39,16 @@ def statistics(recipe: Recipe, source: AnySource) -> Normalization:
     Of an image folder, `_IMAGES` evenly spaced images are read, as evaluation would see them at the size of
     the training crop.
     """
-    view, workers = None, 0
+    view, workers, skip_bad = None, 0, False
     if isinstance(source, Folder):
         crop, data = recipe.augment.crop, recipe.data
         assert crop is not None
         assert not isinstance(crop, PadCrop)
         assert isinstance(data, ImageFolder)
         source = source.subset(evenly_spaced(len(source), _IMAGES))
-        view, workers = View(resize=round(crop.size * 256 / 224), crop=crop.size), data.workers
-    shown = EvaluationData(source, view, 256, torch.device("cpu"), workers)
+        view = View(resize=round(crop.size * 256 / 224), crop=crop.size)
+        workers, skip_bad = data.workers, data.on_bad_image == "skip"
+    shown = EvaluationData(source, view, 256, torch.device("cpu"), workers, skip_bad=skip_bad)
     first = second = torch.zeros((), dtype=torch.int64)
     for batch in shown.batches():
         pixels = batch.images.to(torch.int32)

@@ -104,9 +104,8 @@ class Folder:
                 with Image.open(path) as image:
                     return image.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadInput(
-                f"cannot decode {path}: {error} (data.on_bad_image=skip leaves such training images out)"
-            ) from None
+            cure = "; data.on_bad_image=skip leaves it out" if self.root.name == "train" else ""
+            raise BadInput(f"cannot decode {path}: {error}{cure}") from None
 
     def subset(self, indices: Ints) -> "Folder":
         """The same source, of these samples only."""

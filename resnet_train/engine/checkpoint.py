@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import shutil
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from resnet_train.config.load import dump, read_run
 from resnet_train.config.schema import Run
 from resnet_train.data.normalize import Normalization
-from resnet_train.engine.dist import World, average_buffers, sum_over_ranks
+from resnet_train.engine.dist import World, averaged_statistics, gather, set_statistics, statistics
 from resnet_train.engine.step import TrainState
 from resnet_train.errors import BadInput
 
@@ -54,11 +54,13 @@ def save(state: TrainState, about: About, folder: Path, copies: Sequence[str], w
 
     Raises `BadInput` where a file cannot be written; the previous checkpoint is then intact.
     """
-    average_buffers(world, state.net, state.ema)  # each rank has its own; the file has one
-    sums = sum_over_ranks(world, state.sums)
-    state.sums = sums if world.first else torch.zeros_like(sums)
-    if not world.first:
-        return
+    ranks = {"statistics": gather(world, statistics(state.net, state.ema)), "sums": gather(world, state.sums)}
+    with averaged_statistics(world, state.net, state.ema):
+        if world.first:
+            _write(state, about, folder, copies, ranks)
+
+
+def _write(state: TrainState, about: About, folder: Path, copies: Sequence[str], ranks: dict[str, Tensor]) -> None:
     payload = {
         "format": _FORMAT,
         "run": dump(about.run),
@@ -70,17 +72,17 @@ def save(state: TrainState, about: About, folder: Path, copies: Sequence[str], w
         "ema": None if state.ema is None else state.ema.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
-        "sums": sums,
+        "ranks": ranks,  # what each rank has of its own
         "best": state.best,
     }
     last = folder / "last.pt"
     try:
         folder.mkdir(exist_ok=True)
-        with _whole(last) as file:
-            torch.save(payload, file)
-        for name in copies:  # of their own, so that damage to one file is not damage to two
-            with last.open("rb") as source, _whole(folder / name) as file:
-                shutil.copyfileobj(source, file)
+        # `last.pt` comes last: killed before it, the run repeats this step and writes the others again. No links, so
+        # that damage to one file is not damage to two.
+        for name in (*copies, "last.pt"):
+            with _whole(folder / name) as file:
+                torch.save(payload, file)
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
         reason = getattr(error, "strerror", None) or "the disk is full or over its quota"
         kept = f"{last} is intact" if last.exists() else "there is none before it"
@@ -122,13 +124,16 @@ def read(path: Path) -> Saved:
         raise BadInput(f"{path}: {error.strerror}; expected a checkpoint such as checkpoints/last.pt") from None
     except zipfile.BadZipFile:
         raise BadInput(f"{path} is truncated or not a checkpoint") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError):  # a zip file, but not ours
+    except (RuntimeError, pickle.UnpicklingError, EOFError, UnicodeDecodeError):  # a zip file, but not ours
         raise BadInput(f"{path} is not a checkpoint of resnet-train") from None
-    if not isinstance(payload, dict) or payload.get("format") != _FORMAT:
-        raise BadInput(f"{path} is not a checkpoint of resnet-train")
-    run = read_run(payload["run"], str(path))
-    about = About(run, tuple(payload["classes"]), payload["train_images"], Normalization(*payload["normalization"]))
-    return Saved(path, about, payload["step"], payload)
+    try:
+        if payload["format"] != _FORMAT:
+            raise BadInput(f"{path} is of format {payload['format']}; this program reads format {_FORMAT}")
+        run = read_run(payload["run"], str(path))
+        about = About(run, tuple(payload["classes"]), payload["train_images"], Normalization(*payload["normalization"]))
+        return Saved(path, about, payload["step"], payload)
+    except (KeyError, TypeError):
+        raise BadInput(f"{path} is not a checkpoint of resnet-train") from None
 
 
 def restore(state: TrainState, saved: Saved, world: World) -> None:
@@ -139,8 +144,12 @@ def restore(state: TrainState, saved: Saved, world: World) -> None:
         state.ema.load_state_dict(payload["ema"])
     state.optimizer.load_state_dict(payload["optimizer"])
     state.scaler.load_state_dict(payload["scaler"])
-    if world.first:  # the file holds the sum over all ranks
-        state.sums.copy_(payload["sums"])
+    ranks = payload["ranks"]
+    if len(ranks["sums"]) == world.size:
+        set_statistics(ranks["statistics"][world.rank].to(world.device), state.net, state.ema)
+        state.sums.copy_(ranks["sums"][world.rank])
+    elif world.first:
+        state.sums.copy_(ranks["sums"].sum(0))
     state.best, state.step = payload["best"], saved.step
 
 

@@ -1,7 +1,7 @@
 """The ranks of a run: the only reader of RANK and WORLD_SIZE. With one rank every function here is a no-op."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, RankLost
 
 _T = TypeVar("_T")
 
@@ -52,6 +52,10 @@ def start(device: str) -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=place if cuda else None)
     try:
         yield World(place, dist.get_rank(), size)
+    except RuntimeError as error:
+        if "onnection" in str(error):  # gloo's "Connection closed by peer", NCCL's "remote ... connection"
+            raise RankLost("another rank has stopped; what it said is the reason") from None
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -122,16 +126,44 @@ def parallel(net: nn.Module, world: World) -> nn.Module:
     return wrapped
 
 
-@torch.no_grad()
-def average_buffers(world: World, *nets: nn.Module | None) -> None:
-    """Replace batch norm's running statistics by their mean over the ranks, each of which saw its share of the data."""
+def gather(world: World, tensor: Tensor) -> Tensor:
+    """[...] on each rank -> [ranks, ...] on every rank."""
     if world.size == 1:
+        return tensor[None]
+    rows = [torch.empty_like(tensor) for _ in range(world.size)]
+    dist.all_gather(rows, tensor)
+    return torch.stack(rows)
+
+
+def statistics(*nets: nn.Module | None) -> Tensor:
+    """Batch norm's running statistics as one vector. They are each rank's own: each sees its share of the data."""
+    return torch.cat([buffer.flatten() for buffer in _running(nets)])
+
+
+@torch.no_grad()
+def set_statistics(flat: Tensor, *nets: nn.Module | None) -> None:
+    """The inverse of `statistics`."""
+    buffers = _running(nets)
+    for buffer, values in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(values.view_as(buffer))
+
+
+def _running(nets: Sequence[nn.Module | None]) -> list[Tensor]:
+    return [b for net in nets if net is not None for b in net.buffers() if b.is_floating_point()]
+
+
+@contextmanager
+def averaged_statistics(world: World, *nets: nn.Module | None) -> Iterator[None]:
+    """Within the block running statistics are their mean over the ranks; then each rank has its own again."""
+    if world.size == 1:
+        yield
         return
-    buffers = [b for net in nets if net is not None for b in net.buffers() if b.is_floating_point()]
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(flat)
-    for buffer, mean in zip(buffers, (flat / world.size).split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
+    own = statistics(*nets)
+    set_statistics(gather(world, own).mean(0), *nets)
+    try:
+        yield
+    finally:
+        set_statistics(own, *nets)
 
 
 def synchronise_batch_norm(net: nn.Module, world: World) -> nn.Module:

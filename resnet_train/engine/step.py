@@ -36,7 +36,7 @@ class TrainState:
     sums: Tensor
     """float64 [3]: loss, errors and samples of this rank since the last log line."""
     diverged_at: Tensor
-    """int64: the first step whose loss was not finite, -1 if none. Never saved: no checkpoint is made after it."""
+    """int64: the first step whose loss or gradient was not finite, -1 if none. No checkpoint is made after it."""
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     """`val_error_top1` and `step` of the best evaluation so far."""
@@ -112,6 +112,8 @@ def train_step(
         torch.nn.utils.clip_grads_with_norm_(state.net.parameters(), cfg.clip, norm)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
+    if not state.scaler.is_enabled():  # which leaves out steps whose gradient overflowed, as it should
+        _note_divergence(state, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.ema is not None and cfg.ema is not None:
@@ -130,7 +132,11 @@ def _count(state: TrainState, loss: Tensor, logits: Tensor, labels: Tensor) -> N
     n = len(labels)
     wrong = (logits.argmax(1) != labels).sum()
     state.sums += torch.stack([loss.double() * n, wrong.double(), torch.full_like(loss, n, dtype=torch.float64)])
-    first = (state.diverged_at < 0) & ~torch.isfinite(loss)
+    _note_divergence(state, loss)
+
+
+def _note_divergence(state: TrainState, value: Tensor) -> None:
+    first = (state.diverged_at < 0) & ~torch.isfinite(value)
     state.diverged_at = torch.where(first, state.step, state.diverged_at)
 
 

@@ -1,12 +1,13 @@
 """The record of a run, and where it goes: `metrics.jsonl`, TensorBoard, the terminal."""
 
 import json
+import math
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from resnet_train.config.load import dump
 from resnet_train.config.schema import Run
 from resnet_train.data.loader import StepData
 from resnet_train.engine.dist import World, sum_over_ranks
+from resnet_train.errors import BadInput
 from resnet_train.observe import environment
 from resnet_train.run_folder import Record, flat
 
@@ -115,14 +117,17 @@ class Log:
     def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
         """One record. Tensors are read, so a device is waited for here."""
         plain = {key: value.item() if isinstance(value, Tensor) else value for key, value in figures.items()}
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}  # as JSON
         record = {"step": step, "kind": kind, **plain, "seconds": self.clock.seconds(), "time": time.time()}
-        for sink in self.sinks:
-            sink.write(record)
+        with _writing():
+            for sink in self.sinks:
+                sink.write(record)
 
     def flush(self) -> None:
         """Make what was written durable; do so before a checkpoint, which promises it."""
-        for sink in self.sinks:
-            sink.flush()
+        with _writing():
+            for sink in self.sinks:
+                sink.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -130,8 +135,20 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for sink in self.sinks:
-            sink.close()
+        with _writing() if error is None else suppress(OSError):
+            for sink in self.sinks:
+                sink.close()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Raises `BadInput` where the record cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(
+            f"cannot write the run's record: {error.strerror or error}; its checkpoints are intact"
+        ) from None
 
 
 def open_log(folder: Path, run: Run, step: int, total: int, kept: Sequence[Record], later: float, world: World) -> Log:
@@ -194,7 +211,7 @@ class TensorBoard:
 
     def write(self, record: Record) -> None:
         for key, tag in TAGS.get(record["kind"], {}).items():
-            if key in record:
+            if record.get(key) is not None:
                 self.writer.add_scalar(tag, record[key], record["step"], walltime=record["time"])
 
     def flush(self) -> None:
