@@ -4,14 +4,17 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import torch
 
+from resnet_train.config.data import Data
 from resnet_train.config.load import dump, to_yaml
 from resnet_train.config.network import NetConfig
 from resnet_train.config.schema import Experiment, Run
 from resnet_train.data import loader, sources
+from resnet_train.data.sources import AnySource
 from resnet_train.engine.plan import plan_of
 from resnet_train.errors import BadInput
 from resnet_train.observe import complexity
@@ -43,33 +46,34 @@ def report(experiment: Experiment, runs: Sequence[Run], as_json: bool) -> str:
     told = [_cost(run) for run in runs if run.seed == experiment.seeds[0]]
     if as_json:
         return json.dumps({"experiment": dump(experiment), "networks": told}, indent=2)
-    heads = ("network", "depth", "parameters", "multiply-adds", "steps", "memory of one rank")
-    rows = [
-        (
-            t["network"],
-            str(t["depth"]),
-            *(f"{t[key]:,}" for key in ("params", "macs", "steps")),
-            f"{t['memory'] / 1e9:.2f} GB",
-        )
-        for t in told
-    ]
+    heads = ("network", "depth", "parameters", "multiply-adds", "steps", "memory on one device")
+    keys = ("depth", "params", "macs", "steps")
+    rows = [(t["network"], *(_number(t[key]) for key in keys), f"{t['memory'] / 1e9:.2f} GB") for t in told]
     return to_yaml(dump(experiment)) + "\n" + columns([heads, *rows])
 
 
 def _cost(run: Run) -> dict[str, Any]:
     imagenet = run.network.stem == "imagenet"
     size, classes, channels, steps = (224, 1000, 3, run.train.steps) if imagenet else (32, 10, 3, run.train.steps)
-    try:
-        source, _ = sources.open_data(run.data)
+    source = _training_set(run.data)
+    if source is not None:
         data = loader.training_data(run, source, run.seed, 0, 1, torch.device("cpu"))
         size, classes, channels = data.image_size, len(source.classes), source.channels
         steps = plan_of(run, data.steps_per_epoch).total
-    except BadInput as error:
-        print(f"note: figures of {run.network.name} are for {size} px and {classes} classes ({error})", file=sys.stderr)
     cost = complexity.of_network(run.network, size, classes, channels)
     images = run.train.batch_size // run.train.accumulate
     memory = complexity.training_memory(cost, images, run.train.precision, run.train.ema is not None)
     return {"network": run.network.name, "depth": run.network.depth, **asdict(cost), "steps": steps, "memory": memory}
+
+
+@cache
+def _training_set(data: Data) -> AnySource | None:
+    """The training images, or a note that they are not here: a login node need not have them."""
+    try:
+        return sources.open_data(data)[0]
+    except BadInput as error:
+        print(f"note: {error}; so figures are for ImageNet's or CIFAR's image size and classes", file=sys.stderr)
+        return None
 
 
 def _number(value: int | None) -> str:

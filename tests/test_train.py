@@ -153,16 +153,16 @@ def test_a_finished_run_is_skipped_and_another_config_refused(config: Config, pr
     assert '"lr": 0.2' in (folder / "metrics.jsonl").read_text()
 
 
-def test_other_data_than_the_run_began_with_is_refused(config: Config, program: Program) -> None:
-    path = config(train={"steps": 8})
-    folder = finish(program, path)
-    (folder / "metrics.jsonl").write_text(
-        (folder / "metrics.jsonl").read_text().rpartition('{"step": 8, "kind": "end"')[0]
-    )
-    other = folder / "config.yaml"
-    other.write_text(other.read_text().replace("train_images: 40", "train_images: 41"))
-    code, _, err = program("run", path, "data.train_images=41")
-    assert (code, "began with 40 training images, and here are 41" in err) == (2, True)
+def test_other_data_than_the_run_began_with_is_refused(config: Config, program: Program, images: Path) -> None:
+    """The same path may hold more images than before: the order of samples would be another."""
+    crop, view = {"kind": "random-resized", "size": 8}, {"resize": 8, "crop": 8}
+    data = {"kind": "imagefolder", "path": str(images), "workers": 0}
+    path = config(data=data, augment={"crop": crop}, eval={"view": view})
+    record = finish(program, path) / "metrics.jsonl"
+    record.write_text(record.read_text().rpartition('{"step": 8, "kind": "end"')[0])
+    (images / "train" / "a" / "9.JPEG").write_bytes((images / "train" / "a" / "0.JPEG").read_bytes())
+    code, _, err = program("run", path)
+    assert (code, "began with 6 training images, and here are 7" in err) == (2, True)
 
 
 def test_a_checkpoint_of_another_network_is_refused(config: Config, program: Program) -> None:
