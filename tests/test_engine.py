@@ -20,7 +20,7 @@ from resnet_train.engine import checkpoint
 from resnet_train.engine.checkpoint import About
 from resnet_train.engine.dist import World
 from resnet_train.engine.plan import plan_of
-from resnet_train.engine.step import TrainState, new_state, train_step
+from resnet_train.engine.step import TrainState, new_state, set_precision, train_step
 from resnet_train.errors import BadInput
 from resnet_train.models.network import Network, initialise
 
@@ -190,6 +190,13 @@ def test_lower_precision_follows_fp32(tiny_run: TinyRun, precision: str) -> None
     assert_same_parameters(full.net, half.net, rtol=0.1, atol=0.03)
     assert not torch.equal(full.net.conv1.weight, half.net.conv1.weight)
     assert next(half.net.parameters()).dtype == torch.float32
+
+
+def test_fp32_is_fp32_and_tf32_is_asked_for() -> None:
+    for precision, tf32 in (("tf32", True), ("bf16", False), ("fp32", False)):
+        set_precision(precision)
+        assert torch.backends.cuda.matmul.allow_tf32 == tf32
+        assert torch.backends.cudnn.allow_tf32 == tf32
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------

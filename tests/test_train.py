@@ -192,6 +192,28 @@ def test_a_full_disk_under_the_record_is_one_line(
     assert "Traceback" not in err
 
 
+def test_too_little_memory_names_what_to_lower(
+    config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("resnet_train.train.train_step", greedy)
+    code, _, err = program("run", config())
+    assert (code, "train.batch_size 16 over 1 ranks x 1 passes: raise train.accumulate" in err) == (2, True)
+    assert "Traceback" not in err
+
+
+def test_without_a_terminal_a_line_is_printed_now_and_then(
+    config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics.Progress, "every", 0.0)
+    _, _, err = program("run", config())
+    assert err.count("cifar-resnet-8 seed 0: step ") == 4
+    assert "step 8/8, train error" in err
+    assert "00:00 left, experiment 00:00" in err
+
+
 def test_a_network_that_diverges_before_its_first_line_is_still_a_result(config: Config, program: Program) -> None:
     path = config(optimizer={"lr": 1e20}, train={"on_divergence": "record"}, log={"every": {"steps": 50}})
     code, out, err = program("run", path)

@@ -76,9 +76,10 @@ def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState
 
 def set_precision(precision: str) -> None:
     """How this process multiplies fp32 matrices on CUDA: in full, unless tf32 is asked for."""
-    fp32 = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = fp32
-    torch.backends.cudnn.conv.fp32_precision = fp32  # type: ignore[attr-defined]
+    # Through these two, since torch 2.11 to 2.15 refuse to read one interface's setting through the other, and
+    # torch.compile reads these.
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True  # shapes never change, so the search for kernels pays
 
 
