@@ -8,16 +8,16 @@ from resnet_train.config.schema import Duration, Recipe, Schedule, StepSchedule
 
 @dataclass(frozen=True)
 class Every:
-    """An interval of steps."""
+    """An interval, in steps; of epochs it need not be whole, so its k-th end is the step nearest to k intervals."""
 
-    steps: int | None
+    steps: float | None
     """None: never, but for the last step."""
     last: int | None = None
     """The step at which it is due, too."""
 
     def is_due(self, step: int) -> bool:
         """Whether something is to be done once `step` steps are taken."""
-        return step == self.last or (self.steps is not None and step % self.steps == 0)
+        return step == self.last or (self.steps is not None and step == round(round(step / self.steps) * self.steps))
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ def plan_of(recipe: Recipe, steps_per_epoch: float) -> Plan:
     train, schedule = recipe.train, recipe.schedule
     total = train.steps or max(1, round((train.epochs or 0) * steps_per_epoch))
 
-    def steps(duration: Duration) -> int:
+    def steps(duration: Duration) -> float:
         if duration.steps is not None:
             return duration.steps
         if duration.epochs is not None:
-            return round(duration.epochs * steps_per_epoch)
-        return round((duration.fraction or 0) * total)
+            return duration.epochs * steps_per_epoch
+        return (duration.fraction or 0) * total
 
     def every(duration: Duration) -> Every:
         return Every(max(1, steps(duration)), last=total)
@@ -78,6 +78,6 @@ def plan_of(recipe: Recipe, steps_per_epoch: float) -> Plan:
         keep=Every(max(1, steps(keep)) if keep else None),
         schedule=schedule,
         peak=recipe.optimizer.lr,
-        warmup=steps(schedule.warmup) if schedule.warmup else 0,
-        milestones=tuple(map(steps, schedule.milestones)) if isinstance(schedule, StepSchedule) else (),
+        warmup=round(steps(schedule.warmup)) if schedule.warmup else 0,
+        milestones=tuple(round(steps(m)) for m in schedule.milestones) if isinstance(schedule, StepSchedule) else (),
     )
