@@ -118,7 +118,10 @@ def table(made: Sequence[Group]) -> str:
 
 
 def findings(made: Sequence[Group]) -> list[str]:
-    """What depth did to the training error, in a sentence for the plain and one for the residual networks."""
+    """What depth did to the training error, in a sentence for the plain and one for the residual networks.
+
+    A difference no larger than the deviation over seeds is none.
+    """
     said = []
     for kind, plain in (("plain", True), ("residual", False)):
         family = [g for g in made if g.plain == plain]
@@ -129,7 +132,8 @@ def findings(made: Sequence[Group]) -> list[str]:
         a, b = shallow.row()[name], deep.row()[name]
         if a is None or b is None:
             continue
-        verdict = "higher" if b > a else "lower" if b < a else "the same"
+        spread = max(group.row()[f"{name}_std"] or 0.0 for group in (shallow, deep))
+        verdict = "higher" if b - a > spread else "lower" if a - b > spread else "the same"
         said.append(
             f"{kind}: the deeper network's training error is {verdict}: "
             f"{deep.label} {b:.2f} %, {shallow.label} {a:.2f} % ({ERRORS[name].split('(')[1][:-1]})"

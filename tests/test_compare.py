@@ -86,6 +86,8 @@ def test_what_depth_did_is_read_off_the_figures(recorded: Callable[..., Path]) -
         "residual: the deeper network's training error is lower: cifar-resnet-56 2.00 %, cifar-resnet-20 5.00 % (clean)",
     ]
     assert compare.warnings(groups()) == []
+    recorded("cifar-resnet-56", 1, 7.0)  # 4.5 ± 3.5 against 5: no difference
+    assert "residual: the deeper network's training error is the same" in compare.findings(groups())[1]
 
 
 def test_differences_beyond_the_network_are_told(recorded: Callable[..., Path]) -> None:
