@@ -1,26 +1,27 @@
 # One node's image. torch's wheels bring their own CUDA libraries, so the base only makes the driver visible.
 #
 #   docker build -t resnet-train .
-#   docker run --gpus all --ipc host -v /data:/data -v $PWD/runs:/work/runs resnet-train \
-#       run configs/imagenet-depth.yaml data.path=/data/imagenet
+#   docker run --gpus all --ipc host --user "$(id -u)" -v /data:/data -v "$PWD/runs:/work/runs" resnet-train \
+#       torchrun --standalone --nproc-per-node gpu -m resnet_train run configs/imagenet-depth.yaml data.path=/data/imagenet
+#   docker run -v "$PWD/runs:/work/runs" resnet-train resnet-train compare runs/imagenet-depth
 #
-# It starts one process for each GPU. --ipc host: data workers pass batches through shared memory.
-FROM nvidia/cuda:12.8.1-base-ubuntu24.04
+# --ipc host: data workers pass batches through shared memory. --user: `runs` belongs to you.
+FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
+# A compiler and Python's headers are for train.compile, which builds its launchers with them.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 python3-venv \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-# Ubuntu's image has a user of id 1000 already; a run writes as this one, never as root.
-RUN useradd --create-home --uid 1001 trainer && install --directory --owner trainer /work /work/runs
+# Any user may run it: what it installs is readable by all, and what it writes beside `runs` goes to /tmp.
+RUN useradd --create-home --uid 1001 trainer && install --directory --owner trainer /opt/venv /work/runs
 USER trainer
 WORKDIR /work
-ENV PATH=/home/trainer/venv/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp
 
-COPY --chown=trainer pyproject.toml README.md LICENSE ./source/
-COPY --chown=trainer resnet_train ./source/resnet_train
-RUN python3 -m venv /home/trainer/venv && pip install --no-cache-dir ./source && rm -rf ./source
-COPY --chown=trainer configs ./configs
+COPY --chown=trainer pyproject.toml README.md LICENSE /tmp/source/
+COPY --chown=trainer resnet_train /tmp/source/resnet_train
+RUN python3 -m venv /opt/venv && pip install --no-cache-dir /tmp/source && rm -rf /tmp/source
+COPY configs ./configs
 
-ENTRYPOINT ["torchrun", "--standalone", "--nproc-per-node=gpu", "-m", "resnet_train"]
-CMD ["--help"]
+CMD ["resnet-train", "--help"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train import __version__
-from resnet_train.errors import BadInput, Diverged, Interrupted, RankLost
+from resnet_train.errors import BadInput, report
 
 _EPILOG = """exit codes:
   0    done
@@ -25,13 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     try:
         args.verb(args)
-    except (BadInput, Diverged, Interrupted, RankLost) as stop:
-        print(f"resnet-train: {stop}", file=sys.stderr)
-        return stop.exit_code
-    except KeyboardInterrupt:
-        return 130
+        sys.stdout.flush()
     except BrokenPipeError:  # whoever reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)
     return 0
 
 
@@ -116,12 +114,11 @@ def _run(args: argparse.Namespace) -> None:
     if args.dry_run:
         from resnet_train import dry_run
 
-        return print(dry_run.report(experiment, members, args.json))
+        print(dry_run.report(experiment, members, args.json))
+    else:
+        from resnet_train import grid
 
-    from resnet_train import grid
-
-    grid.train_all(members, experiment.output, experiment.train.device, args.fresh, args.json)
-    return None
+        grid.train_all(members, experiment.output, experiment.train.device, args.fresh, args.json)
 
 
 def _eval(args: argparse.Namespace) -> None:

@@ -157,6 +157,16 @@ def warnings(made: Sequence[Group]) -> list[str]:
                 values.setdefault(value, []).append(group.label)
         told = "; ".join(f"{value} ({', '.join(dict.fromkeys(labels))})" for value, labels in values.items())
         said.append(f"not only the network differs: {key} = {told}")
+    alike: dict[str, Callable[[Recorded], list[Any]]] = {
+        "training images": lambda run: [run.records[0].get("train_images")],
+        "seed": lambda run: [run.run.seed],
+        "machine": lambda run: run.machines,
+    }
+    for what, of_run in alike.items():
+        found = {g.label: frozenset(value for run in g.runs for value in of_run(run)) for g in made}
+        if len(set(found.values())) > 1:
+            told = "; ".join(f"{label}: {', '.join(map(str, sorted(values)))}" for label, values in found.items())
+            said.append(f"not only the network differs: {what} ({told})")
     if len({(run.records[0].get("protocol"), run.records[0].get("val_images")) for run in runs}) > 1:
         said.append("validation errors were taken under different protocols: do not compare them")
     for recorded in runs:
@@ -218,9 +228,10 @@ def draw(made: Sequence[Group], path: Path) -> None:
     axes: list[Any] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
     for ax, (title, family) in zip(axes, panels, strict=True):
         for group in family:
-            colour = colours[group.depth]
-            _curve(ax, group, "train", "error", colour, linewidth=0.8)
-            _curve(ax, group, "eval", "val_error_top1", colour, linewidth=2.2, label=group.label)
+            same_depth = [other for other in family if other.depth == group.depth]
+            look = {"color": colours[group.depth], "linestyle": ("-", "--", ":", "-.")[same_depth.index(group) % 4]}
+            _curve(ax, group, "train", "error", linewidth=0.8, **look)
+            _curve(ax, group, "eval", "val_error_top1", linewidth=2.2, label=group.label, **look)
         ax.set(title=title, xlabel="iteration")
         ax.grid(alpha=0.3)
         ax.legend(title="thin: training, bold: validation", fontsize=8, title_fontsize=8)
@@ -228,16 +239,16 @@ def draw(made: Sequence[Group], path: Path) -> None:
     figure.savefig(path, dpi=140)
 
 
-def _curve(
-    ax: "Axes", group: Group, kind: str, key: str, colour: Any, linewidth: float, label: str | None = None
-) -> None:
+def _curve(ax: "Axes", group: Group, kind: str, key: str, **look: Any) -> None:
     """The mean over seeds, with a band of one standard deviation, at the steps that all seeds have reached."""
-    series = [{r["step"]: r[key] for r in run.records if r["kind"] == kind and key in r} for run in group.runs]
+    series = [
+        {r["step"]: r[key] for r in run.records if r["kind"] == kind and r.get(key) is not None} for run in group.runs
+    ]
     steps = sorted(set.intersection(*map(set, series)))
     means = [statistics.mean(one[step] for one in series) for step in steps]
-    ax.plot(steps, means, color=colour, linewidth=linewidth, label=label, marker="o" if len(steps) == 1 else None)
+    ax.plot(steps, means, marker="o" if len(steps) == 1 else None, **look)
     if len(series) > 1:
         spread = [statistics.stdev(one[step] for one in series) for step in steps]
         low = [mean - s for mean, s in zip(means, spread, strict=True)]
         high = [mean + s for mean, s in zip(means, spread, strict=True)]
-        ax.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+        ax.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)

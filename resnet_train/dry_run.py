@@ -26,14 +26,14 @@ def summary(networks: Sequence[NetConfig], size: int | None, classes: int | None
     told: list[dict[str, Any]] = []
     lines: list[str] = []
     for network in networks:
-        imagenet = network.stem == "imagenet"
-        pixels, outputs = size or (224 if imagenet else 32), classes or (1000 if imagenet else 10)
+        usual_size, usual_classes = complexity.usual_input(network)
+        pixels, outputs = size or usual_size, classes or usual_classes
         stages = complexity.stages(network, pixels, outputs)
         whole = complexity.total(stages)
         told.append({"network": network.name, "depth": network.depth, "image_size": pixels, **asdict(whole)})
-        told[-1]["stages"] = [{**asdict(stage), **asdict(stage.complexity)} for stage in stages]
-        for stage in told[-1]["stages"]:
-            del stage["complexity"]
+        told[-1]["stages"] = [
+            {"name": s.name, "units": s.units, "shape": s.shape, **asdict(s.complexity)} for s in stages
+        ]
         rows = [(s.name, str(s.units or ""), " x ".join(map(str, s.shape)), s.complexity) for s in stages]
         lines.append(f"{network.name}: depth {network.depth}, {pixels} px, {outputs} classes")
         table = [(*row[:3], *_costs(row[3])) for row in [*rows, ("total", "", "", whole)]]
@@ -46,15 +46,14 @@ def report(experiment: Experiment, runs: Sequence[Run], as_json: bool) -> str:
     told = [_cost(run) for run in runs if run.seed == experiment.seeds[0]]
     if as_json:
         return json.dumps({"experiment": dump(experiment), "networks": told}, indent=2)
-    heads = ("network", "depth", "parameters", "multiply-adds", "steps", "memory on one device")
+    heads = ("network", "depth", "parameters", "multiply-adds", "steps", "memory, all on one device")
     keys = ("depth", "params", "macs", "steps")
     rows = [(t["network"], *(_number(t[key]) for key in keys), f"{t['memory'] / 1e9:.2f} GB") for t in told]
     return to_yaml(dump(experiment)) + "\n" + columns([heads, *rows])
 
 
 def _cost(run: Run) -> dict[str, Any]:
-    imagenet = run.network.stem == "imagenet"
-    size, classes, channels, steps = (224, 1000, 3, run.train.steps) if imagenet else (32, 10, 3, run.train.steps)
+    (size, classes), channels, steps = complexity.usual_input(run.network), 3, run.train.steps
     source = _training_set(run.data)
     if source is not None:
         data = loader.training_data(run, source, run.seed, 0, 1, torch.device("cpu"))

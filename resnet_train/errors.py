@@ -1,25 +1,44 @@
 """What the program says to its user when it stops early, and with which exit code."""
 
+import sys
+import traceback
 
-class BadInput(Exception):
-    """Something that the user gave cannot be used: one line that names the thing and the cure. Exit code 2."""
+
+class Stop(Exception):
+    """A reason to stop, told in one line."""
+
+    exit_code = 1
+    told = False
+    """Whether another rank says it."""
+
+
+class BadInput(Stop):
+    """Something that the user gave cannot be used: the line names the thing and the cure."""
 
     exit_code = 2
 
 
-class Diverged(Exception):
-    """The loss is no longer finite. Exit code 1."""
-
-    exit_code = 1
+class Diverged(Stop):
+    """The loss is no longer finite."""
 
 
-class RankLost(Exception):
-    """Another rank is gone, and said why. Exit code 1."""
-
-    exit_code = 1
+class RankLost(Stop):
+    """Another rank is gone, and said why."""
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved and the same command continues it. Exit code 75."""
+class Interrupted(Stop):
+    """A signal asked the run to stop; its state is saved and the same command continues it."""
 
     exit_code = 75
+
+
+def report(error: BaseException) -> int:
+    """Tell the user why the program stops: in one line, or with a traceback if it is a bug. Returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if not isinstance(error, Stop):
+        traceback.print_exception(error)
+        return 1
+    if not error.told:
+        print(f"resnet-train: {error}", file=sys.stderr)
+    return error.exit_code

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnet_train.config.data import ImageFolder
 from resnet_train.config.schema import Run
 from resnet_train.data.loader import EvaluationData
 from resnet_train.data.normalize import Normalization
@@ -36,9 +35,7 @@ def data_of(run: Run, source: AnySource, world: World, training: bool = False) -
 
     Only training images may be skipped where they cannot be decoded; of a validation set all count.
     """
-    folder = run.data if isinstance(run.data, ImageFolder) else None
-    skip = training and folder is not None and folder.on_bad_image == "skip"
-    workers = folder.workers if folder else 0
+    skip, workers = training and run.data.skips_bad_images, run.data.processes
     return EvaluationData(source, run.view, run.eval.batch_size, world.device, workers, world.rank, world.size, skip)
 
 
@@ -76,4 +73,5 @@ def protocol(run: Run) -> str:
     view = run.view
     crop = f"one {view.crop} px crop at the centre, shorter side {view.resize} px" if view else "whole image, one view"
     weights = f"average of the weights (decay {run.train.ema})" if run.train.ema else "last weights"
-    return f"{crop}; {weights}; running BN statistics; {run.train.precision}"
+    images = f"{run.data.holdout} held-out training images" if run.data.holdout else "validation set"
+    return f"{images}; {crop}; {weights}; running BN statistics; {run.train.precision}"

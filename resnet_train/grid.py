@@ -34,11 +34,11 @@ def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, as_jso
     with dist.start(device) as world, listening() as request:
         pending = []
         for run, folder in zip(runs, folders, strict=True):
-            held = None if fresh else dist.decide(world, partial(run_folder.held_by, folder, run))
-            if held is None or held.end is None:
+            over = None if fresh else dist.decide(world, partial(run_folder.status, folder, run))
+            if over is None:
                 pending.append((run, folder, _work(run)))
             elif world.first:
-                print(f"{folder}: {held.end['status']} already", file=sys.stderr)
+                print(f"{folder}: {over} already", file=sys.stderr)
         for i, (run, folder, work) in enumerate(pending):
             later = sum(other for _, _, other in pending[i + 1 :]) / work
             try:
@@ -62,14 +62,14 @@ def _train(run: Run, folder: Path, world: World, *rest: Any) -> None:
     except torch.OutOfMemoryError:
         raise BadInput(
             f"{run.network.name}: out of memory on {world.device} with train.batch_size {run.train.batch_size} over "
-            f"{world.size} ranks x {run.train.accumulate} passes: raise train.accumulate, lower train.batch_size, or "
-            "use train.precision=bf16"
+            f"{world.size} ranks x {run.train.accumulate} passes: raise train.accumulate, lower train.batch_size (or "
+            "eval.batch_size, if it was evaluating), or use train.precision=bf16"
         ) from None
 
 
 def _work(run: Run) -> float:
     """Multiply-adds of an image, at a size that is the same for every network of its stem."""
-    return complexity.of_network(run.network, 224 if run.network.stem == "imagenet" else 32, 10).macs
+    return complexity.of_network(run.network, *complexity.usual_input(run.network)).macs
 
 
 def evaluate_all(paths: Sequence[Path], overrides: Sequence[str], as_json: bool) -> None:
@@ -86,12 +86,16 @@ def evaluate_all(paths: Sequence[Path], overrides: Sequence[str], as_json: bool)
             _, val_set = sources.open_data(run.data)
             if about.classes != tuple(val_set.classes):
                 raise BadInput(f"{one.path} was trained on {len(about.classes)} classes that are not those of the data")
-            set_precision(run.train.precision)
+            set_precision(run.train.precision, world.device)
             net = Network(run.network, len(about.classes), about.channels)
             net.load_state_dict(one.payload["net"] if one.payload["ema"] is None else one.payload["ema"])
             net = net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             over = evaluate.data_of(run, val_set, world)
-            found = evaluate.error(net, over, about.normalization.to(world.device), run.train.precision, world)
+            try:
+                found = evaluate.error(net, over, about.normalization.to(world.device), run.train.precision, world)
+            except torch.OutOfMemoryError:
+                cure = f"lower eval.batch_size, now {run.eval.batch_size}: --set eval.batch_size=N"
+                raise BadInput(f"{one.path}: out of memory on {world.device}: {cure}") from None
             named = {"checkpoint": str(one.path), "network": run.network.name, "seed": run.seed, "step": one.step}
             figures.append({**named, **found, "protocol": evaluate.protocol(run)})
         if world.first:

@@ -9,9 +9,9 @@ env.json         versions, machine and commit of each session
 
 import json
 import shutil
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,13 @@ class Recorded:
         """The last record of a run that is over: finished or diverged."""
         return next((r for r in self.records if r["kind"] == "end"), None)
 
+    @property
+    def machines(self) -> list[str]:
+        """What it was made on, session by session, as `env.json` says; empty where that is missing."""
+        path = self.folder / "env.json"
+        sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
+        return [f"{s['ranks']} x {s['device']}, torch {s['torch']}" for s in sessions]
+
 
 def read(folder: Path) -> Recorded:
     """A run folder. Raises `BadInput` where it is none."""
@@ -59,7 +66,10 @@ def read_metrics(folder: Path) -> list[Record]:
     if not path.exists():
         return []
     records = []
-    lines = path.read_text().splitlines()
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
@@ -105,6 +115,12 @@ def held_by(folder: Path, run: Run) -> Recorded | None:
     return held
 
 
+def status(folder: Path, run: Run) -> str | None:
+    """How a run ended, if its folder says that it has. Raises `BadInput` where the folder holds another run."""
+    held = held_by(folder, run)
+    return None if held is None or held.end is None else str(held.end["status"])
+
+
 def prepare(run: Run, folder: Path, fresh: bool) -> list[Record]:
     """Make the folder of a run about to start, with its config; the records that it holds already, if any.
 
@@ -112,7 +128,7 @@ def prepare(run: Run, folder: Path, fresh: bool) -> list[Record]:
     """
     try:
         if fresh and folder.exists():
-            shutil.move(folder, folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}.old"))
+            shutil.move(folder, folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}.old"))
         if held := held_by(folder, run):
             for stray in folder.glob("checkpoints/*.tmp"):  # of a process that was killed while it wrote
                 stray.unlink()

@@ -1,5 +1,6 @@
 """The hall: one run, from config to final checkpoint, top to bottom."""
 
+import sys
 from pathlib import Path
 
 from resnet_train import evaluate, run_folder
@@ -25,15 +26,15 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     `later` is the work of the experiment's other runs, in units of this one's.
     Raises `BadInput`; `Interrupted`, once the state is saved, if a signal came; `Diverged`, recorded if so configured.
     """
-    set_precision(run.train.precision)
-    train_set, val_set = sources.open_data(run.data)
+    set_precision(run.train.precision, world.device)
+    train_set, val_set = dist.first_before_others(world, lambda: sources.open_data(run.data))
     data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
     clean_set = train_set.subset(sources.evenly_spaced(len(train_set), run.eval.clean_train))
     plan = plan_of(run, data.steps_per_epoch)
 
     state = new_state(run, len(train_set.classes), train_set.channels, world)
     checkpoints = folder / "checkpoints"
-    saved = None if fresh else checkpoint.latest(checkpoints)
+    saved = None if fresh else checkpoint.latest(checkpoints, world)
     if saved is None:
         statistics = dist.decide(world, lambda: normalize.statistics(run, train_set))
         about = About(run, tuple(train_set.classes), len(train_set), statistics)
@@ -45,7 +46,9 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     held = dist.decide(world, lambda: run_folder.prepare(run, folder, fresh))
     kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
 
-    agreement = Agreement(world)
+    if world.first and (beyond := plan.beyond_the_end()):
+        print(f"note: {beyond} steps, after the last one, {plan.total}", file=sys.stderr)
+    agreement, stop = Agreement(world), False
     with metrics.open_log(folder, run, state.step, plan.total, kept, later, world) as log:
         if not kept:
             log.write("start", 0, facts(run, data, len(val_set), plan))
@@ -71,9 +74,14 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
                     names = ["best.pt"] * improved + [f"step-{state.step}.pt"] * plan.keep.is_due(state.step)
                     checkpoint.save(state, about, checkpoints, names, world)
             if stop and state.step < plan.total:
-                raise Interrupted(f"stopped at step {state.step} of {plan.total}, saved; the same command continues")
-        log.write("end", state.step, {"status": "finished"})
-        log.flush()
+                break
+        else:
+            log.write("end", state.step, {"status": "finished"})
+            log.flush()
+    if stop:
+        interrupted = Interrupted(f"stopped at step {state.step} of {plan.total}, saved; the same command continues")
+        interrupted.told = not world.first
+        raise interrupted
 
 
 def facts(run: Run, data: TrainingData, val_images: int, plan: Plan) -> Record:
@@ -113,8 +121,14 @@ def stop_if_diverged(
     if run.train.on_divergence == "record":
         log.write("end", step, {"status": "diverged"})
         log.flush()
-    last = checkpoints / "last.pt"
-    raise Diverged(
-        f"{run.network.name} seed {run.seed}: the loss or its gradient is not finite at step {step} "
-        f"({data.describe(step)}); the last good checkpoint is {last if last.exists() else 'none: it was never saved'}"
+    last, listed = checkpoints / "last.pt", checkpoints.with_name(f"diverged-at-step-{step}.txt")
+    samples = data.describe(step)
+    if world.first:
+        listed.write_text("\n".join(samples) + "\n")
+    diverged = Diverged(
+        f"{run.network.name} seed {run.seed}: the loss or its gradient is not finite at step {step}, of samples "
+        f"{', '.join(samples[:4])}, … ({len(samples)}, listed in {listed}); "
+        f"the last good checkpoint is {last if last.exists() else 'none: it was never saved'}"
     )
+    diverged.told = not world.first
+    raise diverged

@@ -102,7 +102,7 @@ def commands(text: str) -> list[list[str]]:
     for line in lines:
         match = re.search(r"(?:^|[ (/])(?:resnet-train|resnet_train\)?|\$\(which resnet-train\)) +(.*)", line)
         if match:
-            found.append(shlex.split(re.split(r" (?:\|\||&&|>) ", match[1])[0], comments=True))
+            found.append(shlex.split(re.split(r" (?:\|\||&&?|>) ", match[1])[0], comments=True))
     return found
 
 

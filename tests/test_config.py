@@ -150,6 +150,8 @@ def test_scalars_are_those_of_yaml_1_2(config: Callable[..., Path]) -> None:
         ),
         ("name=!!int x", "command line, name: not an experiment"),
         ("data=&a {b: *a}", "command line, data: not an experiment"),
+        ("networks=[{base: cifar-resnet-8, widths: [8, 4, 4]}]", "networks.0: shortcut A pads with channels of zeros"),
+        ("schedule={kind: step, warmup: {lr: 0.1, steps: 3}}", "schedule.warmup has no effect: its lr is optimizer.lr"),
         ("name=a/b", 'name = "a/b": string should match'),
         ("train", "'train' is not of the form key=value"),
         ("train.steps=[", "command line, train.steps, line 1"),

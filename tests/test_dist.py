@@ -1,6 +1,7 @@
 """Several ranks, as processes over gloo: the same training as one rank, the same evaluation, one decision."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -31,8 +32,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_close(one: Any, other: Any, tolerance: float) -> None:
+    """Each tensor within a relative distance of the other."""
     for (key, a), b in zip(one.items(), other.values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
+        assert (a - b).norm() <= tolerance * a.norm(), key
 
 
 def test_two_ranks_are_one_rank(config: Config) -> None:
@@ -43,7 +45,7 @@ def test_two_ranks_are_one_rank(config: Config) -> None:
     for a, b in zip(figures(one), figures(two), strict=True):
         assert a.keys() == b.keys()
         for key in a:
-            assert a[key] == (pytest.approx(b[key], rel=1e-4) if isinstance(a[key], float) else b[key]), key
+            assert a[key] == (pytest.approx(b[key], rel=1e-5) if isinstance(a[key], float) else b[key]), key
 
 
 def test_two_ranks_are_two_passes_of_one(config: Config) -> None:
@@ -71,10 +73,12 @@ def test_stopped_by_a_signal_to_one_rank_all_save_and_resume(config: Config) -> 
     parts = Path("parts/tiny") / FOLDER
     while process.poll() is None and len(figures(parts) if (parts / "metrics.jsonl").exists() else []) < 8:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)  # torchrun passes it on to its ranks
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    one = next(int(pid) for pid in ranks if "resnet_train" in Path(f"/proc/{pid}/cmdline").read_text())
+    os.kill(one, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "saved; the same command continues" in err
+    assert err.count("saved; the same command continues") == 1
     assert 8 < checkpoint.read(parts / "checkpoints/last.pt").step < 60
     trained(path, "parts", 2)
     assert figures(parts) == figures(whole)
@@ -86,7 +90,26 @@ def test_bad_input_ends_all_ranks(config: Config) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "train.batch_size = 15 (global) is not divisible by 2 ranks" in err
+    assert 'File "' not in err.partition("torch.distributed.elastic")[0]
     assert not Path("runs").exists()
+
+
+def test_an_error_of_one_rank_is_told_once_and_ends_the_other(config: Config, tmp_path: Path) -> None:
+    """A validation image that only the second rank reads."""
+    from PIL import Image
+
+    for part in ("train", "val"):
+        (tmp_path / "images" / part / "a").mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (12, 12)).save(tmp_path / "images" / part / "a" / f"{i}.png")
+    (tmp_path / "images/val/a/1.png").write_bytes(b"broken")
+    data = {"kind": "imagefolder", "path": str(tmp_path / "images"), "workers": 1}
+    sizes = {"augment": {"crop": {"kind": "random-resized", "size": 8}}, "eval": {"view": {"resize": 8, "crop": 8}}}
+    process = spawn("run", config(data=data, **sizes), ranks=2)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert err.count("resnet-train: cannot decode") == 1
+    assert "Traceback" not in err.partition("torch.distributed.elastic")[0]
 
 
 def test_eval_on_two_ranks_is_eval_on_one(config: Config) -> None:

@@ -194,11 +194,31 @@ def test_lower_precision_follows_fp32(tiny_run: TinyRun, precision: str) -> None
     assert next(half.net.parameters()).dtype == torch.float32
 
 
+def test_a_first_step_that_overflows_leaves_no_trace(tiny_run: TinyRun) -> None:
+    """The loss scaler skips it; the next one must start from zero momentum, not from unwritten memory."""
+    run = tiny_run(train={"precision": "fp16"})
+    state, other = (new_state(run, 4, 3, CPU) for _ in range(2))
+    before = {key: value.clone() for key, value in state.net.state_dict().items() if "running" not in key}
+    hook = state.net.conv1.weight.register_hook(lambda gradient: gradient * math.inf)
+    train_step(state, [random_batch()], IDENTITY, 0.1, run.train)
+    hook.remove()
+    assert all(torch.equal(state.net.state_dict()[key], w) for key, w in before.items() if "num_batches" not in key)
+    assert state.diverged_at.item() == -1
+    assert state.scaler.get_scale() == 32768
+    other.scaler.load_state_dict(state.scaler.state_dict())
+    for one in (state, other):
+        train_step(one, [random_batch(seed=1)], IDENTITY, 0.1, run.train)
+    for one, two in zip(state.net.parameters(), other.net.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
 def test_fp32_is_fp32_and_tf32_is_asked_for() -> None:
     for precision, tf32 in (("tf32", True), ("bf16", False), ("fp32", False)):
-        set_precision(precision)
+        set_precision(precision, torch.device("cuda"))
         assert torch.backends.cuda.matmul.allow_tf32 == tf32
         assert torch.backends.cudnn.allow_tf32 == tf32
+    with pytest.raises(BadInput, match="tf32 has no effect on the CPU"):
+        set_precision("tf32", torch.device("cpu"))
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -222,7 +242,7 @@ def test_a_restored_state_is_the_state(saved: Any, tiny_run: TinyRun, tmp_path: 
     _, save, folder = saved
     save(), save("best.pt")
     assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
-    found = checkpoint.latest(folder)
+    found = checkpoint.latest(folder, CPU)
     assert found is not None
     assert found.about.run == tiny_run(train={"ema": 0.9})
     assert (found.about.classes, found.about.train_images, found.about.channels) == (("a", "b", "c", "d"), 40, 3)
@@ -243,13 +263,15 @@ def test_the_last_good_checkpoint_is_used_with_a_warning(saved: Any, harm: str, 
         middle = len(content) // 2
         content[middle : middle + 512] = bytes(byte ^ 1 for byte in content[middle : middle + 512])
     last.write_bytes({"truncate": content[:-100], "sector": content, "empty": b""}[harm])
-    found = checkpoint.latest(folder)
+    found = checkpoint.latest(folder, CPU)
     assert found is not None
     assert found.step == 1
     assert "warning" in capsys.readouterr().err
+    # Moved aside, or the next save would put it in the place of the good one.
+    assert sorted(path.name for path in folder.iterdir()) == ["last.pt.damaged", "previous.pt"]
     (folder / "previous.pt").write_bytes(b"")
     with pytest.raises(BadInput, match=r"no checkpoint in .* is good"):
-        checkpoint.latest(folder)
+        checkpoint.latest(folder, CPU)
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])

@@ -15,6 +15,21 @@ class DataSection(Section):
     holdout: Annotated[int, Field(ge=0)] = 0
     """Training images, evenly spaced, to validate on instead of the validation set: for choosing among settings."""
 
+    @property
+    def processes(self) -> int:
+        """Decoding processes of each rank; stored images need none."""
+        return 0
+
+    @property
+    def skips_bad_images(self) -> bool:
+        """Whether a training image that cannot be decoded is left out."""
+        return False
+
+    @property
+    def grey(self) -> bool:
+        """Whether images have one channel."""
+        return False
+
 
 class ImageFolder(DataSection):
     """Class folders of images: PATH/train/CLASS/IMAGE and PATH/val/CLASS/IMAGE."""
@@ -26,6 +41,14 @@ class ImageFolder(DataSection):
     on_bad_image: Literal["stop", "skip"] = "stop"
     """skip: a training image that cannot be decoded is counted, listed, and the next one is used in its place."""
 
+    @property
+    def processes(self) -> int:
+        return self.workers
+
+    @property
+    def skips_bad_images(self) -> bool:
+        return self.on_bad_image == "skip"
+
 
 class StoredImages(DataSection):
     """One of torchvision's small data sets, held in memory."""
@@ -36,11 +59,19 @@ class StoredImages(DataSection):
     download: bool = False
     """Fetch the files into `path` where they are missing."""
 
+    @property
+    def grey(self) -> bool:
+        return self.kind in ("mnist", "fashion-mnist")
+
 
 class Digits(DataSection):
     """The 1,797 handwritten digits of 8x8 pixels that scikit-learn ships; every fifth one is for validation."""
 
     kind: Literal["digits"]
+
+    @property
+    def grey(self) -> bool:
+        return True
 
 
 class Synthetic(DataSection):
@@ -53,6 +84,10 @@ class Synthetic(DataSection):
     classes: Annotated[int, Field(ge=2)] = 10
     train_images: Count = 1024
     val_images: Count = 256
+
+    @property
+    def grey(self) -> bool:
+        return self.channels == 1
 
 
 Data = Annotated[ImageFolder | StoredImages | Digits | Synthetic, Field(discriminator="kind")]

@@ -29,6 +29,8 @@ class NetConfig(Section):
     def _consistent(self) -> Self:
         if len(self.depths) != len(self.widths):
             raise ValueError(f"depths names {len(self.depths)} stages and widths {len(self.widths)}: make them equal")
+        if self.shortcut == "A" and list(self.widths) != sorted(self.widths):
+            raise ValueError("shortcut A pads with channels of zeros, so widths cannot fall: use B")
         if self.unit == "basic" and self.stride_on is not None:
             raise ValueError("stride_on has no effect with unit basic: remove it")
         if self.unit == "bottleneck" and self.stride_on is None:

@@ -193,6 +193,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         crop, kind = self.augment.crop, self.data.kind
+        if self.schedule.warmup is not None and self.schedule.warmup.lr == self.optimizer.lr:
+            raise ValueError(f"schedule.warmup has no effect: its lr is optimizer.lr, {self.optimizer.lr}")
         if isinstance(self.data, ImageFolder):
             if crop is None or crop.kind == "pad":
                 raise ValueError(
@@ -203,9 +205,7 @@ class Recipe(Section):
                 raise ValueError(f"augment.crop of kind {crop.kind} is for data.kind imagefolder: use kind pad")
             if self.eval.view is not None:
                 raise ValueError(f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole")
-        if self.augment.color and (
-            kind in ("digits", "mnist", "fashion-mnist") or getattr(self.data, "channels", 3) == 1
-        ):
+        if self.augment.color and self.data.grey:
             raise ValueError(f"augment.color needs colour images, and those of data.kind {kind} are grey")
         return self
 

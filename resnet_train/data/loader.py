@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from resnet_train.config.data import Augment, ImageFolder, PadCrop
+from resnet_train.config.data import Augment, PadCrop
 from resnet_train.config.schema import Recipe, View
 from resnet_train.data import augment, draws
 from resnet_train.data.draws import Ints
@@ -220,13 +220,10 @@ class TrainingData:
             ready = [next(batches) for _ in range(self.stream.accumulate)]
             yield StepData(ready, time.perf_counter() - begin)
 
-    def describe(self, step: int) -> str:
-        """The samples of a step's global batch, for a message."""
-        samples = self.stream.batch(step)
-        epoch, indices = int(samples.epochs[0]), samples.indices
-        named = [str(self.source.path(i)) if isinstance(self.source, Folder) else str(i) for i in indices[:8]]
-        more = f" and {len(indices) - 8} more" if len(indices) > 8 else ""
-        return f"epoch {epoch}, samples {', '.join(named)}{more}"
+    def describe(self, step: int) -> list[str]:
+        """The samples of a step's global batch: the paths of files, the numbers of stored images."""
+        indices = self.stream.batch(step).indices.tolist()
+        return [str(self.source.path(i)) if isinstance(self.source, Folder) else str(i) for i in indices]
 
 
 def training_data(
@@ -247,8 +244,7 @@ def training_data(
                 f"augment.crop.padding = {crop.padding}: reflection needs less than the image's {size} pixels"
             )
     stream = Stream(seed, len(source), train.batch_size, train.accumulate, rank, ranks)
-    workers, skip = (data.workers, data.on_bad_image == "skip") if isinstance(data, ImageFolder) else (0, False)
-    return TrainingData(source, stream, recipe.augment, device, workers, skip)
+    return TrainingData(source, stream, recipe.augment, device, data.processes, data.skips_bad_images)
 
 
 @dataclass(frozen=True)
@@ -313,6 +309,7 @@ def _shield_helpers() -> None:
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}  # exec keeps what is ignored
     try:
         resource_tracker.ensure_running()
+        forkserver.set_forkserver_preload([__name__])  # torch is imported once, not by each worker
         forkserver.ensure_running()
     finally:
         for number, handler in before.items():

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from resnet_train.config.data import ImageFolder, PadCrop
+from resnet_train.config.data import PadCrop
 from resnet_train.config.schema import Recipe, View
 from resnet_train.data.loader import Batch, EvaluationData
 from resnet_train.data.sources import AnySource, Folder, evenly_spaced
@@ -39,16 +39,14 @@ def statistics(recipe: Recipe, source: AnySource) -> Normalization:
     Of an image folder, `_IMAGES` evenly spaced images are read, as evaluation would see them at the size of
     the training crop.
     """
-    view, workers, skip_bad = None, 0, False
+    view, cfg = None, recipe.data
     if isinstance(source, Folder):
-        crop, data = recipe.augment.crop, recipe.data
+        crop = recipe.augment.crop
         assert crop is not None
         assert not isinstance(crop, PadCrop)
-        assert isinstance(data, ImageFolder)
         source = source.subset(evenly_spaced(len(source), _IMAGES))
         view = View(resize=round(crop.size * 256 / 224), crop=crop.size)
-        workers, skip_bad = data.workers, data.on_bad_image == "skip"
-    shown = EvaluationData(source, view, 256, torch.device("cpu"), workers, skip_bad=skip_bad)
+    shown = EvaluationData(source, view, 256, torch.device("cpu"), cfg.processes, skip_bad=cfg.skips_bad_images)
     first = second = torch.zeros((), dtype=torch.int64)
     for batch in shown.batches():
         pixels = batch.images.to(torch.int32)

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +18,6 @@ from resnet_train.errors import BadInput
 Pixels = npt.NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
-
-
-class Source(Protocol):
-    """Labelled samples, numbered from 0."""
-
-    classes: Sequence[str]
-    labels: Ints
-    """[len] class numbers."""
-    channels: int
-
-    def __len__(self) -> int: ...
 
 
 class Stored:

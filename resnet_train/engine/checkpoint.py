@@ -16,7 +16,7 @@ from torch import Tensor
 from resnet_train.config.load import dump, read_run
 from resnet_train.config.schema import Run
 from resnet_train.data.normalize import Normalization
-from resnet_train.engine.dist import World, averaged_statistics, gather, set_statistics, statistics
+from resnet_train.engine.dist import World, averaged_statistics, decide, gather, set_statistics, statistics
 from resnet_train.engine.step import TrainState
 from resnet_train.errors import BadInput
 
@@ -83,28 +83,36 @@ def _write(state: TrainState, about: About, folder: Path, copies: Sequence[str],
         for name in (*copies, "last.pt"):
             with _whole(folder / name) as file:
                 torch.save(payload, file)
-    except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's file writer
+            raise
         reason = getattr(error, "strerror", None) or "the disk is full or over its quota"
         kept = f"{last} is intact" if last.exists() else "there is none before it"
         raise BadInput(f"cannot save the checkpoint of step {state.step} in {folder}: {reason}; {kept}") from None
 
 
-def latest(folder: Path) -> Saved | None:
-    """The last good checkpoint of a folder, if it has any; warns where a newer one is damaged.
+def latest(folder: Path, world: World) -> Saved | None:
+    """The last good checkpoint of a folder, if it has any; warns where a newer one is damaged, and moves that aside.
 
     Raises `BadInput` where there are checkpoints and none is good: training does not start over unasked.
     """
-    damaged = False
+    path = decide(world, lambda: _latest_good(folder))
+    return None if path is None else read(path)
+
+
+def _latest_good(folder: Path) -> Path | None:
+    damaged: list[Path] = []
     for path in _newest_first(folder):
         try:
-            saved = read(path)
+            step = read(path).step
         except BadInput as error:
-            damaged = True
+            damaged.append(path)
             print(f"warning: {error}", file=sys.stderr)
             continue
-        if damaged:
-            print(f"warning: continuing from {path}, step {saved.step}", file=sys.stderr)
-        return saved
+        for bad in damaged:  # or the next save would move it over `previous.pt`, which may be the good one
+            bad.rename(bad.with_name(f"{bad.name}.damaged"))
+            print(f"warning: continuing from {path}, step {step}; {bad} is now {bad.name}.damaged", file=sys.stderr)
+        return path
     if damaged:
         raise BadInput(f"no checkpoint in {folder} is good: start anew with --fresh")
     return None

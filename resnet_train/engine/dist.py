@@ -1,6 +1,7 @@
 """The ranks of a run: the only reader of RANK and WORLD_SIZE. With one rank every function here is a no-op."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_train.errors import BadInput, RankLost
+from resnet_train.errors import BadInput, Interrupted, RankLost, report
 
 _T = TypeVar("_T")
 
@@ -52,11 +53,16 @@ def start(device: str) -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=place if cuda else None)
     try:
         yield World(place, dist.get_rank(), size)
-    except RuntimeError as error:
-        if "onnection" in str(error):  # gloo's "Connection closed by peer", NCCL's "remote ... connection"
-            raise RankLost("another rank has stopped; what it said is the reason") from None
+    except Interrupted:  # all ranks alike
+        dist.destroy_process_group()
         raise
-    finally:
+    except BaseException as error:
+        # Perhaps this rank's alone: to part in good order would wait for the others, who wait for this one.
+        lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "onnection" in str(error))
+        code = report(RankLost("another rank has stopped; what it said is the reason") if lost else error)
+        sys.stdout.flush()
+        os._exit(code)
+    else:
         dist.destroy_process_group()
 
 
@@ -80,8 +86,16 @@ def decide(world: World, question: Callable[[], _T]) -> _T:
             answer = [error]
     dist.broadcast_object_list(answer, device=torch.device("cpu"))
     if isinstance(answer[0], BadInput):
+        answer[0].told = not world.first
         raise answer[0]
     return answer[0]  # type: ignore[no-any-return]
+
+
+def first_before_others(world: World, make: Callable[[], _T]) -> _T:
+    """What `make` makes, on every rank; the first is done before the others begin, and speaks for all if it fails."""
+    made: list[_T] = []
+    decide(world, lambda: made.append(make()))
+    return made[0] if made else make()
 
 
 def first_step(world: World, step: Tensor) -> int | None:

@@ -11,6 +11,7 @@ class Request:
     """Whether a signal has come."""
 
     name: str | None = None
+    interrupts = 0
 
 
 @contextmanager
@@ -19,7 +20,8 @@ def listening() -> Iterator[Request]:
     request = Request()
 
     def handle(number: int, _: FrameType | None) -> None:
-        if request.name is not None and number == signal.SIGINT:
+        request.interrupts += number == signal.SIGINT
+        if request.interrupts > 1:
             os._exit(130)
         request.name = signal.Signals(number).name
 

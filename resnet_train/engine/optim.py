@@ -15,4 +15,10 @@ def sgd(net: nn.Module, cfg: Optimizer) -> torch.optim.SGD:
         {"params": matrices, "weight_decay": cfg.weight_decay},
         {"params": others, "weight_decay": cfg.weight_decay if cfg.decay_on == "all" else 0.0},
     ]
-    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
+    if cfg.momentum:
+        # Zero is what the first step starts from. Left to itself, the fused kernel allocates the buffers unwritten, and
+        # reads them as history if the loss scaler skips that step.
+        for parameter in net.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

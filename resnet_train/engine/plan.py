@@ -40,6 +40,12 @@ class Plan:
         """Whether this step is one at which the loop may wait for the device."""
         return any(every.is_due(step) for every in (self.log, self.eval, self.save, self.keep))
 
+    def beyond_the_end(self) -> str:
+        """What the recipe plans for after the last step, as when a run is cut short; empty if nothing."""
+        late = [f"a milestone at {milestone}" for milestone in self.milestones if milestone >= self.total]
+        late += [f"a warm-up of {self.warmup}"] if self.warmup > self.total else []
+        return ", ".join(late)
+
     def lr_at(self, step: int) -> float:
         """The learning rate of the step that follows `step` steps (so the first one's is `lr_at(0)`)."""
         schedule, start = self.schedule, self.schedule.warmup

@@ -3,7 +3,7 @@
 import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from resnet_train.data.loader import Batch
 from resnet_train.data.normalize import Normalization
 from resnet_train.engine import dist, optim
 from resnet_train.engine.dist import World
+from resnet_train.errors import BadInput
 from resnet_train.models.network import Network, initialise
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,14 +39,13 @@ class TrainState:
     diverged_at: Tensor
     """int64: the first step whose loss or gradient was not finite, -1 if none. No checkpoint is made after it."""
     step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    """`val_error_top1` and `step` of the best evaluation so far."""
+    best: float = math.inf
+    """The lowest `val_error_top1` of an evaluation so far."""
 
     def improves(self, val_error_top1: float) -> bool:
         """Note an evaluation; whether it is the best so far."""
-        better = val_error_top1 < self.best.get("val_error_top1", math.inf)
-        if better:
-            self.best = {"val_error_top1": val_error_top1, "step": self.step}
+        better = val_error_top1 < self.best
+        self.best = min(self.best, val_error_top1)
         return better
 
     def averaged(self) -> nn.Module:
@@ -62,7 +62,10 @@ def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState
     if run.train.sync_bn:
         net = dist.synchronise_batch_norm(net, world)
     ema = copy.deepcopy(net).requires_grad_(False) if run.train.ema else None
-    forward: nn.Module = torch.compile(net) if run.train.compile else net  # type: ignore[assignment]
+    forward: nn.Module = net
+    if run.train.compile:
+        torch.compiler.reset()  # or the ninth network of a process is one recompilation too many, and runs eagerly
+        forward = torch.compile(net)  # type: ignore[assignment]
     return TrainState(
         net=net,
         forward=dist.parallel(forward, world),
@@ -74,13 +77,18 @@ def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState
     )
 
 
-def set_precision(precision: str) -> None:
-    """How this process multiplies fp32 matrices on CUDA: in full, unless tf32 is asked for."""
+def set_precision(precision: str, device: torch.device) -> None:
+    """How this process multiplies fp32 matrices on CUDA: in full, unless tf32 is asked for.
+
+    Raises `BadInput` where the device has no tf32.
+    """
+    if precision == "tf32" and device.type == "cpu":
+        raise BadInput("train.precision = tf32 has no effect on the CPU: use fp32 or bf16")
     # Through these two, since torch 2.11 to 2.15 refuse to read one interface's setting through the other, and
     # torch.compile reads these.
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.benchmark = True  # shapes never change, so the search for kernels pays
+    torch.backends.cudnn.benchmark = True  # training batches are of one shape, so the search for kernels pays
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

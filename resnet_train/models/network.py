@@ -56,8 +56,9 @@ def initialise(net: nn.Module, seed: int) -> None:
     """He initialisation, each weight a function of (seed, its name) alone.
 
     So a plain net and its residual partner start from the same weights wherever they have the same layers.
-    Convolutions are normal with variance 2 / (k * k * w_out), as in the authors' released code (He et al. 2015b,
-    equation 14, the backward case); batch norms are the identity; the head is uniform within 1 / sqrt(w_in), bias 0.
+    Convolutions are normal with variance 2 / (k * k * w_out): He et al. 2015b, section 2.2, in its backward form, which
+    fb.resnet.torch and torchvision chose too. Batch norms are the identity; the head is uniform within 1 / sqrt(w_in),
+    its bias 0.
     """
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -69,6 +69,11 @@ def stages(cfg: NetConfig, size: int, classes: int, channels: int = 3) -> list[S
     return [Stage(p, units.get(p, 0), shapes[p], Complexity(*counts[p])) for p in ("stem", *net.stages, "fc")]
 
 
+def usual_input(cfg: NetConfig) -> tuple[int, int]:
+    """Image size and classes of the set that a network's stem is for: ImageNet's or CIFAR-10's."""
+    return (224, 1000) if cfg.stem == "imagenet" else (32, 10)
+
+
 def total(parts: list[Stage]) -> Complexity:
     """The sum over a stage table."""
     each = [part.complexity for part in parts]

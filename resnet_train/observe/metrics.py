@@ -160,13 +160,10 @@ def open_log(folder: Path, run: Run, step: int, total: int, kept: Sequence[Recor
     skipped = folder / "skipped-images.txt"
     if not world.first:
         return Log([], clock, skipped)
-    environment.add_session(folder / "env.json", step, world)
-    name = f"{run.network.name} seed {run.seed}"
-    sinks: list[Sink] = [
-        JsonLines(folder / "metrics.jsonl", kept),
-        TensorBoard(folder, run, kept),
-        Progress(name, step, total, later),
-    ]
+    with _writing():
+        environment.add_session(folder / "env.json", step, world)
+        sinks: list[Sink] = [JsonLines(folder / "metrics.jsonl", kept), TensorBoard(folder, run, kept)]
+    sinks.append(Progress(f"{run.network.name} seed {run.seed}", step, total, later))
     return Log(sinks, clock, skipped)
 
 
@@ -175,7 +172,10 @@ class JsonLines:
 
     def __init__(self, path: Path, kept: Sequence[Record]) -> None:
         partial = path.with_suffix(".tmp")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        with partial.open("w") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in kept))
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
         self.file = path.open("a")
 
@@ -238,8 +238,7 @@ class Progress:
             shown = f"{self.name}: step {record['step']}, validation error {record['val_error_top1']:.2f} %"
             if "clean_train_error_top1" in record:
                 shown += f", clean training error {record['clean_train_error_top1']:.2f} %"
-            if not self.bar.disable:
-                self.bar.write(shown, file=sys.stderr)
+            self.bar.write(shown, file=sys.stderr)
 
     def _progress(self, record: Record) -> None:
         self.bar.update(record["step"] - self.step)
