@@ -247,7 +247,8 @@ def test_without_a_terminal_a_line_is_printed_now_and_then(
 ) -> None:
     monkeypatch.setattr(metrics.Progress, "every", 0.0)
     _, _, err = program("run", config())
-    assert err.count("cifar-resnet-8 seed 0: step ") == 4
+    assert err.count(", train error ") == 4
+    assert err.count(", validation error ") == 2
     assert "step 8/8, train error" in err
     assert "00:00 left, experiment 00:00" in err
 
