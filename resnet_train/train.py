@@ -47,7 +47,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
 
     if world.first and (beyond := plan.beyond_the_end()):
-        print(f"note: {beyond} steps, after the last one, {plan.total}", file=sys.stderr)
+        print(f"note: the run ends after {plan.total} steps, before {beyond}", file=sys.stderr)
     agreement, stop = Agreement(world), False
     with metrics.open_log(folder, run, state.step, plan.total, kept, later, world) as log:
         if not kept:

@@ -77,6 +77,11 @@ def test_everything_is_due_at_the_end_and_keeping_only_in_its_turn(tiny_run: Tin
     assert plan.total == 22
     assert [step for step in range(1, 23) if plan.save.is_due(step)] == [10, 20, 22]
     assert [step for step in range(1, 23) if plan.keep.is_due(step)] == [10, 20]
+    assert plan.beyond_the_end() == ""
+    late = {"kind": "step", "milestones": [{"steps": 5}, {"steps": 22}], "warmup": {"steps": 30}}
+    assert plan_of(tiny_run(train={"epochs": 1.1}, schedule=late), 20.0).beyond_the_end() == (
+        "the milestone at 22 and the end of the warm-up at 30"
+    )
     odd = plan_of(tiny_run(train={"epochs": 4}, eval={"every": {"epochs": 1}}), 11.234)
     assert [step for step in range(1, 46) if odd.eval.is_due(step)] == [11, 22, 34, 45]  # epochs end, no step drifts
     assert not any(plan_of(tiny_run(), 20.0).keep.is_due(step) for step in range(1, 9))

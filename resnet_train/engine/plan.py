@@ -42,9 +42,9 @@ class Plan:
 
     def beyond_the_end(self) -> str:
         """What the recipe plans for after the last step, as when a run is cut short; empty if nothing."""
-        late = [f"a milestone at {milestone}" for milestone in self.milestones if milestone >= self.total]
-        late += [f"a warm-up of {self.warmup}"] if self.warmup > self.total else []
-        return ", ".join(late)
+        late = [f"the milestone at {milestone}" for milestone in self.milestones if milestone >= self.total]
+        late += [f"the end of the warm-up at {self.warmup}"] if self.warmup > self.total else []
+        return " and ".join(late)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the step that follows `step` steps (so the first one's is `lr_at(0)`)."""
