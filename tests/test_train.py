@@ -161,6 +161,23 @@ def last_step(folder: Path) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
+def test_data_workers_outlive_signals_but_not_their_trainer(config: Config, images: Path) -> None:
+    """SIGTERM to every process of the job, as Slurm sends it, saves; SIGKILL to the trainer alone leaves no process."""
+    sizes = {"augment": {"crop": {"kind": "random-resized", "size": 8}}, "eval": {"view": {"resize": 8, "crop": 8}}}
+    data = {"kind": "imagefolder", "path": str(images), "workers": 1}
+    path = config(data=data, train={"steps": 100000}, checkpoint={"every": {"steps": 100000}}, **sizes)
+    for stop, code in ((lambda process: os.killpg(process.pid, signal.SIGTERM), 75), (subprocess.Popen.kill, -9)):
+        process = spawn("run", path, start_new_session=True)
+        begin = last_step(FOLDER)
+        while last_step(FOLDER) < begin + 4 and process.poll() is None:
+            time.sleep(0.01)
+        stop(process)
+        _, err = process.communicate(timeout=30)  # which waits for every process that holds the pipe
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+    assert checkpoint.read(FOLDER / "checkpoints/last.pt").step >= 4
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_save_and_ask_to_be_run_again(number: signal.Signals, config: Config) -> None:
     path = config(train={"steps": 100000}, checkpoint={"every": {"steps": 100000}})

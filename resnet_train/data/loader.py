@@ -6,11 +6,14 @@ is number a * ranks + r. So every sample is seen once an epoch, whatever the num
 can be the first.
 """
 
+import os
+import select
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, NamedTuple
 
@@ -284,7 +287,7 @@ def _served(
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_start_worker if workers else None,
+        worker_init_fn=partial(_start_worker, os.getpid()) if workers else None,
         # Not fork: this process has threads, and by now perhaps a CUDA context.
         multiprocessing_context="forkserver" if workers else None,
     )
@@ -316,11 +319,14 @@ def _shield_helpers() -> None:
             signal.signal(number, handler)
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(trainer: int, _: int) -> None:
     """A signal to all processes of a job is for the training process: it saves, then ends its workers.
 
-    Until it has, they go on; so SIGTERM, by which multiprocessing ends stray workers, only sets them a limit.
+    Until it has, they go on; so SIGTERM, by which multiprocessing ends stray workers, only sets them a limit. When it
+    is killed they end with it: their parent is the fork server, which would wait for them as they for it.
     """
+    alive = os.pidfd_open(trainer)
+    threading.Thread(target=lambda: (select.select([alive], [], []), os._exit(1)), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
