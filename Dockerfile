@@ -1,9 +1,9 @@
 # One node's image. torch's wheels bring their own CUDA libraries, so the base only makes the driver visible.
 #
 #   docker build -t resnet-train .
-#   docker run --gpus all --ipc host --user "$(id -u)" -v /data:/data -v "$PWD/runs:/work/runs" resnet-train \
+#   docker run --gpus all --ipc host --user "$(id -u)" -v /data:/data -v "$PWD/runs:/experiments/runs" resnet-train \
 #       torchrun --standalone --nproc-per-node gpu -m resnet_train run configs/imagenet-depth.yaml data.path=/data/imagenet
-#   docker run -v "$PWD/runs:/work/runs" resnet-train resnet-train compare runs/imagenet-depth
+#   docker run -v "$PWD/runs:/experiments/runs" resnet-train resnet-train compare runs/imagenet-depth
 #
 # --ipc host: data workers pass batches through shared memory. --user: `runs` belongs to you.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
@@ -14,9 +14,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 # Any user may run it: what it installs is readable by all, and what it writes beside `runs` goes to /tmp.
-RUN useradd --create-home --uid 1001 trainer && install --directory --owner trainer /opt/venv /work/runs
+RUN useradd --create-home --uid 1001 trainer && install --directory --owner trainer /opt/venv /experiments/runs
 USER trainer
-WORKDIR /work
+WORKDIR /experiments
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp
 
 COPY --chown=trainer pyproject.toml README.md LICENSE /tmp/source/
