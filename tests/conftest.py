@@ -87,7 +87,12 @@ def figures(folder: Path) -> list[Record]:
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two checkpoints hold bit-identical state."""
     a, b = (torch.load(path, weights_only=True) for path in (one, other))
-    flat_a, flat_b = (torch.utils._pytree.tree_leaves([p["net"], p["ema"], p["optimizer"], p["ranks"]]) for p in (a, b))
+    flat_a, flat_b = (
+        torch.utils._pytree.tree_leaves(
+            [p[key] for key in ("net", "ema", "optimizer", "scaler", "ranks", "step", "best")]
+        )
+        for p in (a, b)
+    )
     assert any(isinstance(leaf, torch.Tensor) for leaf in flat_a)
     return len(flat_a) == len(flat_b) and all(
         torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(flat_a, flat_b, strict=True)

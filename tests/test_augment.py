@@ -49,6 +49,12 @@ def test_permutations_are_permutations_and_differ() -> None:
         assert all((order == other).mean() < 0.02 for other in orders[:i])
 
 
+def test_flips_and_corners_are_drawn_independently() -> None:
+    plan = augment.plan(Augment(crop=PadCrop(kind="pad"), flip=True), random_draws(20000), np.full((20000, 2), 32.0))
+    drawn = np.stack([plan.flip, plan.boxes[:, 0], plan.boxes[:, 1]]).astype(float)
+    assert abs(np.corrcoef(drawn) - np.eye(3)).max() < 5 / math.sqrt(20000)
+
+
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
 def test_pad_and_crop_is_torchvisions(mode: str) -> None:
     images = torch.randint(0, 256, (40, 9, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -194,6 +194,16 @@ def test_any_step_can_be_the_first(tiny_run: Callable[..., Run]) -> None:
     assert not same(batches(run, 0, 1), batches(tiny_run(seeds=[1]), 0, 1))
 
 
+def test_augmentation_of_a_sample_differs_from_epoch_to_epoch(tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(augment={"crop": {"kind": "pad", "padding": 4}})
+    source, _ = sources.open_data(run.data)
+    training = loader._Training(source, run.augment, 0, False)
+    indices = np.arange(8)
+    first, again, later = (training[loader.Samples(np.full(8, epoch), indices)] for epoch in (0, 0, 1))
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, later.images)
+
+
 def test_augmentation_of_a_sample_ignores_its_neighbours(tiny_run: Callable[..., Run]) -> None:
     one, other = batches(tiny_run(), 0, 2), batches(tiny_run(train={"batch_size": 32, "steps": 1}), 0, 1)
     assert torch.equal(torch.cat([b.images for b in one]), other[0].images)

@@ -194,6 +194,8 @@ def test_lower_precision_follows_fp32(tiny_run: TinyRun, precision: str) -> None
     batches = [[random_batch(seed=seed)] for seed in range(2)]
     full, half = (take_steps(tiny_run(train={"precision": p}), batches) for p in ("fp32", precision))
     assert half.scaler.is_enabled() == (precision == "fp16")
+    one, other = (train_step(s, [random_batch()], IDENTITY, 0.1, tiny_run().train)["grad_norm"] for s in (full, half))
+    assert other.item() == pytest.approx(one.item(), rel=0.1)  # without the scale of the loss
     assert_same_parameters(full.net, half.net, rtol=0.1, atol=0.03)
     assert not torch.equal(full.net.conv1.weight, half.net.conv1.weight)
     assert next(half.net.parameters()).dtype == torch.float32
