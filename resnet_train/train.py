@@ -42,6 +42,9 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
         about = saved.about
         same_run(saved, run, train_set)
         checkpoint.restore(state, saved, world)
+        copy = f"step-{state.step}.pt"
+        if plan.keep.is_due(state.step) and dist.decide(world, lambda: not (checkpoints / copy).exists()):
+            checkpoint.save(state, about, checkpoints, [copy], world)  # the save that a kill cut short
     normalization = about.normalization.to(world.device)
     held = dist.decide(world, lambda: run_folder.prepare(run, folder, fresh))
     kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
