@@ -246,7 +246,9 @@ def saved(tiny_run: TinyRun, tmp_path: Path) -> tuple[TrainState, Callable[[], N
 
 
 def test_a_restored_state_is_the_state(saved: Any, tiny_run: TinyRun, tmp_path: Path) -> None:
-    _, save, folder = saved
+    state, save, folder = saved
+    assert state.improves(12.5)
+    assert not state.improves(12.5)
     save(), save("best.pt")
     assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
     found = checkpoint.latest(folder, CPU)
@@ -255,7 +257,7 @@ def test_a_restored_state_is_the_state(saved: Any, tiny_run: TinyRun, tmp_path: 
     assert (found.about.classes, found.about.train_images, found.about.channels) == (("a", "b", "c", "d"), 40, 3)
     other = new_state(found.about.run, 4, 3, CPU)
     checkpoint.restore(other, found, CPU)
-    assert other.step == 2
+    assert (other.step, other.best) == (2, 12.5)
     checkpoint.save(other, found.about, tmp_path / "again", [], CPU)
     assert same_weights(folder / "last.pt", tmp_path / "again" / "last.pt")
 

@@ -137,7 +137,9 @@ def test_killed_at_any_moment_a_run_ends_the_same(config: Config, program: Progr
 def test_killed_while_writing_a_checkpoint(nth: int, config: Config, program: Program) -> None:
     """SIGKILL at the n-th call that makes a file durable, wherever in a save that is."""
     saving = {"every": {"steps": 2}, "keep_every": {"steps": 2}}
-    path = config(checkpoint=saving, eval={"every": {"steps": 2}}, train={"steps": 4})
+    worse = {"kind": "step", "milestones": [{"steps": 2}], "factor": 1000.0}  # so that the first evaluation is the best
+    often = {"every": {"steps": 2}}
+    path = config(checkpoint=saving, eval=often, train={"steps": 4}, schedule=worse, seeds=[4], data={"val_images": 60})
     code = (
         "import os, signal, sys; from resnet_train.cli import main; real, calls = os.fsync, []\n"
         "def fsync(file):\n"
@@ -150,10 +152,11 @@ def test_killed_while_writing_a_checkpoint(nth: int, config: Config, program: Pr
         [sys.executable, "-c", code, "run", path, "output=parts"], capture_output=True, env=environment
     )
     assert killed.returncode == -signal.SIGKILL
-    whole, parts = finish(program, path, output="whole"), finish(program, path, output="parts")
+    whole, parts = (finish(program, path, output=output).with_name("seed-4") for output in ("whole", "parts"))
     assert figures(parts) == figures(whole)
     for name in ("last.pt", "best.pt", "step-2.pt", "step-4.pt"):
         assert same_weights(parts / "checkpoints" / name, whole / "checkpoints" / name)
+    assert checkpoint.read(parts / "checkpoints/best.pt").step == 2
     assert not list((parts / "checkpoints").glob("*.tmp"))
 
 
