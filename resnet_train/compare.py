@@ -1,6 +1,7 @@
 """From run folders to the papers' tables and figures: training error across depths, plain beside residual. No torch."""
 
 import csv
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -120,11 +121,13 @@ def table(made: Sequence[Group]) -> str:
 def findings(made: Sequence[Group]) -> list[str]:
     """What depth did to the training error, in a sentence for the plain and one for the residual networks.
 
-    A difference no larger than the deviation over seeds is none.
+    A difference no larger than the deviation over seeds is none. Networks of different experiments are not set against
+    each other: they differ in more than depth.
     """
     said = []
-    for kind, plain in (("plain", True), ("residual", False)):
-        family = [g for g in made if g.plain == plain]
+    experiments = dict.fromkeys(group.runs[0].run.experiment for group in made)
+    for experiment, (kind, plain) in itertools.product(experiments, (("plain", True), ("residual", False))):
+        family = [g for g in made if g.plain == plain and g.runs[0].run.experiment == experiment]
         if len(family) < 2 or family[0].depth == family[-1].depth:
             continue
         shallow, deep = family[0], family[-1]
@@ -216,7 +219,10 @@ def _markdown(made: Sequence[Group]) -> str:
 
 
 def draw(made: Sequence[Group], path: Path) -> None:
-    """Figures 1, 4 and 6 of He et al. 2015: plain left, residual right, training thin, validation bold."""
+    """Figures 1, 4 and 6 of He et al. 2015: plain left, residual right, training thin, validation bold.
+
+    Both training errors are drawn: the running one, and with dots the clean one.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -231,10 +237,11 @@ def draw(made: Sequence[Group], path: Path) -> None:
             same_depth = [other for other in family if other.depth == group.depth]
             look = {"color": colours[group.depth], "linestyle": ("-", "--", ":", "-.")[same_depth.index(group) % 4]}
             _curve(ax, group, "train", "error", linewidth=0.8, **look)
+            _curve(ax, group, "eval", "clean_train_error_top1", linewidth=0.8, marker=".", markersize=4, **look)
             _curve(ax, group, "eval", "val_error_top1", linewidth=2.2, label=group.label, **look)
         ax.set(title=title, xlabel="iteration")
         ax.grid(alpha=0.3)
-        ax.legend(title="thin: training, bold: validation", fontsize=8, title_fontsize=8)
+        ax.legend(title="thin: training (dots: clean), bold: validation", fontsize=8, title_fontsize=8)
     axes[0].set(ylabel="error (%)", ylim=(0, None))
     figure.savefig(path, dpi=140)
 
@@ -246,7 +253,9 @@ def _curve(ax: "Axes", group: Group, kind: str, key: str, **look: Any) -> None:
     ]
     steps = sorted(set.intersection(*map(set, series)))
     means = [statistics.mean(one[step] for one in series) for step in steps]
-    ax.plot(steps, means, marker="o" if len(steps) == 1 else None, **look)
+    if len(steps) == 1:
+        look["marker"] = "o"
+    ax.plot(steps, means, **look)
     if len(series) > 1:
         spread = [statistics.stdev(one[step] for one in series) for step in steps]
         low = [mean - s for mean, s in zip(means, spread, strict=True)]

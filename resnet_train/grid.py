@@ -83,7 +83,7 @@ def evaluate_all(paths: Sequence[Path], overrides: Sequence[str], as_json: bool)
     with dist.start(saved[0].about.run.train.device) as world:
         for one in saved:
             run, about = one.about.run, one.about
-            _, val_set = sources.open_data(run.data)
+            val_set = sources.open_validation(run.data)
             if about.classes != tuple(val_set.classes):
                 raise BadInput(f"{one.path} was trained on {len(about.classes)} classes that are not those of the data")
             set_precision(run.train.precision, world.device)

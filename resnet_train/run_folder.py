@@ -9,6 +9,7 @@ env.json         versions, machine and commit of each session
 
 import json
 import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -111,7 +112,7 @@ def held_by(folder: Path, run: Run) -> Recorded | None:
         return None
     held = read(folder)
     for key, old, new in differences(held.run, run):
-        raise BadInput(f"{folder} holds a run with {key} = {old}, not {new}: choose another name, or add --fresh")
+        raise BadInput(f"{folder} holds a run with {key} = {old}, not {new}: set it back, choose a name=… or --fresh")
     return held
 
 
@@ -128,7 +129,9 @@ def prepare(run: Run, folder: Path, fresh: bool) -> list[Record]:
     """
     try:
         if fresh and folder.exists():
-            shutil.move(folder, folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}.old"))
+            old = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}.old")
+            shutil.move(folder, old)
+            print(f"moved the old run to {old}", file=sys.stderr)
         if held := held_by(folder, run):
             for stray in folder.glob("checkpoints/*.tmp"):  # of a process that was killed while it wrote
                 stray.unlink()

@@ -82,7 +82,8 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
             log.write("end", state.step, {"status": "finished"})
             log.flush()
     if stop:
-        interrupted = Interrupted(f"stopped at step {state.step} of {plan.total}, saved; the same command continues")
+        name = f"{run.network.name} seed {run.seed}"
+        interrupted = Interrupted(f"{name} stopped at step {state.step} of {plan.total}, saved; run again to continue")
         interrupted.told = not world.first
         raise interrupted
 

@@ -107,6 +107,11 @@ def test_differences_beyond_the_network_are_told(recorded: Callable[..., Path]) 
     ]
 
 
+def test_depths_of_different_experiments_are_not_set_against_each_other(recorded: Callable[..., Path]) -> None:
+    recorded("cifar-plain-20", 0, 5.0), recorded("cifar-plain-56", 0, 9.0, name="other")
+    assert compare.findings(groups()) == []
+
+
 def test_experiments_are_not_pooled(recorded: Callable[..., Path]) -> None:
     recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-20", 0, 7.0, name="other")
     assert [group.label for group in groups()] == ["other/cifar-resnet-20", "tiny/cifar-resnet-20"]

@@ -75,6 +75,20 @@ def test_layers_of_a_config(tmp_path: Path, config: Callable[..., Path]) -> None
     assert experiment.augment.flip
 
 
+def test_null_takes_a_key_back_in_any_order(config: Callable[..., Path]) -> None:
+    path = config(optimizer={"nesterov": True})
+    for overrides in (["optimizer.lr=0.3", "optimizer.nesterov=null"], ["optimizer.nesterov=null", "optimizer.lr=0.3"]):
+        optimizer = load.load(path, overrides).optimizer
+        assert (optimizer.lr, optimizer.nesterov) == (0.3, False)
+
+
+def test_evaluation_follows_the_training_crop_unless_told(config: Callable[..., Path]) -> None:
+    crop = {"crop": {"kind": "random-resized", "size": 112}}
+    experiment = load.load(config(data={"kind": "imagefolder", "path": "x"}, augment=crop))
+    assert experiment.view is not None
+    assert (experiment.view.resize, experiment.view.crop) == (128, 112)
+
+
 def test_a_kind_may_come_after_its_keys(config: Callable[..., Path]) -> None:
     data = load.load(config(augment=None), ["data.path=/x", "data.kind=cifar10"]).data
     assert data.kind == "cifar10"
@@ -187,6 +201,7 @@ def test_the_file_that_holds_the_fault_is_named(config: Callable[..., Path], tmp
     over.write_text("base: under.yaml\nname: over\n")
     assert "under.yaml: train.step" in refusal(over)
     assert "command line: train.stepz" in refusal(config(), "train.stepz=1")
+    assert "tiny.yaml: augment.crop of kind scale is for" in refusal(config(augment={"crop": {"kind": "scale"}}))
 
 
 def test_complaints_and_help_come_before_torch_is_imported(config: Callable[..., Path]) -> None:

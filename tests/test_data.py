@@ -246,6 +246,9 @@ def test_a_run_goes_on_without_a_bad_training_image(
     code, _, err = program("run", config(data=data, **sizes), "train.steps=2", "data.on_bad_image=skip")
     assert code == 0, err
     assert next(Path("runs").rglob("skipped-images.txt")).read_text() == f"{bad}\n"
+    shutil.move(path / "train", path / "elsewhere")  # to evaluate, the validation part is enough
+    assert program("eval", next(Path("runs").rglob("last.pt")))[0] == 0
+    shutil.move(path / "elsewhere", path / "train")
     (path / "val" / "pear" / "0.jpg").write_bytes(b"broken")
     code, _, err = program("run", config(data=data, **sizes), "train.steps=3", "data.on_bad_image=skip", "name=other")
     assert (code, "val/pear/0.jpg" in err) == (2, True)

@@ -78,7 +78,7 @@ def test_stopped_by_a_signal_to_one_rank_all_save_and_resume(config: Config) -> 
     os.kill(one, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert err.count("saved; the same command continues") == 1
+    assert err.count("saved; run again to continue") == 1
     assert 8 < checkpoint.read(parts / "checkpoints/last.pt").step < 60
     trained(path, "parts", 2)
     assert figures(parts) == figures(whole)

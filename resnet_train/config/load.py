@@ -106,11 +106,11 @@ def json_schema() -> Tree:
     return schema
 
 
-def merge(under: Tree, over: Tree) -> Tree:
+def merge(under: Tree, over: Tree, keep_null: bool = False) -> Tree:
     """`over` laid upon `under`, mapping by mapping.
 
     A section of another `kind` replaces the whole of the old one, a duration of another unit the old unit, and null
-    takes a key back to its default.
+    takes a key back to its default (or stays, where `over` is to be laid upon something else yet).
     """
     merged = copy.deepcopy(under)
     if "kind" in under and over.get("kind") not in (None, under["kind"]):
@@ -118,11 +118,11 @@ def merge(under: Tree, over: Tree) -> Tree:
     if _UNITS & over.keys():
         merged = {key: value for key, value in merged.items() if key not in _UNITS}
     for key, value in over.items():
-        if value is None:
+        if value is None and not keep_null:
             merged.pop(key, None)
         else:
             nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
-            merged[key] = merge(merged[key], value) if nested else copy.deepcopy(value)
+            merged[key] = merge(merged[key], value, keep_null) if nested else copy.deepcopy(value)
     return merged
 
 
@@ -197,7 +197,7 @@ def _overrides(overrides: Sequence[str]) -> Tree:
         layer: Any = _parse(value, f"command line, {key}")
         for part in reversed(key.split(".")):
             layer = {part: layer}
-        tree = merge(tree, layer)
+        tree = merge(tree, layer, keep_null=True)
     return tree
 
 
@@ -214,7 +214,8 @@ def _validate(model: type[_Model], tree: Tree, layers: Sequence[tuple[str, Tree]
 
 def _complaint(error: ErrorDetails, model: type[BaseModel], tree: Tree, layers: Sequence[tuple[str, Tree]]) -> str:
     keys = _keys(error["loc"], tree)
-    source = next((name for name, layer in reversed(layers) if _holds(layer, keys)), layers[0][0])
+    files = [name for name, _ in layers if name != "command line"] or ["command line"]
+    source = next((name for name, layer in reversed(layers) if keys and _holds(layer, keys)), files[-1])
     dotted, value = ".".join(map(str, keys)), error["input"]
     prefix = f"{source}: {dotted}" if dotted else source
     match error["type"]:

@@ -153,7 +153,7 @@ class Eval(Section):
 
     every: Duration = Duration(epochs=1)
     view: View | None = None
-    """For `imagefolder` only (resize 256, crop 224 unless given): stored images are evaluated whole."""
+    """For `imagefolder` only (the training crop from 256/224 of it unless given): others are seen whole."""
     batch_size: Count = 256
     """Samples of each rank at once; it never changes a result."""
     clean_train: Annotated[int, Field(ge=0)] = 10_000
@@ -212,7 +212,10 @@ class Recipe(Section):
     @property
     def view(self) -> View | None:
         """What evaluation sees of an image; `None` is the whole of it."""
-        return self.eval.view or (View() if isinstance(self.data, ImageFolder) else None)
+        crop = self.augment.crop
+        if self.eval.view is not None or crop is None or crop.kind == "pad":
+            return self.eval.view
+        return View(resize=round(crop.size * 256 / 224), crop=crop.size)
 
 
 class Experiment(Recipe):

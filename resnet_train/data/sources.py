@@ -115,6 +115,11 @@ def open_data(cfg: Data) -> tuple[AnySource, AnySource]:
     return train.subset(np.setdiff1d(np.arange(len(train)), held)), train.subset(held)
 
 
+def open_validation(cfg: Data) -> AnySource:
+    """The validation samples alone; of an image folder, its training part need not be there. Raises `BadInput`."""
+    return _folder(Path(cfg.path) / "val") if isinstance(cfg, ImageFolder) and not cfg.holdout else open_data(cfg)[1]
+
+
 def evenly_spaced(n: int, count: int) -> Ints:
     """`count` of `n` indices at even distances: the same share of every class where classes lie one after the other."""
     return np.arange(min(n, count)) * n // min(n, count)
