@@ -147,9 +147,9 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _summary(args: argparse.Namespace) -> None:
     from resnet_train.config import zoo
-    from resnet_train.config.network import NetConfig
+    from resnet_train.config.network import ANY_NET
 
-    networks = [NetConfig.model_validate(zoo.network(name)) for name in args.networks]
+    networks = [ANY_NET.validate_python(zoo.network(name)) for name in args.networks]
 
     from resnet_train import dry_run
 

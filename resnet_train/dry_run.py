@@ -11,7 +11,7 @@ import torch
 
 from resnet_train.config.data import Data
 from resnet_train.config.load import dump, to_yaml
-from resnet_train.config.network import NetConfig
+from resnet_train.config.network import AnyNet
 from resnet_train.config.schema import Experiment, Run
 from resnet_train.data import loader, sources
 from resnet_train.data.sources import AnySource
@@ -21,7 +21,7 @@ from resnet_train.observe import complexity
 from resnet_train.tables import columns
 
 
-def summary(networks: Sequence[NetConfig], size: int | None, classes: int | None, as_json: bool) -> str:
+def summary(networks: Sequence[AnyNet], size: int | None, classes: int | None, as_json: bool) -> str:
     """The stage table of each network."""
     told: list[dict[str, Any]] = []
     lines: list[str] = []

@@ -19,7 +19,7 @@ from resnet_train.engine.dist import World
 from resnet_train.engine.interrupt import listening
 from resnet_train.engine.step import set_precision
 from resnet_train.errors import BadInput, Diverged
-from resnet_train.models.network import Network
+from resnet_train.models.network import build
 from resnet_train.observe import complexity
 from resnet_train.run_folder import folder_of
 from resnet_train.train import train
@@ -87,7 +87,7 @@ def evaluate_all(paths: Sequence[Path], overrides: Sequence[str], as_json: bool)
             if about.classes != tuple(val_set.classes):
                 raise BadInput(f"{one.path} was trained on {len(about.classes)} classes that are not those of the data")
             set_precision(run.train.precision, world.device)
-            net = Network(run.network, len(about.classes), about.channels)
+            net = build(run.network, len(about.classes), about.channels)
             net.load_state_dict(one.payload["net"] if one.payload["ema"] is None else one.payload["ema"])
             net = net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             over = evaluate.data_of(run, val_set, world)

@@ -56,7 +56,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
         if not kept:
             log.write("start", 0, facts(run, data, len(val_set), plan))
         for share in data.from_step(state.step, until=plan.total):
-            measured = train_step(state, share.batches, normalization, plan.lr_at(state.step), run.train)
+            measured = train_step(state, share, normalization, plan.lr_at(state.step), run.train)
             log.received(share)
             stop = agreement.any(request.name is not None)
             improved = False

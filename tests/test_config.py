@@ -121,6 +121,19 @@ def test_grid_is_networks_by_seeds_with_exceptions(config: Callable[..., Path]) 
     assert load.read_run(load.dump(runs[2]), "again") == runs[2]
 
 
+def test_twins_stand_beside_residual_networks_that_have_none(config: Callable[..., Path]) -> None:
+    gated = {"base": "cifar-resnet-14", "name": "gated", "addition": {"kind": "shortcut-gating"}}
+    path = config(networks=["cifar-resnet-8", "cifar-plain-8", gated], twins=True)
+    networks = load.load(path).networks
+    assert [network.name for network in networks] == ["cifar-resnet-8", "cifar-plain-8", "gated", "gated-plain"]
+    assert networks[3].plain
+    assert networks[3].depth == 14
+    Path("again.yaml").write_text(load.to_yaml(load.dump(load.load(path))))
+    assert load.load(Path("again.yaml")).networks == networks
+    with pytest.raises(BadInput, match="twins has no effect"):
+        load.load(config(networks=["cifar-plain-8"], twins=True))
+
+
 def test_scalars_are_those_of_yaml_1_2(config: Callable[..., Path]) -> None:
     """PyYAML alone reads 1e-4 as a string, `off` as false and 017 as fifteen."""
     path = config()
@@ -147,6 +160,13 @@ def test_scalars_are_those_of_yaml_1_2(config: Callable[..., Path]) -> None:
         ("networks=[plain-18-A]", "unknown network 'plain-18-A': -A has no effect on plain-18"),
         ("networks=[{base: resnet-18, shortcutt: A}]", "networks.0.shortcutt: unknown key; did you mean shortcut?"),
         ("networks=[{base: resnet-18, stride_on: 3x3}]", "networks.0: stride_on has no effect with unit basic"),
+        ("networks=[{base: vgg-16, widths: [3]}]", "networks.0.widths: has no effect with unit vgg: remove it"),
+        ("networks=[{base: vgg-16, batchnorm: true}]", "networks.0.batchnorm: unknown key; did you mean batch_norm?"),
+        ("networks=[{unit: conv, name: x}]", "networks.0.unit: 'conv' is none of 'basic', 'bottleneck', 'vgg'"),
+        ("networks=[{name: x}]", "networks.0.unit is missing"),
+        ("networks=[{base: plain-18, addition: {kind: shortcut-gating}}]", "addition has no effect on a plain net"),
+        ("networks=[wrn-28-0]", "unknown network 'wrn-28-0'"),
+        ("networks=[wrn-29-10]", "depths are 6n+4, the nearest wrn-28 and wrn-34"),
         ("networks=[resnet-18, {base: resnet-18}]", "network resnet-18 is listed twice"),
         ("seeds=[1, 1]", "seed 1 is listed twice"),
         ("optimizer={momentum: 0, nesterov: true}", "optimizer: nesterov has no effect with momentum 0"),

@@ -14,7 +14,7 @@ from conftest import same_weights
 
 from resnet_train.config.schema import Run
 from resnet_train.data import loader, normalize, sources
-from resnet_train.data.loader import Batch
+from resnet_train.data.loader import Batch, StepData, Stream
 from resnet_train.data.normalize import Normalization
 from resnet_train.engine import checkpoint
 from resnet_train.engine.checkpoint import About
@@ -96,10 +96,14 @@ def random_batch(n: int = 16, seed: int = 0) -> Batch:
     return Batch(images, torch.randint(0, 4, (n,), generator=random), torch.zeros(n, 3))
 
 
+def share(*batches: Batch) -> StepData:
+    return StepData(list(batches), list(range(len(batches))), 0.0)
+
+
 def take_steps(run: Run, batches: list[list[Batch]], lr: float = 0.1) -> TrainState:
     state = new_state(run, classes=4, channels=3, world=CPU)
     for step in batches:
-        train_step(state, step, IDENTITY, lr, run.train)
+        train_step(state, share(*step), IDENTITY, lr, run.train)
     return state
 
 
@@ -146,8 +150,25 @@ def test_accumulation_is_one_larger_batch_but_for_batch_norm(tiny_run: TinyRun) 
     assert states[0].sums[0].item() == pytest.approx(states[1].sums[0].item(), rel=1e-5)
 
 
+def test_dropout_is_a_function_of_the_step_and_the_share(tiny_run: TinyRun) -> None:
+    """Not of what was drawn before: two passes on one rank drop what two ranks drop, and a repeated step repeats."""
+    assert Stream(7, 40, 16, accumulate=2).seeds(5) == [Stream(7, 40, 16, rank=r, ranks=2).seeds(5)[0] for r in (0, 1)]
+    assert len({seed for step in range(9) for seed in Stream(7, 40, 16, accumulate=2).seeds(step)}) == 18
+    run = tiny_run(networks=[{"base": "cifar-resnet-8", "widths": [4, 8, 8], "dropout": 0.5}])
+    nets = []
+    for before in (0, 3):
+        state = new_state(run, 4, 3, CPU)
+        torch.rand(before)
+        train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
+        nets.append(state.net)
+    assert_same_parameters(*nets, rtol=0, atol=0)
+    other = new_state(run, 4, 3, CPU)
+    train_step(other, share(random_batch())._replace(seeds=[1]), IDENTITY, 0.1, run.train)
+    assert not torch.equal(other.net.conv1.weight, nets[0].conv1.weight)
+
+
 def test_clipping_shortens_the_gradient_and_reports_it_whole(tiny_run: TinyRun) -> None:
-    batch, plain, clipped = [random_batch()], tiny_run(), tiny_run(train={"clip": 0.01})
+    batch, plain, clipped = share(random_batch()), tiny_run(), tiny_run(train={"clip": 0.01})
     norms = []
     for run in (plain, clipped):
         state = new_state(run, 4, 3, CPU)
@@ -166,7 +187,7 @@ def test_average_of_the_weights(tiny_run: TinyRun) -> None:
     assert state.averaged() is state.ema
     wanted = {key: value.double() for key, value in state.net.state_dict().items()}
     for seed in range(3):
-        train_step(state, [random_batch(seed=seed)], IDENTITY, 0.1, run.train)
+        train_step(state, share(random_batch(seed=seed)), IDENTITY, 0.1, run.train)
         wanted = {key: 0.9 * wanted[key] + 0.1 * value for key, value in state.net.state_dict().items()}
     for key, value in state.averaged().state_dict().items():
         if value.is_floating_point():
@@ -176,15 +197,15 @@ def test_average_of_the_weights(tiny_run: TinyRun) -> None:
 def test_the_first_loss_that_is_not_finite_is_noted(tiny_run: TinyRun) -> None:
     run = tiny_run()
     state = new_state(run, 4, 3, CPU)
-    train_step(state, [random_batch()], IDENTITY, 0.1, run.train)
+    train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
     assert state.diverged_at.item() == -1
-    train_step(state, [random_batch()], IDENTITY, 1e30, run.train)
-    train_step(state, [random_batch()], IDENTITY, 0.1, run.train)
-    train_step(state, [random_batch()], IDENTITY, 0.1, run.train)
+    train_step(state, share(random_batch()), IDENTITY, 1e30, run.train)
+    train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
+    train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
     assert state.diverged_at.item() == 2
     state = new_state(run, 4, 3, CPU)
     state.net.conv1.weight.register_hook(lambda gradient: gradient * math.inf)  # of a loss that is finite
-    train_step(state, [random_batch()], IDENTITY, 0.1, run.train)
+    train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
     assert state.diverged_at.item() == 0
     assert math.isfinite(state.sums[0].item())
 
@@ -194,7 +215,9 @@ def test_lower_precision_follows_fp32(tiny_run: TinyRun, precision: str) -> None
     batches = [[random_batch(seed=seed)] for seed in range(2)]
     full, half = (take_steps(tiny_run(train={"precision": p}), batches) for p in ("fp32", precision))
     assert half.scaler.is_enabled() == (precision == "fp16")
-    one, other = (train_step(s, [random_batch()], IDENTITY, 0.1, tiny_run().train)["grad_norm"] for s in (full, half))
+    one, other = (
+        train_step(s, share(random_batch()), IDENTITY, 0.1, tiny_run().train)["grad_norm"] for s in (full, half)
+    )
     assert other.item() == pytest.approx(one.item(), rel=0.1)  # without the scale of the loss
     assert_same_parameters(full.net, half.net, rtol=0.1, atol=0.03)
     assert not torch.equal(full.net.conv1.weight, half.net.conv1.weight)
@@ -207,14 +230,14 @@ def test_a_first_step_that_overflows_leaves_no_trace(tiny_run: TinyRun) -> None:
     state, other = (new_state(run, 4, 3, CPU) for _ in range(2))
     before = {key: value.clone() for key, value in state.net.state_dict().items() if "running" not in key}
     hook = state.net.conv1.weight.register_hook(lambda gradient: gradient * math.inf)
-    train_step(state, [random_batch()], IDENTITY, 0.1, run.train)
+    train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
     hook.remove()
     assert all(torch.equal(state.net.state_dict()[key], w) for key, w in before.items() if "num_batches" not in key)
     assert state.diverged_at.item() == -1
     assert state.scaler.get_scale() == 32768
     other.scaler.load_state_dict(state.scaler.state_dict())
     for one in (state, other):
-        train_step(one, [random_batch(seed=1)], IDENTITY, 0.1, run.train)
+        train_step(one, share(random_batch(seed=1)), IDENTITY, 0.1, run.train)
     for one, two in zip(state.net.parameters(), other.net.parameters(), strict=True):
         assert torch.equal(one, two)
 
@@ -239,7 +262,7 @@ def saved(tiny_run: TinyRun, tmp_path: Path) -> tuple[TrainState, Callable[[], N
     folder = tmp_path / "checkpoints"
 
     def save(*copies: str) -> None:
-        train_step(state, [random_batch(seed=state.step)], IDENTITY, 0.1, run.train)
+        train_step(state, share(random_batch(seed=state.step)), IDENTITY, 0.1, run.train)
         checkpoint.save(state, About(run, ("a", "b", "c", "d"), 40, IDENTITY), folder, copies, CPU)
 
     return state, save, folder

@@ -34,7 +34,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     if isinstance(tree.get("networks"), list):
         source = next(name for name, layer in reversed(layers) if "networks" in layer)
         try:
-            tree["networks"] = [zoo.resolve(entry) for entry in tree["networks"]]
+            networks = [zoo.resolve(entry) for entry in tree["networks"]]
+            tree["networks"] = zoo.with_twins(networks) if tree.get("twins") is True else networks
         except BadInput as error:
             raise BadInput(f"{source}: networks: {error}") from None
     experiment = _validate(Experiment, tree, layers)
@@ -96,11 +97,12 @@ def to_yaml(tree: Tree) -> str:
 def json_schema() -> Tree:
     """The JSON Schema of an experiment file, for editors."""
     schema = Experiment.model_json_schema()
-    network = schema["$defs"]["NetConfig"]
     based = {"base": {"type": "string", "description": "The network of the zoo that this one starts from."}}
-    network["properties"] = {**based, **network["properties"]}
-    network["required"] = []  # a base gives them
-    schema["properties"]["networks"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/NetConfig"}]}
+    for network in (schema["$defs"][name] for name in ("NetConfig", "VGGConfig")):
+        network["properties"] = {**based, **network["properties"]}
+        network["required"] = []  # a base gives them
+    references = [{"$ref": f"#/$defs/{name}"} for name in ("NetConfig", "VGGConfig")]
+    schema["properties"]["networks"]["items"] = {"anyOf": [{"type": "string"}, *references]}
     schema["properties"]["base"] = {"type": "string", "description": "A file, beside this one, to start from."}
     schema["required"] = []
     return schema
@@ -224,10 +226,10 @@ def _complaint(error: ErrorDetails, model: type[BaseModel], tree: Tree, layers: 
         case "missing":
             return f"{prefix} is missing"
         case "union_tag_not_found":
-            return f"{prefix}.kind is missing: it says what else the section holds"
+            return f"{prefix}.{_discriminator(error)} is missing: it says what else the section holds"
         case "union_tag_invalid":
             tags = error["ctx"]["expected_tags"]
-            return f"{prefix}.kind: {error['ctx']['tag']!r} is none of {tags}"
+            return f"{prefix}.{_discriminator(error)}: {error['ctx']['tag']!r} is none of {tags}"
         case "value_error":
             return f"{prefix}: {error['ctx']['error']}"
         case _:
@@ -235,12 +237,23 @@ def _complaint(error: ErrorDetails, model: type[BaseModel], tree: Tree, layers: 
             return f"{prefix}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
+def _discriminator(error: ErrorDetails) -> str:
+    return str(error["ctx"]["discriminator"]).strip("'")
+
+
+def _member(tree: Any) -> tuple[str, Any]:
+    """What tells the members of a union apart, `kind` of sections and `unit` of networks, and what it is here."""
+    return next(
+        ((key, tree[key]) for key in ("kind", "unit") if isinstance(tree, dict) and key in tree), ("kind", None)
+    )
+
+
 def _keys(loc: Sequence[int | str], tree: Any) -> list[int | str]:
     """A pydantic location without the names of union members, which are no keys of the file."""
     keys: list[int | str] = []
     for part in loc:
-        names_kind = isinstance(tree, dict) and tree.get("kind") == part and part not in tree
-        if not names_kind or len(keys) + 1 == len(loc):
+        names_member = isinstance(tree, dict) and _member(tree)[1] == part and part not in tree
+        if not names_member:
             keys.append(part)
             tree = _child(tree, part)
     return keys
@@ -265,18 +278,18 @@ def _child(tree: Any, key: int | str) -> Any:
 def _unknown(keys: Sequence[int | str], model: type[BaseModel], tree: Tree) -> str:
     """Why a key is refused: it belongs to another kind, or is a slip of the pen, or is nothing we know."""
     sections = [model]
-    kind = None
+    tag, kind = "kind", None
     for key in keys[:-1]:
         annotations = [
             s.model_fields[key].annotation for s in sections if isinstance(key, str) and key in s.model_fields
         ]
         sections = [s for annotation in annotations for s in _models(annotation)] or sections
         tree = tree[key]  # type: ignore[index]
-        kind = tree.get("kind") if isinstance(tree, dict) else None
+        tag, kind = _member(tree)
     key = str(keys[-1])
     if kind is not None and any(key in s.model_fields for s in sections):
-        return f"has no effect with kind {kind}: remove it"
-    fits = [s for s in sections if kind is None or kind in get_args(s.model_fields["kind"].annotation)]
+        return f"has no effect with {tag} {kind}: remove it"
+    fits = [s for s in sections if kind is None or kind in get_args(s.model_fields[tag].annotation)]
     valid = [name for s in fits for name in s.model_fields]
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; valid ones are {', '.join(valid)}"

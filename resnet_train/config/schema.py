@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from resnet_train.config.data import Augment, Data, ImageFolder
-from resnet_train.config.network import NetConfig
+from resnet_train.config.network import AnyNet
 from resnet_train.config.section import Count, Name, NonNegative, Positive, Section
 
 # --- durations and schedules ------------------------------------------------------------------------------------------
@@ -222,8 +222,10 @@ class Experiment(Recipe):
     """One YAML file: every network of it is trained with every seed under one recipe."""
 
     name: Name
-    networks: Annotated[tuple[NetConfig, ...], Field(min_length=1)]
+    networks: Annotated[tuple[AnyNet, ...], Field(min_length=1)]
     """Names of the zoo, or inline: `{base: resnet-34, name: narrow-34, widths: [32, 64, 128, 256]}`."""
+    twins: bool = False
+    """Train beside each residual network its plain twin, NAME-plain: the same weights, batches and order of them."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
     per_network: dict[str, dict[str, Any]] = Field(default={})
     """Exceptions to the recipe, by network name: `cifar-resnet-110: {schedule: {warmup: {...}}}`."""
@@ -237,6 +239,8 @@ class Experiment(Recipe):
             for value in values:
                 if values.count(value) > 1:
                     raise ValueError(f"{what} {value} is listed twice: a run folder holds one run")
+        if self.twins and all(network.plain for network in self.networks):
+            raise ValueError("twins has no effect: no network has a shortcut to take away")
         for name in self.per_network:
             if name not in names:
                 raise ValueError(f"per_network.{name} has no effect: networks are {', '.join(names)}")
@@ -247,5 +251,5 @@ class Run(Recipe):
     """One member of an experiment's grid: all that decides its result."""
 
     experiment: Name
-    network: NetConfig
+    network: AnyNet
     seed: int

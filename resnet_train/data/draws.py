@@ -26,6 +26,11 @@ def permutation(seed: int, epoch: int, n: int) -> Ints:
     return np.argsort(_absorb(key, np.arange(n, dtype=np.uint64)), kind="stable").astype(np.int64)
 
 
+def seeds(seed: int, numbers: Ints) -> list[int]:
+    """A seed of a generator for each of `numbers`. Different from every stream of the others."""
+    return [int(word >> np.uint64(1)) for word in _absorb(_absorb(_words(2), _words(seed)), _words(numbers))]
+
+
 def _words(values: int | Ints) -> _Words:
     return np.atleast_1d(np.asarray(values)).astype(np.uint64)
 

@@ -52,6 +52,8 @@ class StepData(NamedTuple):
 
     batches: list[Batch]
     """One for each pass of the accumulation, on the device."""
+    seeds: list[int]
+    """One for each batch: what dropout may draw from."""
     waited: float
     """Seconds that the loop stood still for them."""
 
@@ -83,6 +85,12 @@ class Stream:
         share = self.batch_size // (self.accumulate * self.ranks)
         first = step * self.batch_size + self.rank * share
         return [self._at(first + a * self.ranks * share, share) for a in range(self.accumulate)]
+
+    def seeds(self, step: int) -> list[int]:
+        """A seed for each of this rank's shares of a step; the share's, whichever rank it falls to."""
+        share = step * self.accumulate * self.ranks + self.rank
+        numbers = np.array([share + a * self.ranks for a in range(self.accumulate)])
+        return draws.seeds(self.seed, numbers)
 
     def _at(self, first: int, count: int) -> Samples:
         epochs, places = np.divmod(np.arange(first, first + count), self.n)
@@ -218,10 +226,10 @@ class TrainingData:
         """Batches for steps [start, until). Raises `BadInput` at an image that cannot be decoded."""
         dataset = _Training(self.source, self.augment, self.stream.seed, self.skip_bad)
         batches = _served(dataset, _Shares(self.stream, start, until), self.workers, self.device)
-        for _ in range(start, until):
+        for step in range(start, until):
             begin = time.perf_counter()
             ready = [next(batches) for _ in range(self.stream.accumulate)]
-            yield StepData(ready, time.perf_counter() - begin)
+            yield StepData(ready, self.stream.seeds(step), time.perf_counter() - begin)
 
     def describe(self, step: int) -> list[str]:
         """The samples of a step's global batch: the paths of files, the numbers of stored images."""

@@ -12,12 +12,12 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resnet_train.config.schema import Run, Train
-from resnet_train.data.loader import Batch
+from resnet_train.data.loader import StepData
 from resnet_train.data.normalize import Normalization
 from resnet_train.engine import dist, optim
 from resnet_train.engine.dist import World
 from resnet_train.errors import BadInput
-from resnet_train.models.network import Network, initialise
+from resnet_train.models.network import build, initialise
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,7 +55,7 @@ class TrainState:
 
 def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState:
     """The state before the first step, on the world's device."""
-    net: nn.Module = Network(run.network, classes, channels)
+    net: nn.Module = build(run.network, classes, channels)
     initialise(net, run.seed)
     # channels_last comes before DDP, whose buckets take the strides that the weights have when it is built.
     net = net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -97,7 +97,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def train_step(
-    state: TrainState, batches: list[Batch], normalization: Normalization, lr: float, cfg: Train
+    state: TrainState, share: StepData, normalization: Normalization, lr: float, cfg: Train
 ) -> dict[str, Tensor]:
     """One optimizer step over this rank's share of a batch. Waits for nothing on the device.
 
@@ -105,13 +105,14 @@ def train_step(
     """
     state.forward.train()
     state.optimizer.zero_grad()
-    for i, batch in enumerate(batches):
+    for i, (batch, seed) in enumerate(zip(share.batches, share.seeds, strict=True)):
+        torch.manual_seed(seed)  # for dropout, the only thing here that draws
         images = normalization(batch)
-        with _unsynchronised(state.forward, i < len(batches) - 1):
+        with _unsynchronised(state.forward, i < len(share.batches) - 1):
             with autocast(cfg.precision, images.device):
                 logits = state.forward(images)
             loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=cfg.label_smoothing)
-            state.scaler.scale(loss / len(batches)).backward()
+            state.scaler.scale(loss / len(share.batches)).backward()
         _count(state, loss.detach(), logits.detach(), batch.labels)
 
     state.scaler.unscale_(state.optimizer)

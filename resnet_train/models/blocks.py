@@ -1,16 +1,39 @@
-"""The residual unit, its plain twin, and the shortcuts (He et al. 2015, sections 3.2 and 3.3)."""
+"""The residual unit, its plain twin, the shortcuts (He et al. 2015, 3.2 and 3.3) and their orders (He et al. 2016)."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Shortcut = Literal["none", "A", "B", "C"]
+from resnet_train.config.network import Addition, ConstantScaling, Gating, NetConfig, ShortcutDropout
 
 
 def conv(w_in: int, w_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """A convolution without bias, since a batch norm follows: [N, w_out, ceil(H / stride), ceil(W / stride)]."""
     return nn.Conv2d(w_in, w_out, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class Order(NamedTuple):
+    """Where batch norm and ReLU stand, beside those between a unit's convolutions, which are bn-relu in every order."""
+
+    before: tuple[str, ...] = ()
+    """Before the first convolution."""
+    end: tuple[str, ...] = ()
+    """After the last one, before the addition."""
+    after: tuple[str, ...] = ()
+    """After the addition."""
+
+
+ORDERS = {
+    "original": Order(end=("bn",), after=("relu",)),
+    "bn-after-addition": Order(after=("bn", "relu")),
+    "relu-before-addition": Order(end=("bn", "relu")),
+    "relu-only-pre-activation": Order(before=("relu",), end=("bn",)),
+    "pre-activation": Order(before=("bn", "relu")),
+}
+"""Figure 4 of He et al. 2016, (a) to (e)."""
 
 
 class ZeroPad(nn.Module):
@@ -28,81 +51,109 @@ class ZeroPad(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
 
 
-class Unit(nn.Module):
-    """A residual unit y = relu(F(x) + shortcut(x)); without a shortcut its plain twin y = relu(F(x)).
+class Gate(nn.Conv2d):
+    """g(x) = sigmoid(W x + b), a 1x1 convolution whose b starts at `start` (He et al. 2016, section 3.1)."""
 
-    F is conv1-bn1-relu-conv2-bn2 (basic) or conv1-bn1-relu-conv2-bn2-relu-conv3-bn3 (bottleneck).
+    def __init__(self, w_in: int, w_out: int, stride: int, start: float) -> None:
+        super().__init__(w_in, w_out, 1, stride)
+        self.start = start
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(super().forward(x))
+
+
+class Unit(nn.Module):
+    """A residual unit, in the original order y = relu(F(x) + shortcut(x)); its plain twin is y = relu(F(x)).
+
+    F is conv1-bn1-relu-conv2-bn2 (basic) or conv1-bn1-relu-conv2-bn2-relu-conv3-bn3 (bottleneck); `ORDERS` has the
+    others. With pre-activation, bn1 and bn2 stand before conv1 and conv2. Where the shape changes, the shortcut then
+    starts from the activated input as F does; `first` says that the network's stem has activated it already.
+
     [N, w_in, H, W] -> [N, w_out, ceil(H / stride), ceil(W / stride)]
     """
 
-    conv1: nn.Conv2d
-    conv2: nn.Conv2d
-    bn1: nn.BatchNorm2d
-    bn2: nn.BatchNorm2d
-    w_out: int
-
-    def __init__(self, w_in: int, w_out: int, stride: int, shortcut: Shortcut) -> None:
+    def __init__(self, cfg: NetConfig, w_in: int, width: int, w_out: int, stride: int, first: bool = False) -> None:
         super().__init__()
         self.w_out = w_out
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(shortcut, w_in, w_out, stride)
+        self.dropped = False
+        """Whether F is left out, as a lesion does."""
+        order = ORDERS[cfg.order]
+        if cfg.unit == "basic":
+            convs = [conv(w_in, width, 3, stride), conv(width, w_out, 3)]
+        else:
+            on_first = cfg.stride_on == "1x1"
+            middle = conv(width, width, 3, 1 if on_first else stride)
+            convs = [conv(w_in, width, 1, stride if on_first else 1), middle, conv(width, w_out, 1)]
+        pre_activated = "bn" in order.before
+        for i, made in enumerate(convs, 1):
+            self.add_module(f"conv{i}", made)
+            if not (pre_activated and first and i == 1):
+                self.add_module(f"bn{i}", nn.BatchNorm2d(made.in_channels if pre_activated else made.out_channels))
+        # In place, but where it would overwrite what the shortcut still needs.
+        self.relu = nn.ReLU(inplace=order.before != ("relu",))
+        self.dropout = nn.Dropout(cfg.dropout)
 
-    def residual(self, x: Tensor) -> Tensor:
-        """F(x): all of the unit but its shortcut and its last ReLU."""
-        raise AssertionError("a unit is Basic or Bottleneck")
+        last = len(convs)
+        inner = [(f"bn{i + pre_activated}", "relu", f"conv{i + 1}") for i in range(1, last)]
+        self.before = () if first else _numbered(order.before, 1)
+        self.residual = ("conv1", *(name for layer in inner for name in layer), *_numbered(order.end, last))
+        if cfg.dropout:
+            at = self.residual.index(f"conv{last}")
+            self.residual = (*self.residual[:at], "dropout", *self.residual[at:])
+        self.after = _numbered(order.after, last)
+
+        self.changes = stride != 1 or w_in != w_out
+        self.downsample = _shortcut(cfg, w_in, w_out, stride)
+        self.addition = cfg.addition
+        self.gate = Gate(w_in, w_out, stride, cfg.addition.bias) if isinstance(cfg.addition, Gating) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.residual(x)
+        activated = self._through(self.before, x)
+        if self.changes:
+            x = activated
+        out = None if self.dropped else self._through(self.residual, activated)
         if self.downsample is not None:
-            out = out + self.downsample(x)
-        return self.relu(out)  # type: ignore[no-any-return]
+            gate = None if self.gate is None else self.gate(x)
+            out = add(self.downsample(x), out, self.addition, gate, self.training)
+        return self._through(self.after, x if out is None else out)
+
+    def _through(self, names: Sequence[str], x: Tensor) -> Tensor:
+        for name in names:
+            x = getattr(self, name)(x)
+        return x
 
 
-class Basic(Unit):
-    """Two 3x3 convolutions of `width` channels (He et al. 2015, figure 5 left)."""
-
-    def __init__(self, w_in: int, width: int, stride: int, shortcut: Shortcut) -> None:
-        super().__init__(w_in, width, stride, shortcut)
-        self.conv1 = conv(w_in, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
-
-    def residual(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(x))  # type: ignore[no-any-return]
-
-
-class Bottleneck(Unit):
-    """1x1 down to `width` channels, 3x3, 1x1 up to four times `width` (He et al. 2015, figure 5 right)."""
-
-    expansion = 4
-
-    def __init__(
-        self, w_in: int, width: int, stride: int, shortcut: Shortcut, stride_on: Literal["1x1", "3x3"]
-    ) -> None:
-        super().__init__(w_in, self.expansion * width, stride, shortcut)
-        self.conv1 = conv(w_in, width, 1, stride if stride_on == "1x1" else 1)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3, stride if stride_on == "3x3" else 1)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = conv(width, self.w_out, 1)
-        self.bn3 = nn.BatchNorm2d(self.w_out)
-
-    def residual(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))  # type: ignore[no-any-return]
+def add(shortcut: Tensor, residual: Tensor | None, how: Addition | None, gate: Tensor | None, training: bool) -> Tensor:
+    """What a unit adds up; a `residual` of None is a unit without its F."""
+    match how:
+        case ConstantScaling():
+            shortcut = shortcut * how.shortcut
+            residual = None if residual is None else residual * how.residual
+        case Gating():
+            assert gate is not None
+            shortcut = shortcut * (1 - gate)
+            residual = residual if residual is None or how.kind == "shortcut-gating" else residual * gate
+        case ShortcutDropout():
+            shortcut = F.dropout(shortcut, how.rate, training)
+        case None:
+            pass
+    return shortcut if residual is None else residual + shortcut
 
 
-def _shortcut(kind: Shortcut, w_in: int, w_out: int, stride: int) -> nn.Module | None:
+def _numbered(names: Sequence[str], layer: int) -> tuple[str, ...]:
+    return tuple(f"bn{layer}" if name == "bn" else name for name in names)
+
+
+def _shortcut(cfg: NetConfig, w_in: int, w_out: int, stride: int) -> nn.Module | None:
     changes = stride != 1 or w_in != w_out
-    match kind:
+    match cfg.shortcut:
         case "none":
             return None
         case "A":
             return ZeroPad(w_in, w_out, stride) if changes else nn.Identity()
         case "B" if not changes:
             return nn.Identity()
+        case _ if cfg.order == "pre-activation":  # what it reads is normalised already
+            return nn.Sequential(conv(w_in, w_out, 1, stride))
         case _:
             return nn.Sequential(conv(w_in, w_out, 1, stride), nn.BatchNorm2d(w_out))

@@ -7,8 +7,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from resnet_train.config.network import NetConfig
-from resnet_train.models.blocks import Basic, Bottleneck, Unit, conv
+from resnet_train.config.network import NetConfig, VGGConfig
+from resnet_train.models.blocks import ORDERS, Gate, Unit, conv
 
 
 class Network(nn.Module):
@@ -16,7 +16,7 @@ class Network(nn.Module):
 
     def __init__(self, cfg: NetConfig, classes: int, channels: int = 3) -> None:
         super().__init__()
-        width = cfg.widths[0]
+        width, *outputs = cfg.outputs
         if cfg.stem == "imagenet":
             self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
@@ -26,29 +26,42 @@ class Network(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.stages: list[str] = []
-        for i, (depth, stage_width) in enumerate(zip(cfg.depths, cfg.widths, strict=True)):
+        for i, (depth, inner, w_out) in enumerate(zip(cfg.depths, cfg.widths, outputs, strict=True)):
             units = OrderedDict[str, nn.Module]()
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                made = unit(cfg, width, stage_width, stride)
-                units[str(j)], width = made, made.w_out
+                units[str(j)], width = Unit(cfg, width, inner, w_out, stride, first=i == j == 0), w_out
             self.stages.append(f"layer{i + 1}")
             self.add_module(self.stages[-1], nn.Sequential(units))
+        # Pre-activated units leave their sum as it is: after the last one comes the activation of the one that would
+        # follow, as the stem's is that of the first (He et al. 2016, section 4.1).
+        before = ORDERS[cfg.order].before
+        self.bn_last: nn.Module = nn.BatchNorm2d(width) if "bn" in before else nn.Identity()
+        self.relu_last: nn.Module = nn.ReLU(inplace=True) if "relu" in before else nn.Identity()
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # imagenet: H / 4, W / 4
         for stage in self.stages:
             x = getattr(self, stage)(x)  # each but the first: H / 2, W / 2
+        x = self.relu_last(self.bn_last(x))
         return self.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
+    def units(self) -> dict[str, Unit]:
+        """Each unit by its name, such as layer1.0, in order."""
+        return {f"{stage}.{i}": unit for stage in self.stages for i, unit in getattr(self, stage).named_children()}
 
-def unit(cfg: NetConfig, w_in: int, width: int, stride: int) -> Unit:
-    """The unit that `cfg` stacks, from `w_in` channels to those of a stage of `width`."""
-    if cfg.unit == "basic":
-        return Basic(w_in, width, stride, cfg.shortcut)
-    assert cfg.stride_on is not None
-    return Bottleneck(w_in, width, stride, cfg.shortcut, cfg.stride_on)
+
+def build(cfg: NetConfig | VGGConfig, classes: int, channels: int = 3) -> nn.Module:
+    """The network of a configuration, not yet initialised. [N, channels, H, W] -> [N, classes] logits."""
+    if isinstance(cfg, NetConfig):
+        return Network(cfg, classes, channels)
+    from torchvision.models import vgg
+
+    made: nn.Module = getattr(vgg, f"vgg{cfg.depth}{'_bn' * cfg.batch_norm}")(num_classes=classes, init_weights=False)
+    if channels != 3:
+        made.features[0] = nn.Conv2d(channels, 64, 3, padding=1)  # type: ignore[index,operator,assignment]
+    return made
 
 
 @torch.no_grad()
@@ -58,12 +71,14 @@ def initialise(net: nn.Module, seed: int) -> None:
     So a plain net and its residual partner start from the same weights wherever they have the same layers.
     Convolutions are normal with variance 2 / (k * k * w_out): He et al. 2015b, section 2.2, in its backward form, which
     fb.resnet.torch and torchvision chose too. Batch norms are the identity; the head is uniform within 1 / sqrt(w_in),
-    its bias 0.
+    its bias 0. Biases of convolutions are 0, but a gate's, which starts where its configuration says.
     """
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * math.prod(module.kernel_size)
             module.weight.normal_(0, math.sqrt(2 / fan_out), generator=_generator(seed, name))
+            if module.bias is not None:
+                nn.init.constant_(module.bias, module.start if isinstance(module, Gate) else 0)
         elif isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
             module.weight.uniform_(-bound, bound, generator=_generator(seed, name))

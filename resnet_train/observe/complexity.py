@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resnet_train.config.network import NetConfig
-from resnet_train.models.network import Network
+from resnet_train.config.network import AnyNet, NetConfig
+from resnet_train.models.network import build
+
+_HEAD = ("bn_last", "relu_last", "fc", "avgpool", "classifier")
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,17 @@ class Stage:
     complexity: Complexity
 
 
-def stages(cfg: NetConfig, size: int, classes: int, channels: int = 3) -> list[Stage]:
+def stages(cfg: AnyNet, size: int, classes: int, channels: int = 3) -> list[Stage]:
     """The stem, each stage and the head, at `size` x `size` pixels."""
     with torch.device("meta"):
-        net = Network(cfg, classes, channels).eval()
+        net = build(cfg, classes, channels).eval()
         image = torch.empty(1, channels, size, size)
     counts: dict[str, list[int]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
 
     def part_of(name: str) -> str:
         top = name.partition(".")[0]
-        return top if top in net.stages or top == "fc" else "stem"
+        return "stem" if top in ("conv1", "bn1", "relu", "maxpool") else "fc" if top in _HEAD else top
 
     def count(part: str) -> object:
         def hook(module: nn.Module, _: object, out: Tensor) -> None:
@@ -65,11 +67,12 @@ def stages(cfg: NetConfig, size: int, classes: int, channels: int = 3) -> list[S
             module.register_forward_hook(count(part))  # type: ignore[arg-type]
     with torch.no_grad():
         net(image)
-    units = dict(zip(net.stages, cfg.depths, strict=True))
-    return [Stage(p, units.get(p, 0), shapes[p], Complexity(*counts[p])) for p in ("stem", *net.stages, "fc")]
+    depths = cfg.depths if isinstance(cfg, NetConfig) else ()
+    units = {f"layer{i}": depth for i, depth in enumerate(depths, 1)}
+    return [Stage(part, units.get(part, 0), shapes[part], Complexity(*counts[part])) for part in counts]
 
 
-def usual_input(cfg: NetConfig) -> tuple[int, int]:
+def usual_input(cfg: AnyNet) -> tuple[int, int]:
     """Image size and classes of the set that a network's stem is for: ImageNet's or CIFAR-10's."""
     return (224, 1000) if cfg.stem == "imagenet" else (32, 10)
 
@@ -80,7 +83,7 @@ def total(parts: list[Stage]) -> Complexity:
     return Complexity(sum(c.params for c in each), sum(c.macs for c in each), sum(c.activations for c in each))
 
 
-def of_network(cfg: NetConfig, size: int, classes: int, channels: int = 3) -> Complexity:
+def of_network(cfg: AnyNet, size: int, classes: int, channels: int = 3) -> Complexity:
     """What one image of `size` x `size` pixels costs."""
     return total(stages(cfg, size, classes, channels))
 
