@@ -18,7 +18,7 @@ _MARKS = {
 
 
 def run_of(network: str, data: str) -> Run:
-    """A run of a network of the zoo on some data: `digits`, `synthetic`, or a folder of images or of torchvision's files.
+    """A run of a network of the zoo on `digits`, `synthetic`, or a folder of images or of torchvision's files.
 
     Raises `BadInput`.
     """

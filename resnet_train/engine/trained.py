@@ -60,7 +60,7 @@ def load(source: str, network: str | None = None, data: str | None = None, overr
 
 
 def fresh(network: str, data: str, overrides: Sequence[str] = (), seed: int = 0) -> Trained:
-    """A network of the zoo before its first step, for the classes and the statistics of some data. Raises `BadInput`."""
+    """A network of the zoo before its first step, for the classes of some data. Raises `BadInput`."""
     run = override_run(assumed.run_of(network, data), [f"seed={seed}", *overrides])
     train_set, _ = sources.open_data(run.data)
     net = build(run.network, len(train_set.classes), train_set.channels)
@@ -71,7 +71,7 @@ def fresh(network: str, data: str, overrides: Sequence[str] = (), seed: int = 0)
 def _bare(path: Path, network: str, data: str | None, overrides: Sequence[str]) -> Trained:
     """torchvision's file: a state dict alone, of a network that saw ImageNet normalised as torchvision does.
 
-    torchvision's bottlenecks halve the image on their 3x3; weights do not tell, so that is what its files are taken for.
+    torchvision's bottlenecks halve the image on their 3x3; weights do not tell, so its files are taken for that.
     """
     fields = zoo.network(network)
     if fields.get("stride_on") == "1x1" and not network.endswith("-v1"):
