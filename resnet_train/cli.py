@@ -67,9 +67,21 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="start anew; older run folders are moved aside")
     _json(run)
 
-    evaluate = verb("eval", _eval, "print the top-1 and top-5 error of checkpoints", words="checkpoints")
-    evaluate.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="such as checkpoints/best.pt")
+    evaluate = verb("eval", _eval, "print the error of checkpoints, and of their ensemble", words="checkpoints")
+    evaluate.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="such as checkpoints/best.pt; a state dict of torchvision's, with --network; or files of --save-logits",
+    )
     evaluate.add_argument("--data", metavar="PATH", help="where the data lies here (data.path)")
+    evaluate.add_argument("--network", metavar="NAME", help="the network of a state dict, such as resnet-50")
+    evaluate.add_argument(
+        "--protocol", choices=("one-crop", "ten-crop", "multi-scale"), help="what is seen of an image (eval.protocol)"
+    )
+    evaluate.add_argument("--flip", action="store_true", help="add each view's mirror image (eval.flip)")
+    evaluate.add_argument("--save-logits", type=Path, metavar="FILE.npz", help="keep what every average is made of")
+    evaluate.add_argument("--out", type=Path, help="where confusions go (default: evaluation/ in the run's folder)")
     evaluate.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="such as eval.batch_size=64"
     )
@@ -122,15 +134,11 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    for path in args.checkpoints:
-        if Path(path).is_dir():
-            raise BadInput(f"{path} is a folder: give a file, such as {Path(path) / 'checkpoints' / 'best.pt'}")
-        if not Path(path).is_file():
-            raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
-    from resnet_train import grid
+    from resnet_train import results
 
-    overrides = [f"data.path={json.dumps(args.data)}"] * (args.data is not None) + args.overrides
-    grid.evaluate_all([Path(path) for path in args.checkpoints], overrides, args.json)
+    overrides = [f"eval.protocol={args.protocol}"] * (args.protocol is not None) + ["eval.flip=true"] * args.flip
+    overrides += args.overrides
+    results.evaluate_all(args.checkpoints, args.network, args.data, overrides, args.save_logits, args.out, args.json)
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -68,7 +68,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
                 log.write("train", state.step, averages | measured | log.clock.speed(state.step))
             if plan.eval.is_due(state.step):
                 with log.clock.stopped(world), dist.averaged_statistics(world, state.net, state.ema):
-                    errors = evaluate.errors(state.averaged(), run, val_set, clean_set, normalization, world)
+                    errors = evaluate.errors(state.averaged(), run, train_set, val_set, clean_set, normalization, world)
                 improved = state.improves(errors["val_error_top1"])
                 log.write("eval", state.step, errors)
             if stop or improved or plan.save.is_due(state.step) or plan.keep.is_due(state.step):

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
 from resnet_train.config.data import Augment, PadCrop, RandomResizedCrop, ScaleCrop
-from resnet_train.config.schema import View
+from resnet_train.config.schema import Eval, View
 from resnet_train.data import augment, draws
 
 
@@ -124,7 +124,7 @@ def test_scale_crop_is_a_window_on_the_resized_whole(size: tuple[int, int]) -> N
 def test_centre_view_is_torchvisions(size: tuple[int, int]) -> None:
     image = photograph(*size)
     wanted = tv.center_crop(tv.resize(image, [256]), [224])
-    assert np.array_equal(augment.centre_view(image, View()), np.asarray(wanted))
+    assert np.array_equal(augment.seen(image, augment.looks(View(), Eval()))[0], np.asarray(wanted))
 
 
 def test_colour_shifts_lie_along_imagenets_components() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from resnet_train.config.data import Data, Digits, ImageFolder, StoredImages, Synthetic
 from resnet_train.config.schema import Run
 from resnet_train.data import loader, normalize, sources
+from resnet_train.data.augment import Look
 from resnet_train.data.loader import EvaluationData, Stream
 from resnet_train.errors import BadInput
 
@@ -257,15 +258,9 @@ def test_a_run_goes_on_without_a_bad_training_image(
 def test_evaluation_counts_every_sample_once_at_any_number_of_ranks(folders: Folders) -> None:
     _, val = sources.open_data(ImageFolder(kind="imagefolder", path=str(folders(val=5))))
     for ranks in (1, 3):
-        parts = [EvaluationData(val, sources_view(), 4, CPU, 0, rank, ranks) for rank in range(ranks)]
+        parts = [EvaluationData(val, (Look(20, 16),), 4, CPU, 0, rank, ranks) for rank in range(ranks)]
         labels = torch.cat([batch.labels for part in parts for batch in part.batches()])
         assert labels.sort().values.tolist() == [0] * 5 + [1] * 5
-
-
-def sources_view() -> Any:
-    from resnet_train.config.schema import View
-
-    return View(resize=20, crop=16)
 
 
 # --- normalisation ----------------------------------------------------------------------------------------------------

@@ -19,9 +19,11 @@ FLOORS: dict[str, int] = {
     "compare": 3,
     "observe": 4,
     "evaluate": 4,
+    "mistakes": 5,
     "train": 5,
     "dry_run": 5,
     "grid": 6,
+    "results": 6,
     "cli": 7,
     "__main__": 8,
 }

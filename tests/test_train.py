@@ -332,7 +332,8 @@ def test_errors_are_counted_in_float64(config: Config, program: Program) -> None
     _, val = sources.open_data(run.data)
     world = World(torch.device("cpu"))
     data = evaluate.data_of(run, val, world)
-    found = evaluate.error(net, data, saved.about.normalization, "fp32", world)
+    members = [evaluate.Member(net, saved.about.normalization, "fp32")]
+    found = evaluate.outcomes(members, data, "softmax", world)[0].errors()
     batches = list(data.batches())
     labels = torch.cat([batch.labels for batch in batches])
     with torch.no_grad():

@@ -154,10 +154,29 @@ class Eval(Section):
     every: Duration = Duration(epochs=1)
     view: View | None = None
     """For `imagefolder` only (the training crop from 256/224 of it unless given): others are seen whole."""
+    protocol: Literal["one-crop", "ten-crop", "multi-scale"] = "one-crop"
+    """ten-crop: corners, centre and their mirror images. multi-scale: whole images at `short_sides`, fully
+    convolutional (He et al. 2015, section 3.4). Both are for `imagefolder`."""
+    short_sides: Annotated[tuple[Count, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
+    """The scales of `multi-scale`, in pixels."""
+    flip: bool = False
+    """Add the mirror image of each view."""
+    average: Literal["softmax", "logits"] = "softmax"
+    """What is averaged over views and over the networks of an ensemble."""
+    recompute_bn: Annotated[int, Field(ge=0)] = 0
+    """Batch norm's statistics anew over so many training images, as the authors' release; 0: the running ones."""
     batch_size: Count = 256
     """Samples of each rank at once; it never changes a result."""
     clean_train: Annotated[int, Field(ge=0)] = 10_000
     """Training images, evenly spaced, for the clean training error: evaluation mode, no augmentation. 0: none."""
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        if self.flip and self.protocol == "ten-crop":
+            raise ValueError("flip has no effect with protocol ten-crop, which mirrors already: remove it")
+        if self.protocol != "multi-scale" and self.short_sides != Eval.model_fields["short_sides"].default:
+            raise ValueError(f"short_sides has no effect with protocol {self.protocol}: use multi-scale")
+        return self
 
 
 class Checkpoint(Section):
@@ -205,6 +224,8 @@ class Recipe(Section):
                 raise ValueError(f"augment.crop of kind {crop.kind} is for data.kind imagefolder: use kind pad")
             if self.eval.view is not None:
                 raise ValueError(f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole")
+            if self.eval.protocol != "one-crop":
+                raise ValueError(f"eval.protocol {self.eval.protocol} is for data.kind imagefolder: use eval.flip")
         if self.augment.color and self.data.grey:
             raise ValueError(f"augment.color needs colour images, and those of data.kind {kind} are grey")
         return self

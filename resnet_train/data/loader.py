@@ -6,32 +6,26 @@ is number a * ranks + r. So every sample is seen once an epoch, whatever the num
 can be the first.
 """
 
-import os
-import select
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from multiprocessing import forkserver, resource_tracker
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from resnet_train.config.data import Augment, PadCrop
-from resnet_train.config.schema import Recipe, View
+from resnet_train.config.schema import Recipe
 from resnet_train.data import augment, draws
+from resnet_train.data.augment import Look
 from resnet_train.data.draws import Ints
 from resnet_train.data.sources import AnySource, Folder
+from resnet_train.data.workers import serve
 from resnet_train.errors import BadInput
-
-_GRACE = 30
-"""Seconds that a worker goes on after SIGTERM."""
 
 
 class Batch(NamedTuple):
@@ -45,6 +39,25 @@ class Batch(NamedTuple):
     """float32 [n, 3 or 1]: the colour augmentation, to add to RGB in [0, 1]."""
     skipped: tuple[str, ...] = ()
     """Files that could not be decoded and in whose place the next one stands."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        images, labels, shift = (tensor.to(device, non_blocking=True) for tensor in self[:3])
+        return Batch(images, labels, shift, self.skipped)
+
+
+class Viewed(NamedTuple):
+    """Images of an evaluation, each in every look at it."""
+
+    labels: Tensor
+    """int64 [n]."""
+    pieces: tuple[tuple[int, Tensor, Batch], ...]
+    """The number of a look, which of the n images [m], and those; images of one shape together."""
+
+    def to(self, device: torch.device) -> "Viewed":
+        """The same on a device."""
+        moved = [(look, rows.to(device, non_blocking=True), batch.to(device)) for look, rows, batch in self.pieces]
+        return Viewed(self.labels.to(device, non_blocking=True), tuple(moved))
 
 
 class StepData(NamedTuple):
@@ -149,25 +162,35 @@ class _Training(Dataset[Batch | BadInput]):
         return Batch(torch.from_numpy(pixels), labels, torch.from_numpy(plan.shift), read.skipped)
 
 
-class _Evaluation(Dataset[Batch | BadInput]):
+class _Evaluation(Dataset[Viewed | BadInput]):
     """Batches of images as evaluation sees them."""
 
-    def __init__(self, source: AnySource, view: View | None, skip_bad: bool) -> None:
-        self.source, self.view, self.skip_bad = source, view, skip_bad
+    def __init__(self, source: AnySource, looks: Sequence[Look], skip_bad: bool) -> None:
+        self.source, self.looks, self.skip_bad = source, looks, skip_bad
 
-    def __getitem__(self, indices: Ints) -> Batch | BadInput:
+    def __getitem__(self, indices: Ints) -> Viewed | BadInput:
         if isinstance(self.source, Folder):
-            assert self.view is not None
             try:
                 read = _read(self.source, indices, self.skip_bad)
             except BadInput as error:
                 return error
             indices = read.indices
-            images = torch.from_numpy(np.stack([augment.centre_view(image, self.view) for image in read.images]))
+            views = list(zip(*(augment.seen(image, self.looks) for image in read.images), strict=True))
         else:
-            images = torch.from_numpy(self.source.read(indices))
-        shift = torch.zeros(len(indices), self.source.channels)
-        return Batch(images, torch.from_numpy(self.source.labels[indices]), shift)
+            images = self.source.read(indices)
+            views = [tuple(images[:, :, ::-1] if look.flip else images) for look in self.looks]
+        labels = torch.from_numpy(self.source.labels[indices])
+        return Viewed(labels, tuple(self._pieces(labels, views)))
+
+    def _pieces(self, labels: Tensor, views: Sequence[Sequence[np.ndarray]]) -> Iterator[tuple[int, Tensor, Batch]]:
+        for look, images in enumerate(views):
+            by_shape: dict[tuple[int, ...], list[int]] = {}
+            for row, image in enumerate(images):
+                by_shape.setdefault(image.shape, []).append(row)
+            for rows in by_shape.values():
+                stacked = torch.from_numpy(np.stack([images[row] for row in rows]))
+                which = torch.tensor(rows)
+                yield look, which, Batch(stacked, labels[which], torch.zeros(len(rows), self.source.channels))
 
 
 class _Read(NamedTuple):
@@ -225,7 +248,7 @@ class TrainingData:
     def from_step(self, start: int, until: int) -> Iterator[StepData]:
         """Batches for steps [start, until). Raises `BadInput` at an image that cannot be decoded."""
         dataset = _Training(self.source, self.augment, self.stream.seed, self.skip_bad)
-        batches = _served(dataset, _Shares(self.stream, start, until), self.workers, self.device)
+        batches = serve(dataset, _Shares(self.stream, start, until), self.workers, self.device)
         for step in range(start, until):
             begin = time.perf_counter()
             ready = [next(batches) for _ in range(self.stream.accumulate)]
@@ -263,7 +286,7 @@ class EvaluationData:
     """Samples to evaluate on, each exactly once over all ranks."""
 
     source: AnySource
-    view: View | None
+    looks: tuple[Look, ...]
     batch_size: int
     device: torch.device
     workers: int = 0
@@ -274,67 +297,17 @@ class EvaluationData:
     def __len__(self) -> int:
         return len(self.source)
 
+    def viewed(self) -> Iterator[Viewed]:
+        """This rank's batches: every `ranks`-th one, the last of all as short as it is.
+
+        Whole batches, so that each sample meets the same kernels in the same company at any number of ranks.
+        """
+        starts = range(self.rank * self.batch_size, len(self.source), self.ranks * self.batch_size)
+        parts = [np.arange(start, min(start + self.batch_size, len(self.source))) for start in starts]
+        return serve(_Evaluation(self.source, self.looks, self.skip_bad), parts, self.workers, self.device)
+
     def batches(self) -> Iterator[Batch]:
-        """This rank's batches: every `ranks`-th sample, the last batch as short as it is."""
-        mine = np.arange(self.rank, len(self.source), self.ranks)
-        parts = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
-        return _served(_Evaluation(self.source, self.view, self.skip_bad), parts, self.workers, self.device)
-
-
-def _served(
-    dataset: Dataset[Batch | BadInput], batches: Sampler[Samples] | Sequence[Ints], workers: int, device: torch.device
-) -> Iterator[Batch]:
-    """Batches on the device. Raises `BadInput` where a worker met an image that cannot be decoded."""
-    workers = min(workers, len(batches)) if isinstance(batches, Sequence) else workers
-    if workers:
-        _shield_helpers()
-    loader = DataLoader(
-        dataset,
-        batch_size=None,  # the sampler's items are whole batches
-        sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=partial(_start_worker, os.getpid()) if workers else None,
-        # Not fork: this process has threads, and by now perhaps a CUDA context.
-        multiprocessing_context="forkserver" if workers else None,
-    )
-    served = iter(loader)
-    try:
-        for batch in served:
-            if isinstance(batch, BadInput):
-                raise batch
-            images, labels, shift = (tensor.to(device, non_blocking=True) for tensor in batch[:3])
-            yield Batch(images, labels, shift, batch.skipped)
-    finally:
-        del served  # which ends the workers: now, not when a traceback that holds this frame is dropped
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _shield_helpers() -> None:
-    """Start multiprocessing's own processes, if they are not running, deaf to signals that reach all of a job."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}  # exec keeps what is ignored
-    try:
-        resource_tracker.ensure_running()
-        forkserver.set_forkserver_preload([__name__])  # torch is imported once, not by each worker
-        forkserver.ensure_running()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _start_worker(trainer: int, _: int) -> None:
-    """A signal to all processes of a job is for the training process: it saves, then ends its workers.
-
-    Until it has, they go on; so SIGTERM, by which multiprocessing ends stray workers, only sets them a limit. When it
-    is killed they end with it: their parent is the fork server, which would wait for them as they for it.
-    """
-    alive = os.pidfd_open(trainer)
-    threading.Thread(target=lambda: (select.select([alive], [], []), os._exit(1)), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+        """The same, in the first look alone, whose images are of one shape."""
+        for viewed in replace(self, looks=self.looks[:1]).viewed():
+            [(_, _, batch)] = viewed.pieces
+            yield batch

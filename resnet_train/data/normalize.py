@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from resnet_train.config.data import PadCrop
-from resnet_train.config.schema import Recipe, View
+from resnet_train.config.schema import Recipe
+from resnet_train.data.augment import Look
 from resnet_train.data.loader import Batch, EvaluationData
 from resnet_train.data.sources import AnySource, Folder, evenly_spaced
 
@@ -39,14 +40,14 @@ def statistics(recipe: Recipe, source: AnySource) -> Normalization:
     Of an image folder, `_IMAGES` evenly spaced images are read, as evaluation would see them at the size of
     the training crop.
     """
-    view, cfg = None, recipe.data
+    look, cfg = Look(), recipe.data
     if isinstance(source, Folder):
         crop = recipe.augment.crop
         assert crop is not None
         assert not isinstance(crop, PadCrop)
         source = source.subset(evenly_spaced(len(source), _IMAGES))
-        view = View(resize=round(crop.size * 256 / 224), crop=crop.size)
-    shown = EvaluationData(source, view, 256, torch.device("cpu"), cfg.processes, skip_bad=cfg.skips_bad_images)
+        look = Look(round(crop.size * 256 / 224), crop.size)
+    shown = EvaluationData(source, (look,), 256, torch.device("cpu"), cfg.processes, skip_bad=cfg.skips_bad_images)
     first = second = torch.zeros((), dtype=torch.int64)
     for batch in shown.batches():
         pixels = batch.images.to(torch.int32)

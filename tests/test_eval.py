@@ -1,0 +1,266 @@
+"""Protocols of evaluation: views, ensembles, stored logits, other programs' weights, what was confused."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import spawn
+from PIL import Image
+from torchvision.transforms import v2
+
+from resnet_train import evaluate, mistakes
+from resnet_train.config.schema import Eval, View
+from resnet_train.data import augment, sources
+from resnet_train.data.loader import EvaluationData
+from resnet_train.engine import trained
+from resnet_train.engine.dist import World
+from resnet_train.evaluate import Member
+from resnet_train.results import Logits
+
+Program = Callable[..., tuple[int, str, str]]
+Config = Callable[..., Path]
+CPU = World(torch.device("cpu"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Noise of several sizes in three classes of which one can be told from its colour."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 4), ("val", 7)):
+        for label, name in enumerate(("a", "b", "c")):
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 160, (44 + 7 * (i % 3), 60 - 6 * (i % 2), 3), dtype=np.uint8)
+                pixels[..., (label + (i == 0)) % 3] += 60  # the first of each class is a mistake to make
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def runs(photos: Path, config: Config, program: Program) -> list[str]:
+    """Checkpoints of two networks trained for some steps on the photos."""
+    data = {"kind": "imagefolder", "path": str(photos), "workers": 0}
+    networks = [{"base": f"cifar-{kind}-8", "widths": [4, 8, 8]} for kind in ("resnet", "plain")]
+    crop = {"kind": "random-resized", "size": 32}
+    assert (
+        program("run", config(data=data, networks=networks, augment={"crop": crop}), "--only", "cifar-resnet-8")[0] == 0
+    )
+    assert (
+        program("run", config(data=data, networks=networks, augment={"crop": crop}), "--only", "cifar-plain-8")[0] == 0
+    )
+    return [f"runs/tiny/cifar-{kind}-8/seed-0/checkpoints/last.pt" for kind in ("resnet", "plain")]
+
+
+def figures(program: Program, *arguments: object) -> list[dict[str, Any]]:
+    code, out, err = program("eval", *arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("size", [(300, 200), (201, 333), (90, 90)])
+def test_ten_crops_are_torchvisions(size: tuple[int, int]) -> None:
+    random = np.random.default_rng(1)
+    image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    ours = augment.seen(image, augment.looks(View(resize=64, crop=48), Eval(protocol="ten-crop")))
+    theirs = v2.TenCrop(48)(v2.Resize(64)(image))
+    assert len(ours) == 10
+    for one in theirs:
+        assert any(np.array_equal(np.asarray(one), our) for our in ours)
+
+
+def test_scales_are_whole_images_of_that_shorter_side() -> None:
+    looks = augment.looks(View(), Eval(protocol="multi-scale", short_sides=(32, 48), flip=True))
+    seen = augment.seen(Image.new("RGB", (90, 60)), looks)
+    assert [image.shape for image in seen] == [(32, 48, 3), (48, 72, 3)] * 2
+    assert looks[2:] == tuple(look._replace(flip=True) for look in looks[:2])
+
+
+@pytest.mark.parametrize("average", ["softmax", "logits"])
+@pytest.mark.parametrize("protocol", ["ten-crop", "multi-scale"])
+def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: str, runs: list[str]) -> None:
+    """Against a loop over images, networks and views, one at a time, in float64."""
+    sides = ["eval.short_sides=[32, 40, 56]"] if protocol == "multi-scale" else []
+    overrides = [f"eval.protocol={protocol}", f"eval.average={average}", *sides, "eval.batch_size=4"]
+    loaded = [trained.load(path, overrides=overrides) for path in runs]
+    run = loaded[0].run
+    val = sources.open_validation(run.data)
+    members = [Member(one.net, one.normalization, "fp32") for one in loaded]
+    found = evaluate.outcomes(members, evaluate.data_of(run, val, CPU), average, CPU)
+    looks = augment.looks(run.view, run.eval)
+    for i in range(len(val)):
+        scores = []
+        for image in augment.seen(val.read(i), looks):
+            for one in loaded:
+                batch = EvaluationData(val.subset(np.array([i])), looks[:1], 1, CPU.device)
+                [known] = list(batch.batches())
+                pixels = known._replace(images=torch.from_numpy(image.copy())[None])
+                with torch.no_grad():
+                    scores.append(one.net(one.normalization(pixels))[0].double())
+        table = torch.stack(scores)
+        p = table.softmax(1).mean(0) if average == "softmax" else table.mean(0).softmax(0)
+        whole = found[2]
+        assert whole.predicted[i] == p.argmax()
+        assert whole.confidence[i].item() == pytest.approx(p.max().item(), rel=1e-5)
+        assert whole.loss[i].item() == pytest.approx(-p[int(val.labels[i])].log().item(), rel=1e-5)
+    assert found[0].errors() != found[1].errors()
+
+
+def test_protocols_are_told_and_kept_with_their_figures(runs: list[str], program: Program) -> None:
+    [one] = figures(program, runs[0])
+    [ten] = figures(program, runs[0], "--protocol", "ten-crop")
+    both = figures(program, *runs, "--flip")
+    assert one["protocol"].startswith("validation set; one 32 px crop at the centre, shorter side 37 px; last weights")
+    assert "ten 32 px crops (corners, centre, mirror images), shorter side 37 px, mean of softmax" in ten["protocol"]
+    assert [row["network"] for row in both] == ["cifar-resnet-8", "cifar-plain-8", "ensemble"]
+    assert "and its mirror image" in both[2]["protocol"]
+    folder = Path("runs/tiny/cifar-resnet-8/seed-0/evaluation")
+    kept = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert kept == [one, ten, *both]
+    assert {path.name for path in folder.iterdir()} >= {
+        "last-one-crop-mistakes.png",
+        "last-ten-crop-classes.csv",
+        "ensemble-of-2-one-crop-flip-classes.csv",
+        "tensorboard",
+    }
+    out = program("eval", runs[0])[1]
+    assert out.startswith(f"21 images: {one['protocol']}\ncheckpoint")
+    assert "worst classes: " in out
+
+
+def test_stored_logits_give_every_figure_without_a_network(runs: list[str], program: Program) -> None:
+    live = figures(program, *runs, "--protocol", "ten-crop", "--save-logits", "both.npz")
+    for i, path in enumerate(runs):
+        figures(program, path, "--protocol", "ten-crop", "--save-logits", f"{i}.npz")
+        Path(path).unlink()
+    for names in (["both.npz"], ["0.npz", "1.npz"]):
+        stored = figures(program, *names)
+        for a, b in zip(stored, live, strict=True):
+            assert a | {"loss": b["loss"]} == b
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+    other = figures(program, "both.npz", "--set", "eval.average=logits")
+    assert "mean of logits" in other[2]["protocol"]
+    assert other[2]["loss"] != stored[2]["loss"]
+    held = Logits.read(Path("both.npz"))
+    assert (held.values.shape, held.values.dtype) == ((2, 21, 10, 3), np.float16)
+    assert (held.values.max(-1) == 0).all()
+
+
+def test_several_ranks_find_what_one_finds_to_the_last_digit(runs: list[str], program: Program) -> None:
+    arguments = ["--protocol", "ten-crop", "--set", "eval.batch_size=4", "--save-logits"]
+    found = []
+    for ranks in (1, 2, 3):
+        process = spawn("eval", *runs, *arguments, f"{ranks}.npz", "--json", ranks=ranks)
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        found.append((json.loads(out), Logits.read(Path(f"{ranks}.npz")).values.tobytes()))
+    assert found[0] == found[1] == found[2]
+
+
+def test_batch_norm_is_recomputed_over_training_images(runs: list[str], program: Program) -> None:
+    """Of one batch of all training images they are that batch's, with the unbiased variance that torch keeps."""
+    one = trained.load(runs[0], overrides=["eval.recompute_bn=12", "eval.batch_size=12"])
+    train_set, _ = sources.open_data(one.run.data)
+    net = evaluate.recomputed_bn(one.net, one.run, train_set, one.normalization, CPU)
+    looks = augment.looks(one.run.view, one.run.eval)
+    [batch] = EvaluationData(train_set, looks, 12, CPU.device).batches()
+    with torch.no_grad():
+        out = net.conv1(one.normalization(batch))
+    torch.testing.assert_close(net.bn1.running_mean, out.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net.bn1.running_var, out.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert net.bn1.momentum == 0.1
+    assert not any(module.training for module in net.modules())
+    told = figures(program, runs[0], "--set", "eval.recompute_bn=12")
+    assert "BN statistics of 12 training images" in told[0]["protocol"]
+
+
+def test_recomputing_during_training_leaves_no_trace(config: Config, program: Program) -> None:
+    for name, count in (("as-it-is", 0), ("recomputed", 16)):
+        assert program("run", config(name=name), f"eval.recompute_bn={count}")[0] == 0
+    nets = [
+        torch.load(f"runs/{name}/cifar-resnet-8/seed-0/checkpoints/last.pt")["net"]
+        for name in ("as-it-is", "recomputed")
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].values(), nets[1].values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("resnet-18", "resnet18"), ("resnet-50", "resnet50"), ("vgg-16-bn", "vgg16_bn")]
+)
+def test_torchvisions_files_are_evaluated_as_torchvision_does(
+    name: str, theirs: str, photos: Path, program: Program
+) -> None:
+    torch.manual_seed(0)
+    net = getattr(torchvision.models, theirs)(num_classes=3).eval()
+    torch.save(net.state_dict(), "weights.pth")
+    [found] = figures(
+        program, "weights.pth", "--network", name, "--data", photos, "--set", "eval.view={resize: 40, crop: 32}"
+    )
+    look = v2.Compose([v2.Resize(40), v2.CenterCrop(32), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+    norm = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    data = torchvision.datasets.ImageFolder(photos / "val", lambda image: norm(look(image)))
+    images, labels = (torch.stack(list(map(torch.as_tensor, column))) for column in zip(*data, strict=True))
+    with torch.no_grad():
+        logits = net(images)
+    assert found["error_top1"] == pytest.approx(100 * (logits.argmax(1) != labels).double().mean().item())
+    assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
+def test_what_cannot_be_evaluated_is_one_line(runs: list[str], photos: Path, program: Program, config: Config) -> None:
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), "18.pth")
+    torch.save([1], "list.pth")
+    figures(program, runs[0], "--save-logits", "a.npz")
+    figures(program, runs[0], "--flip", "--save-logits", "b.npz")
+    said = {
+        ("18.pth",): "18.pth is not a checkpoint of resnet-train",
+        ("18.pth", "--network", "resnet-34", "--data", photos): "is missing for a resnet-34",
+        ("18.pth", "--network", "plain-18", "--data", photos): "is not of a plain-18",
+        ("list.pth", "--network", "resnet-18", "--data", photos): "is not a state dict",
+        (runs[0], "--network", "resnet-18"): "knows its network: leave --network out",
+        ("18.pth", "--network", "resnet-18", "--data", "nowhere"): "--data nowhere: no such folder",
+        ("a.npz", runs[0]): "logits and checkpoints do not mix",
+        ("a.npz", "b.npz"): "b.npz was taken under another protocol",
+        ("a.npz", "--set", "eval.view.crop=3"): "has no effect on stored logits",
+        (runs[0], "--flip", "--protocol", "ten-crop"): "flip has no effect with protocol ten-crop",
+        (runs[0], "--set", "eval.short_sides=[32]"): "short_sides has no effect with protocol one-crop",
+    }
+    for arguments, message in said.items():
+        code, out, err = program("eval", *arguments)
+        assert (code, out, len(err.splitlines())) == (2, "", 1), (arguments, err)
+        assert message in err
+
+
+def test_stored_images_have_their_mirror_image(config: Config, program: Program) -> None:
+    assert program("run", config())[0] == 0
+    path = "runs/tiny/cifar-resnet-8/seed-0/checkpoints/last.pt"
+    plain, flipped = figures(program, path), figures(program, path, "--flip")
+    assert plain[0]["loss"] != flipped[0]["loss"]
+    assert "whole image and its mirror image, mean of softmax" in flipped[0]["protocol"]
+    assert program("eval", path, "--protocol", "ten-crop")[0] == 2
+
+
+def test_classes_are_counted_as_a_confusion_matrix(tmp_path: Path) -> None:
+    label, predicted = torch.tensor([0, 0, 0, 1, 1, 3]), torch.tensor([0, 1, 1, 1, 1, 0])
+    rest = torch.zeros(6)
+    found = evaluate.Outcomes(label, predicted, rest, rest, rest)
+    rows = mistakes.by_class(found, ["a", "b", "c", "d"])
+    assert rows == [("d", 1, 100.0, "a", 1), ("a", 3, pytest.approx(200 / 3), "b", 2), ("b", 2, 0.0, "", 0)]
+    assert mistakes.worst(found, ["a", "b", "c", "d"]).startswith(
+        "worst classes: d 100.0 % (most often taken for a); a 66.7 %"
+    )
+
+
+def test_real_photographs_under_every_protocol(real_images: Path, program: Program) -> None:
+    torch.save(torchvision.models.resnet18(num_classes=100).state_dict(), "18.pth")
+    arguments = ["18.pth", "--network", "resnet-18", "--data", real_images / "imagenet-natural-c100"]
+    for more in ([], ["--protocol", "multi-scale", "--set", "eval.short_sides=[64, 96]"]):
+        [found] = figures(program, *arguments, *more)
+        assert found["images"] == 200
+    with Path("evaluation/18-one-crop-classes.csv").open() as file:
+        assert len(list(csv.reader(file))) == 101
