@@ -87,6 +87,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     _json(evaluate)
 
+    probe = verb("probe", _probe, "print and draw why: gradients and responses by depth, lesions", words="networks")
+    probe.add_argument("kind", choices=("gradients", "responses", "lesion"))
+    probe.add_argument(
+        "networks", nargs="+", metavar="NETWORK", help="a checkpoint, a name of the zoo, or (gradients) run folders"
+    )
+    probe.add_argument(
+        "--data", metavar="DATA", help="digits, synthetic, or a folder of images or of torchvision's files"
+    )
+    probe.add_argument("--images", type=_count, help="images to look at (default: 128, for lesions 1000)")
+    probe.add_argument("--seed", type=int, default=0, help="of an untrained network's weights (default: 0)")
+    probe.add_argument("--out", type=Path, metavar="FILE.png", help="the picture (default: KIND.png)")
+    _json(probe)
+
     compare = verb("compare", _compare, "draw and tabulate error across depths from run folders", words="folders")
     compare.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="run folders, or folders above them")
     compare.add_argument("--out", type=Path, help="where compare.png, .md and .csv go (default: the first FOLDER)")
@@ -144,6 +157,12 @@ def _eval(args: argparse.Namespace) -> None:
     overrides = [f"eval.protocol={args.protocol}"] * (args.protocol is not None) + ["eval.flip=true"] * args.flip
     overrides += args.overrides
     results.evaluate_all(args.checkpoints, args.network, args.data, overrides, args.save_logits, args.out, args.json)
+
+
+def _probe(args: argparse.Namespace) -> None:
+    from resnet_train import probe
+
+    probe.compare(args.kind, args.networks, args.data, args.images, args.seed, args.out, args.json)
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from resnet_train.errors import BadInput
 
 Record = dict[str, Any]
 
-TIMES = frozenset({"time", "seconds", "images_per_second", "data_wait_seconds"})
+TIMES = frozenset({"time", "seconds", "images_per_second", "data_wait_seconds", "probe_seconds", "probe_share"})
 """The keys of a record that depend on the clock; all others are the same for an uninterrupted and a resumed run."""
 
 _PLACE = frozenset({"data.path", "data.download", "data.workers", "train.device"})

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from resnet_train import evaluate, run_folder
+from resnet_train import evaluate, probe, run_folder
 from resnet_train.config.schema import Run
 from resnet_train.data import loader, normalize, sources
 from resnet_train.data.loader import TrainingData
@@ -55,6 +55,8 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     with metrics.open_log(folder, run, state.step, plan.total, kept, later, world) as log:
         if not kept:
             log.write("start", 0, facts(run, data, len(val_set), plan))
+            for kind in (kind for kind in plan.probes if kind != "lesion"):
+                probe.measure(kind, state, run, train_set, val_set, normalization, log, world)
         for share in data.from_step(state.step, until=plan.total):
             measured = train_step(state, share, normalization, plan.lr_at(state.step), run.train)
             log.received(share)
@@ -71,6 +73,9 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
                     errors = evaluate.errors(state.averaged(), run, train_set, val_set, clean_set, normalization, world)
                 improved = state.improves(errors["val_error_top1"])
                 log.write("eval", state.step, errors)
+            for kind, every in plan.probes.items():
+                if every.is_due(state.step):
+                    probe.measure(kind, state, run, train_set, val_set, normalization, log, world)
             if stop or improved or plan.save.is_due(state.step) or plan.keep.is_due(state.step):
                 with log.clock.stopped(world):
                     log.flush()
@@ -81,6 +86,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
         else:
             log.write("end", state.step, {"status": "finished"})
             log.flush()
+            probe.finish(folder, world)
     if stop:
         name = f"{run.network.name} seed {run.seed}"
         interrupted = Interrupted(f"{name} stopped at step {state.step} of {plan.total}, saved; run again to continue")

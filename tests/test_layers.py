@@ -20,12 +20,13 @@ FLOORS: dict[str, int] = {
     "observe": 4,
     "evaluate": 4,
     "mistakes": 5,
-    "train": 5,
-    "dry_run": 5,
-    "grid": 6,
-    "results": 6,
-    "cli": 7,
-    "__main__": 8,
+    "probe": 5,
+    "train": 6,
+    "dry_run": 6,
+    "grid": 7,
+    "results": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 
 TORCH_FREE = ("errors", "tables", "config", "run_folder", "compare", "cli")

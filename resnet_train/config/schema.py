@@ -179,6 +179,34 @@ class Eval(Section):
         return self
 
 
+class Probe(Section):
+    """A measurement beside the training, of a fixed batch of evenly spaced training images as evaluation sees them."""
+
+    every: Duration = Duration(fraction=0.05)
+    """When; also before the first step."""
+    images: Count = 128
+
+
+class Lesion(Section):
+    """Error with a unit dropped, each in turn, and with neighbours swapped: as many evaluations as there are units."""
+
+    every: Duration = Duration(fraction=1.0)
+    """When; it costs a whole evaluation of `images` for each unit."""
+    images: Count = 1000
+    """Evenly spaced validation images."""
+
+
+class Probes(Section):
+    """Why depth hurts or helps: figures by depth, at chosen steps; none unless given."""
+
+    gradients: Probe | None = None
+    """Norm of the loss's gradient at each unit's input and at each convolution's weights."""
+    responses: Probe | None = None
+    """Standard deviation of each 3x3 layer's response (He et al. 2015, figure 7)."""
+    lesion: Lesion | None = None
+    """Error without each unit (Veit et al. 2016)."""
+
+
 class Checkpoint(Section):
     """When the state of a run is saved; the last, the one before it and the best are always kept."""
 
@@ -208,6 +236,7 @@ class Recipe(Section):
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+    probes: Probes = Probes()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -274,3 +303,9 @@ class Run(Recipe):
     experiment: Name
     network: AnyNet
     seed: int
+
+    @model_validator(mode="after")
+    def _has_units(self) -> Self:
+        if self.network.unit == "vgg" and self.probes != Probes():
+            raise ValueError(f"probes has no effect on {self.network.name}, which has no units: take one of them out")
+        return self

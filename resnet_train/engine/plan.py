@@ -30,6 +30,8 @@ class Plan:
     eval: Every
     save: Every
     keep: Every
+    probes: dict[str, Every]
+    """By kind: gradients, responses, lesion."""
     schedule: Schedule
     peak: float
     """The optimizer's rate, after the warm-up and before any decay."""
@@ -38,7 +40,7 @@ class Plan:
 
     def anything_is_due(self, step: int) -> bool:
         """Whether this step is one at which the loop may wait for the device."""
-        return any(every.is_due(step) for every in (self.log, self.eval, self.save, self.keep))
+        return any(every.is_due(step) for every in (self.log, self.eval, self.save, self.keep, *self.probes.values()))
 
     def beyond_the_end(self) -> str:
         """What the recipe plans for after the last step, as when a run is cut short; empty if nothing."""
@@ -75,13 +77,15 @@ def plan_of(recipe: Recipe, steps_per_epoch: float) -> Plan:
     def every(duration: Duration) -> Every:
         return Every(max(1, steps(duration)), last=total)
 
-    keep = recipe.checkpoint.keep_every
+    keep, probes = recipe.checkpoint.keep_every, recipe.probes
+    wanted = {"gradients": probes.gradients, "responses": probes.responses, "lesion": probes.lesion}
     return Plan(
         total=total,
         log=every(recipe.log.every),
         eval=every(recipe.eval.every),
         save=every(recipe.checkpoint.every),
         keep=Every(max(1, steps(keep)) if keep else None),
+        probes={kind: every(probe.every) for kind, probe in wanted.items() if probe is not None},
         schedule=schedule,
         peak=recipe.optimizer.lr,
         warmup=round(steps(schedule.warmup)) if schedule.warmup else 0,

@@ -37,7 +37,7 @@ class Network(nn.Module):
         # follow, as the stem's is that of the first (He et al. 2016, section 4.1).
         before = ORDERS[cfg.order].before
         self.bn_last: nn.Module = nn.BatchNorm2d(width) if "bn" in before else nn.Identity()
-        self.relu_last: nn.Module = nn.ReLU(inplace=True) if "relu" in before else nn.Identity()
+        self.relu_last: nn.Module = nn.ReLU(inplace="bn" in before) if "relu" in before else nn.Identity()
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:

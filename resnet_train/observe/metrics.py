@@ -71,6 +71,8 @@ class Clock:
     """Seconds of earlier sessions."""
     step: int
     """The step at which the window began."""
+    probed: float = 0.0
+    """Seconds spent in probes, of all sessions."""
 
     def __post_init__(self) -> None:
         self.start = self.window = time.perf_counter()
@@ -156,7 +158,8 @@ def open_log(folder: Path, run: Run, step: int, total: int, kept: Sequence[Recor
 
     `later` is the work of the experiment's other runs, in units of this one's.
     """
-    clock = Clock(run.train.batch_size, kept[-1]["seconds"] if kept else 0.0, step)
+    probed = sum(record.get("probe_seconds", 0.0) for record in kept)
+    clock = Clock(run.train.batch_size, kept[-1]["seconds"] if kept else 0.0, step, probed)
     skipped = folder / "skipped-images.txt"
     if not world.first:
         return Log([], clock, skipped)
@@ -210,6 +213,12 @@ class TensorBoard:
             self.write(record)
 
     def write(self, record: Record) -> None:
+        nested = {key: values for key, values in record.items() if isinstance(values, dict)}  # of a probe, by depth
+        for key, values in nested.items():
+            for name, value in values.items():
+                tag = f"{record['kind']}/{key}/{name}".replace(" ", "-")
+                if value is not None:
+                    self.writer.add_scalar(tag, value, record["step"], walltime=record["time"])
         for key, tag in TAGS.get(record["kind"], {}).items():
             if record.get(key) is not None:
                 self.writer.add_scalar(tag, record[key], record["step"], walltime=record["time"])
@@ -239,6 +248,9 @@ class Progress:
             if "clean_train_error_top1" in record:
                 shown += f", clean training error {record['clean_train_error_top1']:.2f} %"
             self.bar.write(shown, file=sys.stderr)
+        elif "probe_share" in record:
+            share = f"{record['probe_seconds']:.2f} s; probes so far {100 * record['probe_share']:.2f} % of the time"
+            self.bar.write(f"{self.name}: step {record['step']}, probed {record['kind']} in {share}", file=sys.stderr)
 
     def _progress(self, record: Record) -> None:
         self.bar.update(record["step"] - self.step)

@@ -1,0 +1,84 @@
+"""Pictures of probes: plain left, residual right, by depth; and depth by time."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet_train.observe import board
+from resnet_train.observe.probes import Figures
+from resnet_train.run_folder import Recorded
+
+_AXES = {
+    "units": "gradient norm at a unit's input",
+    "weights": "gradient norm of a convolution's weights",
+    "carried": "of it, carried by the identity",
+    "through": "of it, through F",
+    "layers": "standard deviation of the response",
+    "sorted": "the same, sorted",
+    "dropped": "error without the unit (%)",
+    "swapped": "error with neighbours swapped (%)",
+}
+
+
+def side_by_side(kind: str, found: Mapping[str, Figures], plain: Mapping[str, bool], path: Path) -> None:
+    """What a probe found in several networks: a row of panels for each figure, plain left and residual right."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in _AXES if (row == "sorted" and kind == "responses") or any(row in f for f in found.values())]
+    families = [family for family in (True, False) if family in plain.values()]
+    figure = Figure(figsize=(5.5 * len(families), 3.3 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(families), squeeze=False, sharey="row")
+    colours = {name: f"C{i}" for i, name in enumerate(found)}
+    for row, axes in zip(rows, grid, strict=True):
+        for family, ax in zip(families, axes, strict=True):
+            for name in (name for name in found if plain[name] == family):
+                values = list(found[name].get("layers" if row == "sorted" else row, {}).values())
+                y = np.array([np.nan if value is None else value for value in values])
+                if row == "sorted":
+                    y = np.sort(y)[::-1]
+                ax.plot(np.linspace(0, 1, len(y)), y, ".-", color=colours[name], linewidth=1, label=name)
+                if kind == "lesion":
+                    ax.axhline(found[name]["whole"]["whole"], color=colours[name], linestyle=":", linewidth=1)
+            ax.grid(alpha=0.3)
+            if ax.lines:
+                ax.legend(fontsize=8, title="dotted: unharmed" if kind == "lesion" else None, title_fontsize=8)
+            if kind == "gradients":
+                ax.set_yscale("log")
+            ax.set_xlabel("rank" if row == "sorted" else "depth, from the image (0) to the head (1)")
+        axes[0].set_ylabel(_AXES[row])
+    for family, ax in zip(families, grid[0], strict=True):
+        ax.set_title("plain" if family else "residual")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def heat_maps(runs: Sequence[Recorded], path: Path, tensorboard: Path | None) -> bool:
+    """Gradient norms at units' inputs by depth and time, a panel for each run with one scale; whether there are any."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    maps: list[tuple[Recorded, list[int], Any]] = []
+    for run in sorted(runs, key=lambda run: (not run.run.network.plain, run.run.network.depth)):
+        records = [record for record in run.records if record["kind"] == "gradients"]
+        if records:
+            norms = [[np.nan if v is None else v for v in record["units"].values()] for record in records]
+            maps.append((run, [record["step"] for record in records], np.array(norms, float).T))
+    if not maps:
+        return False
+    positive = np.concatenate([norms[norms > 0] for _, _, norms in maps])
+    scale = LogNorm(positive.min(), positive.max()) if len(positive) else None
+    figure = Figure(figsize=(1.5 + 4.5 * len(maps), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for ax, (run, steps, norms) in zip(axes, maps, strict=True):
+        edges = [*steps, steps[-1] + (steps[-1] - steps[-2] if len(steps) > 1 else 1)]
+        mesh = ax.pcolormesh(edges, np.arange(len(norms) + 1), norms, norm=scale, cmap="viridis")
+        ax.invert_yaxis()  # the image above, the head below
+        ax.set(title=f"{run.run.network.name} seed {run.run.seed}", xlabel="iteration", ylabel="unit")
+    figure.colorbar(mesh, ax=list(axes), label="gradient norm at the unit's input")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    if tensorboard is not None:
+        board.add_picture(tensorboard, "gradients/by_depth_and_time", path, maps[-1][1][-1])
+    return True

@@ -1,0 +1,189 @@
+"""Probes: against autograd, by hand, and without a trace."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import figures, same_weights
+
+from resnet_train.config import zoo
+from resnet_train.config.network import ANY_NET
+from resnet_train.models.network import Network, build, initialise
+from resnet_train.observe import probes
+
+Program = Callable[..., tuple[int, str, str]]
+Config = Callable[..., Path]
+
+IMAGES = torch.randn(6, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def network(name: str, **changes: Any) -> Network:
+    net = build(ANY_NET.validate_python({**zoo.network(name), "widths": (4, 6, 8), **changes}), 3).double()
+    initialise(net, seed=1)
+    return net  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("cifar-plain-20", "original"),
+        ("cifar-resnet-20", "relu-only-pre-activation"),
+        ("cifar-preact-20", "pre-activation"),
+    ],
+)
+def test_gradients_are_autograds(name: str, order: str) -> None:
+    net = network(name, order=order, **({"dropout": 0.5} if name == "cifar-resnet-20" else {}))
+    found = probes.gradients(net, IMAGES, LABELS)
+    plain = copy.deepcopy(net).train()
+    for module in plain.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+    inputs: dict[str, torch.Tensor] = {}
+    x = plain.relu(plain.bn1(plain.conv1(IMAGES)))
+    for place, unit in plain.units().items():
+        inputs[place] = x
+        x.retain_grad()
+        x = unit(x.clone())
+    loss = F.cross_entropy(plain.fc(plain.relu_last(plain.bn_last(x)).mean((2, 3))), LABELS)
+    loss.backward()
+    assert list(found["units"]) == list(inputs)
+    for place, value in found["units"].items():
+        assert value == pytest.approx(inputs[place].grad.norm().item(), rel=1e-5)
+    for place, value in found["weights"].items():
+        assert value == pytest.approx(plain.get_submodule(place).weight.grad.norm().item(), rel=1e-5)
+    assert len(found["weights"]) == 19
+
+
+@pytest.mark.parametrize("order", ["pre-activation", "relu-only-pre-activation", "relu-before-addition"])
+def test_the_two_parts_of_a_gradient_add_up(order: str) -> None:
+    """He et al. 2016, equation 5; each part is caught at a place of its own."""
+    _, _, splits = probes.gradient_tensors(network("cifar-resnet-32", order=order), IMAGES, LABELS)
+    assert list(splits) == [f"layer{s}.{i}" for s in (1, 2, 3) for i in range(5) if (s, i) not in ((2, 0), (3, 0))]
+    for split in splits.values():
+        torch.testing.assert_close(split.carried + split.through, split.whole, rtol=1e-10, atol=1e-14)
+        assert split.through.norm() > 0
+    assert torch.equal(splits["layer1.0"].carried, splits["layer1.4"].carried)
+    assert "carried" not in probes.gradients(network("cifar-resnet-20"), IMAGES, LABELS)  # a ReLU follows the addition
+
+
+def test_responses_are_those_of_figure_7() -> None:
+    net = network("cifar-resnet-20").train()
+    torch.nn.init.constant_(net.layer1[0].bn2.weight, 0.25)
+    found = probes.responses(net, IMAGES)["layers"]
+    assert list(found)[:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
+    assert len(found) == 19
+    assert found["layer1.0.conv1"] == pytest.approx(1, abs=1e-2)  # batch norm makes it so
+    assert found["layer1.0.conv2"] == pytest.approx(0.25, abs=1e-2)
+    pre = network("cifar-preact-20")
+    caught: list[float] = []
+    pre.layer3[2].conv2.register_forward_hook(lambda _, __, out: caught.append(out.std().item()))
+    pre.train()(IMAGES)
+    assert probes.responses(pre, IMAGES)["layers"]["layer3.2.conv2"] == pytest.approx(caught[0], rel=1e-5)
+    bottleneck = network("cifar-preact-29-bottleneck")
+    assert list(probes.responses(bottleneck, IMAGES)["layers"])[:2] == ["conv1", "layer1.0.conv2"]
+
+
+@pytest.mark.parametrize("kind", ["resnet", "plain", "preact"])
+def test_lesions_are_what_they_say(kind: str) -> None:
+    net = network(f"cifar-{kind}-20").eval()
+
+    def outputs(harmed: torch.nn.Module) -> float:
+        with torch.no_grad():
+            return harmed(IMAGES).sum().item()
+
+    silent = net.layer1[1]
+    if kind == "resnet":
+        torch.nn.init.zeros_(silent.bn2.weight)
+    found = probes.lesion(net, outputs)
+    whole = found["whole"]["whole"]
+    shape_keeping = [f"layer{s}.{i}" for s in (1, 2, 3) for i in range(3) if s == 1 or i]
+    everything = [f"layer{s}.{i}" for s in (1, 2, 3) for i in range(3)]
+    assert list(found["dropped"]) == (shape_keeping if kind == "plain" else everything)
+    assert (found["dropped"]["layer1.1"] == whole) == (kind == "resnet")
+    assert found["dropped"]["layer2.1"] != whole
+    first = [] if kind == "preact" else ["layer1.0 layer1.1"]
+    assert list(found["swapped"]) == [*first, "layer1.1 layer1.2", "layer2.1 layer2.2", "layer3.1 layer3.2"]
+    swapped = copy.deepcopy(net)
+    swapped.layer2 = torch.nn.Sequential(net.layer2[0], net.layer2[2], net.layer2[1])
+    assert found["swapped"]["layer2.1 layer2.2"] == outputs(swapped)
+
+
+def test_a_probe_leaves_no_trace() -> None:
+    net = network("wrn-16-1-dropout").train()
+    F.cross_entropy(net(IMAGES), LABELS).backward()
+    before, gradients = copy.deepcopy(net), [parameter.grad.clone() for parameter in net.parameters()]
+    random = torch.get_rng_state()
+    probes.gradients(net, IMAGES, LABELS)
+    probes.responses(net, IMAGES)
+    probes.lesion(net, lambda harmed: harmed(IMAGES).sum().item())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(module.training for module in net.modules())
+    for (name, a), b in zip(net.state_dict().items(), before.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+PROBES = {"gradients": {"every": {"steps": 3}, "images": 8}, "responses": {}, "lesion": {"images": 14}}
+
+
+def test_a_run_with_probes_is_the_run_without_them_and_resumes_exactly(config: Config, program: Program) -> None:
+    networks = [{"base": "cifar-resnet-8", "widths": [4, 8, 8], "dropout": 0.2}]
+    assert program("run", config(networks=networks, name="without"))[0] == 0
+    path = config(networks=networks, name="with", probes=PROBES, train={"ema": 0.5})
+    assert program("run", path, "train.ema=null")[0] == 0
+    one, other = (Path(f"runs/{name}/cifar-resnet-8/seed-0") for name in ("without", "with"))
+    assert same_weights(one / "checkpoints/last.pt", other / "checkpoints/last.pt")
+    kinds = ("gradients", "responses", "lesion")
+    assert [r for r in figures(other) if r["kind"] not in kinds] == figures(one)
+    probed = [(r["kind"], r["step"]) for r in figures(other) if r["kind"] in kinds]
+    assert [step for kind, step in probed if kind == "gradients"] == [0, 3, 6, 8]
+    assert [step for kind, step in probed if kind == "lesion"] == [8]
+    assert (other / "gradients.png").stat().st_size > 5000
+    share = [json.loads(line).get("probe_share") for line in (other / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < max(s for s in share if s is not None) < 1
+
+    assert program("run", path, "name=parts", "train.ema=null")[0] == 0
+    parts = Path("runs/parts/cifar-resnet-8/seed-0")
+    (parts / "checkpoints/last.pt").unlink()  # the one before it is of step 6
+    records = (parts / "metrics.jsonl").read_text().splitlines()
+    (parts / "metrics.jsonl").write_text("\n".join(r for r in records if json.loads(r)["kind"] != "end") + "\n")
+    assert program("run", path, "name=parts", "train.ema=null")[0] == 0
+    assert figures(parts) == figures(other)
+
+
+def test_the_verb_sets_networks_side_by_side(config: Config, program: Program) -> None:
+    assert program("run", config(probes=PROBES))[0] == 0
+    folder = "runs/tiny/cifar-resnet-8/seed-0"
+    for kind in ("gradients", "responses", "lesion"):
+        names = ["cifar-plain-8", "cifar-resnet-8", f"{folder}/checkpoints/last.pt"]
+        code, out, err = program("probe", kind, *names, "--data", "synthetic", "--images", 8)
+        assert code == 0, err
+        assert Path(f"{kind}.png").stat().st_size > 5000
+        assert "cifar-plain-8" in out
+    code, out, _ = program("probe", "gradients", "cifar-resnet-8", "--data", "digits", "--json", "--images", 8)
+    assert (code, list(json.loads(out)["cifar-resnet-8"])) == (0, ["units", "weights"])
+    assert program("probe", "gradients", folder, "--out", "map.png")[0] == 0
+    assert Path("map.png").exists()
+
+
+def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> None:
+    said = {
+        ("gradients", "cifar-resnet-8"): "cifar-resnet-8 is untrained and knows no data: give --data",
+        ("gradients", "vgg-16", "--data", "synthetic"): "a VGG has no units to probe",
+        ("lesion", "none.pt"): "none.pt: no such checkpoint",
+        ("responses", "."): "run folders are for `probe gradients`",
+        ("gradients", "cifar-resnet-9", "--data", "digits"): "depths are 6n+2",
+    }
+    for arguments, message in said.items():
+        code, out, err = program("probe", *arguments)
+        assert (code, out, len(err.splitlines())) == (2, "", 1), err
+        assert message in err
+    assert program("run", config(networks=["vgg-16"], probes=PROBES))[0] == 2
