@@ -109,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("networks", nargs="+", metavar="NETWORK", help="such as resnet-50 or cifar-plain-56")
     summary.add_argument("--size", type=_count, help="image height and width (default: 224, of CIFAR networks 32)")
     summary.add_argument("--classes", type=_count, help="classes (default: 1000, of CIFAR networks 10)")
+    summary.add_argument("--vs", metavar="NETWORK", help="set them against this one, in one table and a picture")
+    summary.add_argument("--out", type=Path, metavar="FILE.png", help="the picture of --vs (default: summary.png)")
     _json(summary)
 
     verb("schema", _schema, "print the JSON Schema of experiment files, for editors")
@@ -167,8 +169,9 @@ def _probe(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     from resnet_train import compare, run_folder
+    from resnet_train.groups import groups_of
 
-    made = compare.groups(run_folder.find(args.folders))
+    made = groups_of(run_folder.find(args.folders))
     paths = compare.write(made, args.out or args.folders[0])
     if args.json:
         print(json.dumps([group.row() for group in made], indent=2))
@@ -182,6 +185,16 @@ def _summary(args: argparse.Namespace) -> None:
     from resnet_train.config.network import ANY_NET
 
     networks = [ANY_NET.validate_python(zoo.network(name)) for name in args.networks]
+
+    if args.vs is not None:
+        from resnet_train import cost
+
+        reference = ANY_NET.validate_python(zoo.network(args.vs))
+        out = args.out or Path("summary.png")
+        print(cost.against(reference, networks, args.size, args.classes, out, args.json))
+        return
+    if args.out is not None:
+        raise BadInput("--out has no effect without --vs, which draws: remove it")
 
     from resnet_train import dry_run
 

@@ -2,120 +2,52 @@
 
 import csv
 import itertools
-import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_train import run_folder
+from resnet_train import figures, run_folder
 from resnet_train.config.load import dump
 from resnet_train.errors import BadInput
+from resnet_train.groups import ERRORS, Group, errors_of, protocols, rows
 from resnet_train.run_folder import Record, Recorded
 from resnet_train.tables import columns, percent, short
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-ERRORS = {
-    "train_error": "training error (running)",
-    "clean_train_error": "training error (clean)",
-    "val_error_top1": "validation top-1",
-    "val_error_top5": "validation top-5",
-    "best_val_error_top1": "best validation top-1",
-}
-"""The columns of errors, in percent, and their headings."""
-
-COLUMNS = (
-    "network",
-    "depth",
-    "seeds",
-    *(name + part for name in ERRORS for part in ("", "_std")),
-    "params",
-    "macs",
-    "images_per_second",
-    "hours",
-)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The runs of one network under one experiment: its seeds."""
-
-    label: str
-    runs: tuple[Recorded, ...]
-
-    @property
-    def plain(self) -> bool:
-        return self.runs[0].run.network.plain
-
-    @property
-    def depth(self) -> int:
-        return self.runs[0].run.network.depth
-
-    def row(self) -> Record:
-        """The figures of `COLUMNS`; `None` where there is none, such as the deviation over one seed."""
-        row: Record = {"network": self.label, "depth": self.depth, "seeds": len(self.runs)}
-        for name, of_run in _FIGURES.items():
-            values = [value for run in self.runs if (value := of_run(run)) is not None]
-            row[name] = statistics.mean(values) if values else None
-            if name in ERRORS:
-                row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
-        return {column: row[column] for column in COLUMNS}
-
-
-def _last(run: Recorded, kind: str, key: str) -> float | None:
-    return next((record[key] for record in reversed(run.records) if record["kind"] == kind and key in record), None)
-
-
-def _best(run: Recorded) -> float | None:
-    return min((record["val_error_top1"] for record in run.records if record["kind"] == "eval"), default=None)
-
-
-def _speed(run: Recorded) -> float | None:
-    speeds = [record["images_per_second"] for record in run.records if record["kind"] == "train"]
-    return statistics.median(speeds) if speeds else None
-
-
-_FIGURES: dict[str, Callable[[Recorded], float | None]] = {
-    "train_error": lambda run: _last(run, "train", "error"),
-    "clean_train_error": lambda run: _last(run, "eval", "clean_train_error_top1"),
-    "val_error_top1": lambda run: _last(run, "eval", "val_error_top1"),
-    "val_error_top5": lambda run: _last(run, "eval", "val_error_top5"),
-    "best_val_error_top1": _best,
-    "params": lambda run: _last(run, "start", "params"),
-    "macs": lambda run: _last(run, "start", "macs"),
-    "images_per_second": _speed,
-    "hours": lambda run: run.records[-1]["seconds"] / 3600 if run.records else None,
-}
-
-
-def groups(runs: Iterable[Recorded]) -> list[Group]:
-    """The runs by network, plain before residual, shallow before deep. Raises `BadInput` where one is empty."""
-    by_name: dict[tuple[str, str], list[Recorded]] = {}
-    for recorded in runs:
-        if not any(record["kind"] in ("train", "end") for record in recorded.records):
-            continue  # not one line of training yet
-        by_name.setdefault((recorded.run.experiment, recorded.run.network.name), []).append(recorded)
-    if not by_name:
-        raise BadInput("none of these runs has a line of training in its metrics.jsonl yet")
-    several = len({experiment for experiment, _ in by_name}) > 1
-    made = [Group(f"{exp}/{net}" if several else net, tuple(found)) for (exp, net), found in by_name.items()]
-    return sorted(made, key=lambda group: (not group.plain, group.depth, group.label))
-
+    pass
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
 def table(made: Sequence[Group]) -> str:
     """The comparison for a terminal: errors in percent, mean ± deviation over seeds."""
-    heads = ("network", "seeds", "train error", "clean train", "val top-1", "val top-5")
-    lines = [(*heads, "parameters", "multiply-adds", "images/s")]
-    for row in (group.row() for group in made):
-        errors = [percent(row[name], row[f"{name}_std"]) for name in ERRORS if not name.startswith("best")]
+    short_heads = {"train_error": "train error", "clean_train_error": "clean train"}
+    lines: list[tuple[str, ...]] = []
+    for row in rows(made):
+        shown = {column: head for column, head in errors_of(row).items() if not column.startswith("best")}
+        if not lines:
+            heads = (short_heads.get(column, head.replace("validation", "val")) for column, head in shown.items())
+            lines.append(("network", "seeds", *heads, "parameters", "multiply-adds", "images/s", "hours"))
         costs = [short(row[name]) for name in ("params", "macs", "images_per_second")]
-        lines.append((row["network"], str(row["seeds"]), *errors, *costs))
-    return columns(lines)
+        lines.append((row["network"], str(row["seeds"]), *_percents(row, shown), *costs, _hours(row)))
+    return "\n".join([columns(lines), *_footnotes(made)])
+
+
+def _percents(row: Record, shown: Iterable[str]) -> list[str]:
+    """Cells of errors; one of another row's protocol is empty."""
+    return [
+        percent(row[column], row[column.replace(" [", "_std [") if "[" in column else f"{column}_std"])
+        for column in shown
+    ]
+
+
+def _hours(row: Record) -> str:
+    return "–" if row["hours"] is None else f"{row['hours']:.3g}"
+
+
+def _footnotes(made: Sequence[Group]) -> list[str]:
+    ways = protocols(made)
+    return [f"[{i}] {way}" for i, way in enumerate(ways, 1)] if len(ways) > 1 else []
 
 
 def findings(made: Sequence[Group]) -> list[str]:
@@ -141,7 +73,37 @@ def findings(made: Sequence[Group]) -> list[str]:
             f"{kind}: the deeper network's training error is {verdict}: "
             f"{deep.label} {b:.2f} %, {shallow.label} {a:.2f} % ({ERRORS[name].split('(')[1][:-1]})"
         )
-    return said
+    return said + [line for experiment in experiments for line in _cheaper(made, experiment)]
+
+
+def _finished(run: Recorded) -> bool:
+    return run.end is not None and run.end["status"] == "finished"
+
+
+def _cheaper(made: Sequence[Group], experiment: str) -> list[str]:
+    """A network that outperforms a deeper one in fewer hours, by the widest margin of depth; on one kind of machine."""
+    finished = [
+        group
+        for group in made
+        if group.runs[0].run.experiment == experiment and all(_finished(run) for run in group.runs)
+    ]
+    found = []
+    for one, deep in itertools.permutations(finished, 2):
+        a, b = one.row(), deep.row()
+        machines = {machine for group in (one, deep) for run in group.runs for machine in run.machines}
+        comparable = one.protocol == deep.protocol and len(machines) < 2 and not deep.plain  # a plain net fails anyway
+        margin = b["val_error_top1"] - a["val_error_top1"]
+        spread = max(row["val_error_top1_std"] or 0.0 for row in (a, b))
+        if comparable and one.depth < deep.depth and margin > spread and a["hours"] < b["hours"]:
+            found.append((deep.depth - one.depth, margin, one, deep, a, b))
+    if not found:
+        return []
+    _, _, one, deep, a, b = max(found, key=lambda pair: pair[:2])
+    return [
+        f"{one.label} outperforms {deep.label}: validation top-1 {a['val_error_top1']:.2f} % against "
+        f"{b['val_error_top1']:.2f} % in {a['hours'] / b['hours']:.2f} of its hours, "
+        f"{one.depth} layers against {deep.depth}"
+    ]
 
 
 def warnings(made: Sequence[Group]) -> list[str]:
@@ -170,8 +132,8 @@ def warnings(made: Sequence[Group]) -> list[str]:
         if len(set(found.values())) > 1:
             told = "; ".join(f"{label}: {', '.join(map(str, sorted(values)))}" for label, values in found.items())
             said.append(f"not only the network differs: {what} ({told})")
-    if len({(run.records[0].get("protocol"), run.records[0].get("val_images")) for run in runs}) > 1:
-        said.append("validation errors were taken under different protocols: do not compare them")
+    if len({run.records[0].get("val_images") for run in runs}) > 1:
+        said.append("validation errors are of different numbers of images: do not compare them")
     for recorded in runs:
         name = f"{recorded.run.network.name} seed {recorded.run.seed}"
         first, last, end = recorded.records[0], recorded.records[-1], recorded.end
@@ -187,77 +149,34 @@ def warnings(made: Sequence[Group]) -> list[str]:
 
 def write(made: Sequence[Group], out: Path) -> list[Path]:
     """`compare.png`, `compare.md` and `compare.csv`. Raises `BadInput` where `out` cannot be written."""
-    paths = [out / f"compare.{suffix}" for suffix in ("png", "md", "csv")]
+    paths = [out / name for name in ("compare.png", "compare-cost.png", "compare.md", "compare.csv")]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        draw(made, paths[0])
-        paths[1].write_text(_markdown(made))
-        with paths[2].open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+        figures.draw(made, paths[0])
+        figures.draw_costs(made, paths[1])
+        paths[2].write_text(_markdown(made))
+        with paths[3].open("w", newline="") as file:
+            told = rows(made)
+            writer = csv.DictWriter(file, told[0].keys())
             writer.writeheader()
-            writer.writerows(group.row() for group in made)
+            writer.writerows(told)
     except OSError as error:
         raise BadInput(f"--out: cannot write {out}: {error.strerror}") from None
     return paths
 
 
 def _markdown(made: Sequence[Group]) -> str:
-    heads = ["network", "depth", "seeds", *ERRORS.values(), "parameters", "multiply-adds", "images/s", "hours"]
+    told = rows(made)
+    shown = errors_of(told[0])
+    heads = ["network", "depth", "seeds", *shown.values(), "parameters", "multiply-adds", "images/s", "hours"]
     lines = ["# Error across depths", "", "![error across depths](compare.png)", ""]
+    lines += ["![error against cost](compare-cost.png)", ""]
     lines += ["| " + " | ".join(heads) + " |", "| --- " + "| ---: " * (len(heads) - 1) + "|"]
-    for row in (group.row() for group in made):
-        errors = [percent(row[name], row[f"{name}_std"]) for name in ERRORS]
+    for row in told:
         costs = [short(row[name]) for name in ("params", "macs", "images_per_second")]
-        hours = "–" if row["hours"] is None else f"{row['hours']:.3g}"
-        cells = [row["network"], str(row["depth"]), str(row["seeds"]), *errors, *costs, hours]
+        cells = [row["network"], str(row["depth"]), str(row["seeds"]), *_percents(row, shown), *costs, _hours(row)]
         lines.append("| " + " | ".join(cells) + " |")
-    protocols = dict.fromkeys(str(run.records[0].get("protocol")) for group in made for run in group.runs)
     lines += ["", "Errors in percent, mean ± standard deviation over seeds.", ""]
-    lines += [f"Validation protocol: {'; '.join(protocols)}.", ""]
+    lines += [f"Validation protocol: {'; '.join(_footnotes(made) or protocols(made))}.", ""]
     lines += [f"- {line}" for line in [*findings(made), *warnings(made)]]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def draw(made: Sequence[Group], path: Path) -> None:
-    """Figures 1, 4 and 6 of He et al. 2015: plain left, residual right, training thin, validation bold.
-
-    Both training errors are drawn: the running one, and with dots the clean one.
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    panels = [(title, [g for g in made if g.plain == plain]) for title, plain in (("plain", True), ("residual", False))]
-    panels = [(title, family) for title, family in panels if family]
-    depths = sorted({group.depth for group in made})
-    colours = {depth: colormaps["viridis"](i / max(1, len(depths) - 0.5)) for i, depth in enumerate(depths)}
-    figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
-    axes: list[Any] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
-    for ax, (title, family) in zip(axes, panels, strict=True):
-        for group in family:
-            same_depth = [other for other in family if other.depth == group.depth]
-            look = {"color": colours[group.depth], "linestyle": ("-", "--", ":", "-.")[same_depth.index(group) % 4]}
-            _curve(ax, group, "train", "error", linewidth=0.8, **look)
-            _curve(ax, group, "eval", "clean_train_error_top1", linewidth=0.8, marker=".", markersize=4, **look)
-            _curve(ax, group, "eval", "val_error_top1", linewidth=2.2, label=group.label, **look)
-        ax.set(title=title, xlabel="iteration")
-        ax.grid(alpha=0.3)
-        ax.legend(title="thin: training (dots: clean), bold: validation", fontsize=8, title_fontsize=8)
-    axes[0].set(ylabel="error (%)", ylim=(0, None))
-    figure.savefig(path, dpi=140)
-
-
-def _curve(ax: "Axes", group: Group, kind: str, key: str, **look: Any) -> None:
-    """The mean over seeds, with a band of one standard deviation, at the steps that all seeds have reached."""
-    series = [
-        {r["step"]: r[key] for r in run.records if r["kind"] == kind and r.get(key) is not None} for run in group.runs
-    ]
-    steps = sorted(set.intersection(*map(set, series)))
-    means = [statistics.mean(one[step] for one in series) for step in steps]
-    if len(steps) == 1:
-        look["marker"] = "o"
-    ax.plot(steps, means, **look)
-    if len(series) > 1:
-        spread = [statistics.stdev(one[step] for one in series) for step in steps]
-        low = [mean - s for mean, s in zip(means, spread, strict=True)]
-        high = [mean + s for mean, s in zip(means, spread, strict=True)]
-        ax.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)

@@ -15,6 +15,7 @@ from resnet_train.engine import dist
 from resnet_train.engine.dist import World
 from resnet_train.engine.interrupt import listening
 from resnet_train.errors import BadInput, Diverged
+from resnet_train.groups import groups_of
 from resnet_train.observe import complexity
 from resnet_train.run_folder import folder_of
 from resnet_train.train import train
@@ -44,7 +45,7 @@ def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, as_jso
                 if world.first:
                     print(f"recorded: {diverged}", file=sys.stderr)
         if world.first:
-            made = compare.groups(run_folder.read(folder) for folder in folders)
+            made = groups_of(run_folder.read(folder) for folder in folders)
             if as_json:
                 print(json.dumps([group.row() for group in made], indent=2))
             else:

@@ -77,6 +77,20 @@ def test_summary_is_the_networks_own(program: Program) -> None:
     assert "25,557,032" in program("summary", "resnet-50")[1]
 
 
+def test_summary_sets_networks_against_a_reference(program: Program) -> None:
+    """He et al. 2015, section 3.3: 152 layers, still lower complexity than VGG-16 and VGG-19."""
+    code, out, err = program("summary", "resnet-152", "resnet-50", "resnet-34", "--vs", "vgg-19")
+    assert code == 0, err
+    assert "resnet-152: 152 layers, lower complexity than vgg-19 (0.57 of its multiply-adds)" in out
+    assert out.count("agrees") == 4
+    assert "DIFFERS" not in out
+    assert Path("summary.png").stat().st_size > 5000
+    told = json.loads(program("summary", "resnet-152", "--vs", "vgg-19", "--size", 64, "--json")[1])
+    assert [one["paper_macs"] for one in told] == [None, None]
+    assert told[1]["memory_fp32"] == 2 * told[1]["memory_bf16"] == 8 * told[1]["activations"]
+    assert program("summary", "resnet-18", "--out", "x.png")[0] == 2
+
+
 def test_options_may_stand_between_the_words_of_a_list(config: Config, program: Program) -> None:
     code, out, _ = program("run", config(), "seeds=[1]", "--dry-run", "train.steps=3", "--json")
     assert (code, json.loads(out)["networks"][0]["steps"]) == (0, 3)
@@ -126,5 +140,5 @@ def test_commands_in_the_documents_are_understood(document: str) -> None:
 
 def test_the_readme_names_every_verb() -> None:
     text = (ROOT / "README.md").read_text()
-    for verb in ("run", "eval", "compare", "summary", "schema"):
+    for verb in ("run", "eval", "probe", "compare", "summary", "schema"):
         assert f"`resnet-train {verb}" in text

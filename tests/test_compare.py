@@ -12,9 +12,9 @@ import yaml
 from conftest import merge
 
 from resnet_train import compare, run_folder
-from resnet_train.compare import COLUMNS
 from resnet_train.config import load
 from resnet_train.errors import BadInput
+from resnet_train.groups import COLUMNS, Group, groups_of
 
 Program = Callable[..., tuple[int, str, str]]
 
@@ -23,7 +23,7 @@ Program = Callable[..., tuple[int, str, str]]
 def recorded(config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """Write a run folder whose errors end at `clean`; running and validation errors follow from it."""
 
-    def write(network: str, seed: int, clean: float, status: str | None = "finished", **changes: Any) -> Path:
+    def write(network: Any, seed: int, clean: float, status: str | None = "finished", **changes: Any) -> Path:
         path = config(**merge({"networks": [network], "seeds": [seed]}, changes))
         [run] = load.runs(load.load(path))
         folder = run_folder.folder_of("runs", run)
@@ -46,8 +46,8 @@ def recorded(config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]
     return write
 
 
-def groups() -> list[compare.Group]:
-    return compare.groups(run_folder.find([Path("runs")]))
+def groups() -> list[Group]:
+    return groups_of(run_folder.find([Path("runs")]))
 
 
 def test_figures_are_means_and_deviations_over_seeds(recorded: Callable[..., Path], program: Program) -> None:
@@ -56,7 +56,12 @@ def test_figures_are_means_and_deviations_over_seeds(recorded: Callable[..., Pat
     recorded("cifar-plain-56", 0, 60.0)
     code, out, err = program("compare", "runs", "--out", "out")
     assert code == 0, err
-    assert sorted(path.name for path in Path("out").iterdir()) == ["compare.csv", "compare.md", "compare.png"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "compare-cost.png",
+        "compare.csv",
+        "compare.md",
+        "compare.png",
+    ]
     plain, residual = csv.DictReader(Path("out/compare.csv").read_text().splitlines())
     assert tuple(plain) == COLUMNS
     assert (plain["network"], plain["depth"], plain["seeds"], plain["clean_train_error_std"]) == (
@@ -110,6 +115,39 @@ def test_differences_beyond_the_network_are_told(recorded: Callable[..., Path]) 
 def test_depths_of_different_experiments_are_not_set_against_each_other(recorded: Callable[..., Path]) -> None:
     recorded("cifar-plain-20", 0, 5.0), recorded("cifar-plain-56", 0, 9.0, name="other")
     assert compare.findings(groups()) == []
+
+
+def test_a_cheaper_network_that_outperforms_a_deeper_one_is_named(recorded: Callable[..., Path]) -> None:
+    wide = {"base": "cifar-resnet-8", "name": "wide"}
+    folder, deep = recorded(wide, 0, 3.0), recorded("cifar-resnet-56", 0, 5.0)
+    lines = [json.loads(line) for line in (deep / "metrics.jsonl").read_text().splitlines()]
+    for record in lines:
+        record["seconds"] = 4 * record.get("seconds", 0)
+    (deep / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    said = "wide outperforms cifar-resnet-56: validation top-1 7.00 % against 9.00 % in 0.25 of its hours, 8 layers against 56"
+    assert said in compare.findings(groups())
+    for path, name in ((folder, "a"), (deep, "b")):
+        session = {"ranks": 1, "device": name, "torch": "2"}
+        (path / "env.json").write_text(json.dumps({"sessions": [session]}))
+    assert said not in compare.findings(groups())  # hours of two machines
+
+
+def test_figures_of_different_protocols_never_share_a_column(recorded: Callable[..., Path], program: Program) -> None:
+    recorded("cifar-resnet-20", 0, 3.0), recorded("cifar-resnet-20", 1, 5.0), recorded("cifar-plain-20", 0, 9.0)
+    path = Path("runs/tiny/cifar-resnet-20/seed-1/metrics.jsonl")
+    path.write_text(path.read_text().replace("whole image", "ten crops"))
+    code, out, err = program("compare", "runs")
+    assert code == 0, err
+    assert "val top-1 [1]" in out
+    assert "val top-1 [2]" in out
+    assert "[1] whole image\n[2] ten crops" in out
+    table = list(csv.DictReader(Path("runs/compare.csv").read_text().splitlines()))
+    assert [(row["val_error_top1 [1]"], row["val_error_top1 [2]"], row["protocol"]) for row in table] == [
+        ("13.0", "", "whole image"),
+        ("7.0", "", "whole image"),
+        ("", "9.0", "ten crops"),
+    ]
+    assert "| – |" in Path("runs/compare.md").read_text()
 
 
 def test_experiments_are_not_pooled(recorded: Callable[..., Path]) -> None:

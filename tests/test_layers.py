@@ -16,12 +16,15 @@ FLOORS: dict[str, int] = {
     "models": 2,
     "data": 2,
     "engine": 3,
-    "compare": 3,
+    "groups": 3,
+    "figures": 4,
+    "compare": 5,
     "observe": 4,
     "evaluate": 4,
     "mistakes": 5,
     "probe": 5,
     "train": 6,
+    "cost": 5,
     "dry_run": 6,
     "grid": 7,
     "results": 7,
@@ -29,7 +32,7 @@ FLOORS: dict[str, int] = {
     "__main__": 9,
 }
 
-TORCH_FREE = ("errors", "tables", "config", "run_folder", "compare", "cli")
+TORCH_FREE = ("errors", "tables", "config", "run_folder", "groups", "figures", "compare", "cli")
 
 
 def room(path: Path) -> str:

@@ -38,6 +38,8 @@ def side_by_side(kind: str, found: Mapping[str, Figures], plain: Mapping[str, bo
                 y = np.array([np.nan if value is None else value for value in values])
                 if row == "sorted":
                     y = np.sort(y)[::-1]
+                if not values:
+                    continue
                 ax.plot(np.linspace(0, 1, len(y)), y, ".-", color=colours[name], linewidth=1, label=name)
                 if kind == "lesion":
                     ax.axhline(found[name]["whole"]["whole"], color=colours[name], linestyle=":", linewidth=1)
@@ -46,6 +48,8 @@ def side_by_side(kind: str, found: Mapping[str, Figures], plain: Mapping[str, bo
                 ax.legend(fontsize=8, title="dotted: unharmed" if kind == "lesion" else None, title_fontsize=8)
             if kind == "gradients":
                 ax.set_yscale("log")
+            if not ax.lines:
+                ax.axis("off")
             ax.set_xlabel("rank" if row == "sorted" else "depth, from the image (0) to the head (1)")
         axes[0].set_ylabel(_AXES[row])
     for family, ax in zip(families, grid[0], strict=True):
