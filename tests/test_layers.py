@@ -20,6 +20,8 @@ FLOORS: dict[str, int] = {
     "observe": 4,
     "evaluate": 4,
     "mistakes": 5,
+    "predict": 5,
+    "export": 5,
     "train": 5,
     "dry_run": 5,
     "grid": 6,

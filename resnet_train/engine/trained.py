@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from resnet_train.config import assumed, zoo
+from resnet_train.config.data import ImageFolder
 from resnet_train.config.load import override_run
-from resnet_train.config.schema import Run
+from resnet_train.config.schema import Run, View
 from resnet_train.data import normalize, sources
+from resnet_train.data.augment import Look
 from resnet_train.data.normalize import Normalization
 from resnet_train.engine import checkpoint
 from resnet_train.errors import BadInput
@@ -38,6 +40,17 @@ class Trained:
     def name(self) -> str:
         """The network's, for tables and figures."""
         return self.run.network.name
+
+    @property
+    def look(self) -> Look:
+        """How it sees an image file: as its evaluation did, or, where images are of one size, at that size."""
+        view, data = self.run.view, self.run.data
+        if self.step is None and self.run.network.stem == "imagenet":  # another program's; its data is a stand-in
+            view = View()
+        if view is not None:
+            return Look(view.resize, view.crop)
+        assert not isinstance(data, ImageFolder)  # which has a view
+        return Look(data.size, data.size)
 
 
 def load(source: str, network: str | None = None, data: str | None = None, overrides: Sequence[str] = ()) -> Trained:
