@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import same_weights
 from PIL import Image
 from torch import Tensor
 
@@ -168,41 +169,33 @@ def test_onnx_and_torch_export_take_images_as_they_are(normalize: str, config: C
 
 NETWORKS = [
     ("resnet-18", "resnet18"),
-    ("resnet-50-v1.5", "resnet50"),
+    ("resnet-50", "resnet50"),
     ("wrn-50-2", "wide_resnet50_2"),
     ("vgg-16-bn", "vgg16_bn"),
 ]
 
 
 @pytest.mark.parametrize(("name", "theirs"), NETWORKS)
-def test_torchvision_reads_its_own_networks(name: str, theirs: str, config: Config, program: Program) -> None:
+def test_torchvision_gets_back_what_is_its_own(name: str, theirs: str, program: Program) -> None:
     from torchvision import models
 
-    small = {"size": 32, "train_images": 4, "val_images": 2}
-    every = {"every": {"steps": 1}, "batch_size": 2, "clean_train": 0}
-    path = config(networks=[name], train={"steps": 1, "batch_size": 2}, data=small, eval=every)
-    assert program("run", path)[0] == 0
-    exported = written(LAST.format(name), "torchvision", program, "--out", "net.pth")
-    net = getattr(models, theirs)(num_classes=4).eval()
-    net.load_state_dict(torch.load(exported, weights_only=True))
-    member = trained.load(LAST.format(name))
-    seen = (noise(2, 32).float() - member.normalization.mean) / member.normalization.std
-    with torch.no_grad():
-        torch.testing.assert_close(net(seen.permute(0, 3, 1, 2)), by_hand(LAST.format(name), noise(2, 32)))
-    again = trained.load("net.pth", name)
-    assert all(torch.equal(a, b) for a, b in zip(again.net.parameters(), member.net.parameters(), strict=True))
+    net = getattr(models, theirs)(num_classes=4)
+    torch.save(net.state_dict(), "bare.pth")
+    exported = written("bare.pth", "torchvision", program, "--network", name, "--out", "net.pth")
+    weights = torch.load(exported, weights_only=True)
+    assert weights.keys() == net.state_dict().keys()
+    assert all(torch.equal(weights[key], value) for key, value in net.state_dict().items())
 
 
-def test_torchvision_is_refused_what_it_has_not(config: Config, program: Program) -> None:
-    small = {"depths": [1, 1, 1, 1], "widths": [4, 4, 4, 4]}
-    networks = ["resnet-50", {"base": "resnet-18", "name": "small", **small}]
-    data = {"size": 32, "train_images": 4, "val_images": 2}
-    every = {"every": {"steps": 1}, "batch_size": 2, "clean_train": 0}
-    assert program("run", config(networks=networks, train={"steps": 1, "batch_size": 2}, data=data, eval=every))[0] == 0
-    for name, why in (("resnet-50", "halves on the 3x3"), ("small", "it has resnet-18, resnet-34")):
-        code, out, err = program("export", LAST.format(name), "--to", "torchvision")
-        assert (code, out, len(err.splitlines())) == (2, "", 1)
-        assert why in err
+def test_torchvision_is_refused_what_it_has_not(checkpoint: str, program: Program) -> None:
+    from torchvision import models
+
+    torch.save(models.resnet50(num_classes=4).state_dict(), "bare.pth")
+    code, out, err = program("export", "bare.pth", "--to", "torchvision", "--network", "resnet-50-v1", "--out", "x.pth")
+    assert (code, out, "torchvision halves on the 3x3" in err) == (2, "", True)
+    code, out, err = program("export", checkpoint, "--to", "torchvision")
+    assert (code, out, "it has resnet-18, resnet-34" in err) == (2, "", True)
+    assert not Path("x.pth").exists()
 
 
 def test_a_file_that_reads_back_otherwise_is_not_written(
@@ -230,3 +223,97 @@ def test_export_refuses(checkpoint: str, program: Program, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = program("export", checkpoint, "--to", "onnx")
     assert (code, "needs onnx: pip install 'resnet-train[export]'" in err) == (2, True)
+
+
+# --- fine-tuning ------------------------------------------------------------------------------------------------------
+
+
+def weights(path: str, key: str = "net") -> dict[str, Tensor]:
+    return torch.load(path, weights_only=True)[key]
+
+
+NEW: dict[str, Any] = {"name": "new", "data": {"classes": 3}}
+SOON = LAST.replace("tiny", "new").format("cifar-resnet-8")
+
+
+def test_fine_tuning_starts_from_the_weights_and_a_new_head(
+    config: Config, program: Program, tiny_run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from resnet_train.engine.dist import World
+    from resnet_train.engine.step import new_state
+    from resnet_train.engine.transfer import start_from
+
+    assert program("run", config(train={"steps": 2, "ema": 0.5}))[0] == 0
+    path = LAST.format("cifar-resnet-8")
+    run = tiny_run(**NEW, train={"from": path, "ema": 0.9})
+    state, fresh = (new_state(run, 3, 3, World(torch.device("cpu"))) for _ in range(2))
+    start_from(path, run.network, state, World(torch.device("cpu")))
+    assert "has 4 classes, not 3: the head starts anew" in capsys.readouterr().err
+    assert state.ema is not None
+    for key, value in weights(path, "ema").items():
+        expected = fresh.net.state_dict()[key] if key.startswith("fc.") else value
+        assert torch.equal(state.net.state_dict()[key], expected), key
+        assert torch.equal(state.ema.state_dict()[key], expected), key
+
+
+def test_a_fine_tuning_is_resumed_without_the_file_that_it_began_from(
+    checkpoint: str, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resnet_train import train as hall
+
+    train = {"from": checkpoint, "steps": 6}
+    assert program("run", config(**NEW, train=train))[0] == 0
+    whole = Path(SOON).rename("whole.pt")
+    step, calls = hall.train_step, []
+
+    def dies(*arguments: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hall, "train_step", dies)
+        assert program("run", config(**NEW, train=train), "--fresh")[0] == 130
+    Path(checkpoint).unlink()
+    code, _, err = program("run", config(**NEW, train=train))
+    assert (code, "the head starts anew" in err) == (0, False)
+    assert same_weights(whole, Path(SOON))
+    code, _, err = program("run", config(**NEW, train={"steps": 6, "from": "other.pt"}))
+    assert (code, f"with train.from = {checkpoint}, not other.pt" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"networks": [{"base": "cifar-resnet-8", "widths": [4, 8, 16]}]}, "widths is [4, 8, 8] there and [4, 8, 16]"),
+        ({"networks": [{"base": "cifar-plain-8", "widths": [4, 8, 8]}]}, "shortcut is A there and none here"),
+        ({"data": {"channels": 1}}, "conv1.weight is of shape [4, 3, 3, 3] there and of shape [4, 1, 3, 3] here"),
+        ({"train": {"from": "none.pt"}}, "none.pt: no such checkpoint"),
+        ({"train": {"from": 3}}, "train.from = 3: "),
+        ({"train": {"form": "x.pt"}}, "train.form: unknown key; did you mean from?"),
+    ],
+)
+def test_weights_of_another_network_are_refused(
+    changes: dict[str, Any], said: str, checkpoint: str, config: Config, program: Program
+) -> None:
+    changes = {"name": "new", **changes, "train": {"from": checkpoint, **changes.get("train", {})}}
+    code, _, err = program("run", config(**changes))
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert said in err
+
+
+def test_torchvisions_weights_are_fine_tuned(config: Config, program: Program) -> None:
+    from torchvision import models
+
+    torch.save(models.resnet50(num_classes=7).state_dict(), "bare.pth")
+    data = {"size": 32, "train_images": 8, "val_images": 2}
+    train = {"from": "bare.pth", "steps": 1, "batch_size": 8}
+    every = {"every": {"steps": 1}, "clean_train": 0}
+    tuned = config(networks=["resnet-50-v1.5"], train=train, data=data, eval=every)
+    code, _, err = program("run", tuned, "optimizer.lr=1e-9", "optimizer.weight_decay=0")
+    assert (code, "bare.pth has 7 classes, not 4: the head starts anew" in err) == (0, True)
+    now, then = weights(LAST.format("resnet-50-v1.5")), torch.load("bare.pth", weights_only=True)
+    torch.testing.assert_close(now["layer4.2.conv3.weight"], then["layer4.2.conv3.weight"], rtol=1e-3, atol=1e-5)
+    code, _, err = program("run", config(networks=["resnet-50"], train=train, data=data, eval=every))
+    assert (code, "stride_on is 3x3 there and 1x1 here" in err) == (2, True)

@@ -91,7 +91,7 @@ def _bare(path: Path, network: str, data: str | None, overrides: Sequence[str]) 
     if fields.get("stride_on") == "1x1" and not network.endswith("-v1"):
         network += "-v1.5"
     run = override_run(assumed.run_of(network, data or "synthetic"), overrides)
-    weights = _state_dict(path)
+    weights = state_dict(path)
     head = [value for key, value in weights.items() if key.endswith("weight")][-1]
     net = build(run.network, len(head))
     theirs, ours = weights.keys(), net.state_dict().keys()
@@ -106,7 +106,8 @@ def _bare(path: Path, network: str, data: str | None, overrides: Sequence[str]) 
     return Trained(str(path), run, classes, Normalization(mean[None, None], std), None, net.eval())
 
 
-def _state_dict(path: Path) -> dict[str, Tensor]:
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """The weights of a file that holds nothing else. Raises `BadInput`."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, UnicodeDecodeError, zipfile.BadZipFile, OSError):
