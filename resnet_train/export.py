@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from resnet_train.config import zoo
 from resnet_train.config.load import dump
-from resnet_train.config.network import ANY_NET, VGGConfig
+from resnet_train.config.network import ANY_NET, NetConfig, VGGConfig
 from resnet_train.data.loader import Batch
 from resnet_train.data.normalize import Normalization
 from resnet_train.engine import trained
@@ -133,40 +133,45 @@ def _from_safetensors(member: Trained, path: Path) -> Called:
 
 
 def _torchvision(member: Trained) -> bytes:
-    _of_torchvision(member)
+    _empty_of_torchvision(member)
     buffer = io.BytesIO()
     torch.save(member.net.state_dict(), buffer)
     return buffer.getvalue()
 
 
 def _from_torchvision(member: Trained, path: Path) -> Called:
-    net = _of_torchvision(member)
+    net = _empty_of_torchvision(member)
     net.load_state_dict(torch.load(path, weights_only=True), assign=True)
     return Pipeline(net, member.normalization)
 
 
-def _of_torchvision(member: Trained) -> nn.Module:
+def _empty_of_torchvision(member: Trained) -> nn.Module:
+    return of_torchvision(member.run.network, len(member.classes), member.normalization.std.numel())
+
+
+def of_torchvision(cfg: NetConfig | VGGConfig, classes: int, channels: int) -> nn.Module:
     """torchvision's own module for a network, without weights. Raises `BadInput` where it has none."""
     from torchvision import models
 
-    cfg, channels = member.run.network, member.normalization.std.numel()
     if channels != 3:
         raise BadInput(f"{cfg.name} sees {channels} channel, and torchvision's networks 3: export it to safetensors")
     if isinstance(cfg, VGGConfig):
         name = f"vgg{cfg.depth}{'_bn' * cfg.batch_norm}"
     else:
-        known = {ANY_NET.validate_python(zoo.network(key) | {"name": cfg.name}): name for key, name in _NAMES.items()}
+        known = {
+            ANY_NET.validate_python(zoo.network(key) | {"name": cfg.name}): name for key, name in TORCHVISION.items()
+        }
         if cfg not in known:
             halves = "torchvision halves on the 3x3, and this network on the 1x1"
-            why = halves if cfg.model_copy(update={"stride_on": "3x3"}) in known else f"it has {', '.join(_NAMES)}"
+            why = halves if cfg.model_copy(update={"stride_on": "3x3"}) in known else f"it has {', '.join(TORCHVISION)}"
             raise BadInput(f"torchvision has no {cfg.name}: {why}; export it to safetensors")
         name = known[cfg]
     with torch.device("meta"):
-        made: nn.Module = getattr(models, name)(num_classes=len(member.classes))
+        made: nn.Module = getattr(models, name)(num_classes=classes)
     return made
 
 
-_NAMES = {
+TORCHVISION = {
     "resnet-18": "resnet18",
     "resnet-34": "resnet34",
     "resnet-50-v1.5": "resnet50",
