@@ -105,6 +105,20 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", type=Path, help="where compare.png, .md and .csv go (default: the first FOLDER)")
     _json(compare)
 
+    predict = verb("predict", _predict, "print the most probable classes of image files", words="images")
+    predict.add_argument("checkpoint", metavar="CHECKPOINT", help="as for eval")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    predict.add_argument("--network", metavar="NAME", help="the network of a state dict, such as resnet-50")
+    predict.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line")
+    predict.add_argument("--top", type=_count, default=5, metavar="K", help="how many classes (default: 5)")
+    _json(predict)
+
+    export = verb("export", _export, "write a network for other programs, read back and compared")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="as for eval")
+    export.add_argument("--to", required=True, choices=("safetensors", "onnx", "torch-export", "torchvision"))
+    export.add_argument("--out", type=Path, metavar="FILE", help="(default: beside the checkpoint)")
+    export.add_argument("--network", metavar="NAME", help="the network of a state dict, such as resnet-50")
+
     summary = verb("summary", _summary, "print the stages of networks with their costs", words="networks")
     summary.add_argument("networks", nargs="+", metavar="NETWORK", help="such as resnet-50 or cifar-plain-56")
     summary.add_argument("--size", type=_count, help="image height and width (default: 224, of CIFAR networks 32)")
@@ -165,6 +179,19 @@ def _probe(args: argparse.Namespace) -> None:
     from resnet_train import probe
 
     probe.compare(args.kind, args.networks, args.data, args.images, args.seed, args.out, args.json)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from resnet_train import predict
+
+    images = [Path(image) for image in args.images]
+    predict.predict_all(args.checkpoint, images, args.network, args.classes, args.top, args.json)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from resnet_train import export
+
+    export.export(args.checkpoint, args.to, args.out, args.network)
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from resnet_train.engine.dist import Agreement, World
 from resnet_train.engine.interrupt import Request
 from resnet_train.engine.plan import Plan, plan_of
 from resnet_train.engine.step import TrainState, new_state, set_precision, train_step
+from resnet_train.engine.transfer import start_from
 from resnet_train.errors import BadInput, Diverged, Interrupted
 from resnet_train.observe import complexity, metrics
 from resnet_train.observe.metrics import Log
@@ -38,6 +39,8 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     if saved is None:
         statistics = dist.decide(world, lambda: normalize.statistics(run, train_set))
         about = About(run, tuple(train_set.classes), len(train_set), statistics)
+        if run.train.from_ is not None:
+            start_from(run.train.from_, run.network, state, world)
     else:
         about = saved.about
         same_run(saved, run, train_set)

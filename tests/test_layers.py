@@ -22,6 +22,8 @@ FLOORS: dict[str, int] = {
     "observe": 4,
     "evaluate": 4,
     "mistakes": 5,
+    "predict": 5,
+    "export": 5,
     "probe": 5,
     "train": 6,
     "cost": 5,

@@ -63,6 +63,11 @@ class StoredImages(DataSection):
     def grey(self) -> bool:
         return self.kind in ("mnist", "fashion-mnist")
 
+    @property
+    def size(self) -> int:
+        """Height and width in pixels."""
+        return 28 if self.grey else 32
+
 
 class Digits(DataSection):
     """The 1,797 handwritten digits of 8x8 pixels that scikit-learn ships; every fifth one is for validation."""
@@ -72,6 +77,11 @@ class Digits(DataSection):
     @property
     def grey(self) -> bool:
         return True
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels."""
+        return 8
 
 
 class Synthetic(DataSection):

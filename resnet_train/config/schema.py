@@ -104,6 +104,8 @@ class Train(Section):
     """Length of the training in passes over the training set; or give `steps`."""
     steps: Count | None = None
     """Length of the training in optimizer steps; or give `epochs`."""
+    from_: Annotated[str | None, Field(alias="from")] = None
+    """A checkpoint, or a state dict of torchvision's, whose weights the first step starts from (fine-tuning)."""
     batch_size: Count = 256
     """Samples of one step, over all ranks and all accumulation together (the global batch)."""
     accumulate: Count = 1

@@ -82,19 +82,12 @@ class Folder:
         return self.root / os.fsdecode(self.names[index])
 
     def read(self, index: int) -> Image.Image:
-        """One RGB image, as it lies in the file: EXIF orientation is ignored, as every ImageNet trainer does.
-
-        Raises `BadInput` that names a file which cannot be decoded.
-        """
-        path = self.path(index)
+        """One RGB image. Raises `BadInput` that names a file which cannot be decoded."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # ImageNet holds corrupt EXIF, which has no bearing on the pixels
-                with Image.open(path) as image:
-                    return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return decode(self.path(index))
+        except BadInput as error:
             cure = "; data.on_bad_image=skip leaves it out" if self.root.name == "train" else ""
-            raise BadInput(f"cannot decode {path}: {error}{cure}") from None
+            raise BadInput(f"{error}{cure}") from None
 
     def subset(self, indices: Ints) -> "Folder":
         """The same source, of these samples only."""
@@ -102,6 +95,20 @@ class Folder:
 
 
 AnySource = Stored | Generated | Folder
+
+
+def decode(path: Path, mode: str = "RGB") -> Image.Image:
+    """An image file as it lies there: EXIF orientation is ignored, as every ImageNet trainer does.
+
+    `mode` is Pillow's, RGB or L (grey). Raises `BadInput` that names a file which cannot be decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ImageNet holds corrupt EXIF, which has no bearing on the pixels
+            with Image.open(path) as image:
+                return image.convert(mode)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput(f"cannot decode {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def open_data(cfg: Data) -> tuple[AnySource, AnySource]:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from resnet_train.config import assumed, zoo
+from resnet_train.config.data import ImageFolder
 from resnet_train.config.load import override_run
-from resnet_train.config.schema import Run
+from resnet_train.config.schema import Run, View
 from resnet_train.data import normalize, sources
+from resnet_train.data.augment import Look
 from resnet_train.data.normalize import Normalization
 from resnet_train.engine import checkpoint
 from resnet_train.errors import BadInput
@@ -38,6 +40,17 @@ class Trained:
     def name(self) -> str:
         """The network's, for tables and figures."""
         return self.run.network.name
+
+    @property
+    def look(self) -> Look:
+        """How it sees an image file: as its evaluation did, or, where images are of one size, at that size."""
+        view, data = self.run.view, self.run.data
+        if self.step is None and self.run.network.stem == "imagenet":  # another program's; its data is a stand-in
+            view = View()
+        if view is not None:
+            return Look(view.resize, view.crop)
+        assert not isinstance(data, ImageFolder)  # which has a view
+        return Look(data.size, data.size)
 
 
 def load(source: str, network: str | None = None, data: str | None = None, overrides: Sequence[str] = ()) -> Trained:
@@ -78,7 +91,7 @@ def _bare(path: Path, network: str, data: str | None, overrides: Sequence[str]) 
     if fields.get("stride_on") == "1x1" and not network.endswith("-v1"):
         network += "-v1.5"
     run = override_run(assumed.run_of(network, data or "synthetic"), overrides)
-    weights = _state_dict(path)
+    weights = state_dict(path)
     head = [value for key, value in weights.items() if key.endswith("weight")][-1]
     net = build(run.network, len(head))
     theirs, ours = weights.keys(), net.state_dict().keys()
@@ -93,7 +106,8 @@ def _bare(path: Path, network: str, data: str | None, overrides: Sequence[str]) 
     return Trained(str(path), run, classes, Normalization(mean[None, None], std), None, net.eval())
 
 
-def _state_dict(path: Path) -> dict[str, Tensor]:
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """The weights of a file that holds nothing else. Raises `BadInput`."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, UnicodeDecodeError, zipfile.BadZipFile, OSError):

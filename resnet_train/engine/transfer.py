@@ -1,0 +1,63 @@
+"""Where fine-tuning begins: the weights of another training, with a head for other classes."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from resnet_train.config.load import dump
+from resnet_train.config.network import NetConfig, VGGConfig
+from resnet_train.engine import dist, trained
+from resnet_train.engine.dist import World
+from resnet_train.engine.step import TrainState
+from resnet_train.errors import BadInput
+
+
+def start_from(source: str, network: NetConfig | VGGConfig, state: TrainState, world: World) -> None:
+    """Put the weights of a checkpoint, or of torchvision's file, into a new state and its average. For every rank.
+
+    The head stays new where the number of classes differs. Raises `BadInput` where anything else does not fit.
+    """
+    weights = dist.first_before_others(world, lambda: _fitting(source, network, state.net, world.first))
+    for net in (state.net, state.ema):
+        if net is not None:
+            net.load_state_dict(weights, strict=False)
+
+
+def _fitting(source: str, network: NetConfig | VGGConfig, net: nn.Module, speaks: bool) -> dict[str, Tensor]:
+    weights, theirs = _read(source, network)
+    prefix, ours = f"train.from={source} does not fit {network.name}", _function(network)
+    for key in ours | theirs:
+        if ours.get(key) != theirs.get(key):
+            raise BadInput(f"{prefix}: {key} is {theirs.get(key)} there and {ours.get(key)} here: use the same network")
+    wanted = net.state_dict()
+    head = next(reversed(wanted)).removesuffix(".bias")  # the last layer
+    classes = [len(tensors[f"{head}.bias"]) for tensors in (weights, wanted) if f"{head}.bias" in tensors]
+    if len(set(classes)) == 2:
+        weights = {key: value for key, value in weights.items() if not key.startswith(f"{head}.")}
+        wanted = {key: value for key, value in wanted.items() if not key.startswith(f"{head}.")}
+        if speaks:
+            print(f"note: {source} has {classes[0]} classes, not {classes[1]}: the head starts anew", file=sys.stderr)
+    for key in wanted | weights:
+        there, here = (list(tensors[key].shape) if key in tensors else None for tensors in (weights, wanted))
+        if there != here and not (there is None and key.endswith("num_batches_tracked")):  # old files have none
+            told = (f"of shape {shape}" if shape is not None else "missing" for shape in (there, here))
+            raise BadInput(f"{prefix}: {key} is {' there and '.join(told)} here: use the same network")
+    return weights
+
+
+def _read(source: str, network: NetConfig | VGGConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights, and what the network that they are of computes."""
+    try:
+        weights = trained.state_dict(Path(source))
+    except BadInput:  # a checkpoint, or `load` says what it is
+        member = trained.load(source)
+        return dict(member.net.state_dict()), _function(member.run.network)
+    halves = {"stride_on": "3x3"} if getattr(network, "stride_on", None) else {}
+    return weights, _function(network) | halves
+
+
+def _function(network: NetConfig | VGGConfig) -> dict[str, Any]:
+    """What a network computes once it is trained."""
+    return {key: value for key, value in dump(network).items() if key not in ("name", "dropout")}
