@@ -16,7 +16,7 @@ from resnet_train.data import augment, draws
 from resnet_train.data.loader import Batch, EvaluationData
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.sources import AnySource
-from resnet_train.engine.dist import World, gather
+from resnet_train.engine.dist import World, gather, unsynchronised
 from resnet_train.engine.step import autocast
 
 
@@ -188,7 +188,7 @@ def recomputed_bn(
     data = EvaluationData(source, looks, batch_size, world.device, run.data.processes, skip_bad=skip)
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    net.eval()
+    unsynchronised(net).eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all that it sees

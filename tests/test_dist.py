@@ -132,3 +132,14 @@ def test_kept_records_are_rewritten_whole(tmp_path: Path) -> None:
     lines.write({"step": 2, "kind": "eval"})
     lines.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_rank_probes_and_recomputes_alone(config: Callable[..., Path]) -> None:
+    """Batch norm that is synchronised over ranks would wait for the others, who are elsewhere."""
+    probes = {"gradients": {"every": {"steps": 2}, "images": 8}, "responses": {"images": 8}, "lesion": {"images": 8}}
+    path = config(probes=probes, train={"sync_bn": True, "steps": 4}, eval={"recompute_bn": 8})
+    process = spawn("run", path, ranks=2)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    kinds = [record["kind"] for record in figures(Path("runs/tiny/cifar-resnet-8/seed-0"))]
+    assert (kinds.count("gradients"), kinds.count("lesion")) == (3, 1)

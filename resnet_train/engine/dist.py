@@ -192,6 +192,14 @@ def synchronise_batch_norm(net: nn.Module, world: World) -> nn.Module:
     return net
 
 
+def unsynchronised(net: nn.Module) -> nn.Module:
+    """The inverse of `synchronise_batch_norm`, for a copy that a rank calls alone: it would wait for the others."""
+    for module in net.modules():
+        if isinstance(module, (_SyncBatchNorm, nn.SyncBatchNorm)):
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+    return net
+
+
 class _SyncBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnet_train.engine.dist import unsynchronised
 from resnet_train.errors import BadInput
 from resnet_train.models.blocks import Unit
 from resnet_train.models.network import Network
@@ -148,6 +149,7 @@ def _copy(net: nn.Module) -> Network:
     if not isinstance(net, Network):
         raise BadInput("a VGG has no units to probe: give plain and residual networks")
     copied = copy.deepcopy(net)
+    unsynchronised(copied)
     for parameter in copied.parameters():
         parameter.grad = None
         parameter.requires_grad_()  # an average of weights has it off
