@@ -62,7 +62,27 @@ def figures(
     normalization: Normalization,
     device: torch.device,
 ) -> Figures:
-    """What a probe finds on `images` evenly spaced samples of a source, as evaluation sees them in its first look."""
+    """What a probe finds on `images` evenly spaced samples of a source, as evaluation sees them in its first look.
+
+    Raises `BadInput` where they are too many for the device.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):  # on the CPU a DataLoader draws when it begins; nothing else draws
+            return _figures(kind, net, run, source, images, normalization, device)
+    except torch.OutOfMemoryError:
+        cure = f"lower probes.{kind}.images (of the verb: --images), now {images}"
+        raise BadInput(f"{run.network.name}: out of memory on {device} while probing {kind}: {cure}") from None
+
+
+def _figures(
+    kind: str,
+    net: nn.Module,
+    run: Run,
+    source: AnySource,
+    images: int,
+    normalization: Normalization,
+    device: torch.device,
+) -> Figures:
     chosen = source.subset(evenly_spaced(len(source), images))
     looks = augment.looks(run.view, run.eval)[:1]
     here = World(device)

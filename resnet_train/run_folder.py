@@ -1,9 +1,11 @@
 """The run folder: the only contract between training and reading. No torch.
 
 config.yaml      the run, resolved
-metrics.jsonl    one object a line, each with `step` and `kind`: start, train, eval or end
+metrics.jsonl    one object a line, each with `step` and `kind`: start, train, eval, end, or a probe's (gradients,
+                 responses, lesion), whose figures are mappings from units or layers to numbers
 checkpoints/     last.pt, previous.pt, best.pt, step-N.pt
 tensorboard/     the same figures
+gradients.png    gradient norms by depth and time, if they were probed
 env.json         versions, machine and commit of each session
 """
 

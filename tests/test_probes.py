@@ -11,8 +11,13 @@ import torch
 import torch.nn.functional as F
 from conftest import figures, same_weights
 
+from resnet_train import probe
 from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
+from resnet_train.config.schema import Run
+from resnet_train.data import loader, normalize, sources
+from resnet_train.engine.dist import World
+from resnet_train.engine.step import new_state, train_step
 from resnet_train.models.network import Network, build, initialise
 from resnet_train.observe import probes
 
@@ -85,6 +90,17 @@ def test_responses_are_those_of_figure_7() -> None:
     pre.layer3[2].conv2.register_forward_hook(lambda _, __, out: caught.append(out.std().item()))
     pre.train()(IMAGES)
     assert probes.responses(pre, IMAGES)["layers"]["layer3.2.conv2"] == pytest.approx(caught[0], rel=1e-5)
+    for name in ("vgg-16", "vgg-16-bn"):
+        vgg = build(ANY_NET.validate_python(zoo.network(name)), 3)
+        initialise(vgg, seed=1)
+        caught.clear()
+        vgg.features[1 if name.endswith("bn") else 0].register_forward_hook(
+            lambda _, __, out: caught.append(out.std().item())
+        )
+        images = torch.randn(4, 3, 32, 32)
+        found = probes.responses(vgg, images)["layers"]
+        vgg.train()(images)
+        assert (len(found), found["features.0"]) == (13, pytest.approx(caught[-1], rel=1e-5))
     bottleneck = network("cifar-preact-29-bottleneck")
     assert list(probes.responses(bottleneck, IMAGES)["layers"])[:2] == ["conv1", "layer1.0.conv2"]
 
@@ -129,6 +145,35 @@ def test_a_probe_leaves_no_trace() -> None:
     for parameter, gradient in zip(net.parameters(), gradients, strict=True):
         assert torch.equal(parameter.grad, gradient)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_probe_in_the_middle_of_training_leaves_no_trace(tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(
+        networks=[{"base": "cifar-preact-8", "widths": [4, 8, 8], "dropout": 0.2}], train={"ema": 0.9, "batch_size": 8}
+    )
+    world = World(torch.device("cpu"))
+    train_set, val_set = sources.open_data(run.data)
+    data, normalization = (
+        loader.training_data(run, train_set, 0, 0, 1, world.device),
+        normalize.statistics(run, train_set),
+    )
+    state = new_state(run, 4, 3, world)
+    for share in data.from_step(0, until=3):
+        train_step(state, share, normalization, 0.1, run.train)
+    assert state.ema is not None
+
+    def everything() -> list[Any]:
+        gradients = [parameter.grad for parameter in state.net.parameters()]
+        dicts = [state.net.state_dict(), state.ema.state_dict(), state.optimizer.state_dict()]
+        return copy.deepcopy(torch.utils._pytree.tree_leaves([dicts, gradients, state.sums, torch.get_rng_state()]))
+
+    before, training = everything(), [module.training for module in state.net.modules()]
+    for kind, source in (("gradients", train_set), ("responses", train_set), ("lesion", val_set)):
+        for net in (state.net, state.ema):
+            probe.figures(kind, net, run, source, 8, normalization, world.device)
+    assert [module.training for module in state.net.modules()] == training
+    for a, b in zip(everything(), before, strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 PROBES = {"gradients": {"every": {"steps": 3}, "images": 8}, "responses": {}, "lesion": {"images": 14}}
@@ -186,4 +231,6 @@ def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> 
         code, out, err = program("probe", *arguments)
         assert (code, out, len(err.splitlines())) == (2, "", 1), err
         assert message in err
-    assert program("run", config(networks=["vgg-16"], probes=PROBES))[0] == 2
+    code, _, err = program("run", config(networks=["vgg-16"], probes=PROBES))
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "vgg-16 has no units to probe: keep probes.responses alone for it" in err

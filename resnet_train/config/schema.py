@@ -308,6 +308,6 @@ class Run(Recipe):
 
     @model_validator(mode="after")
     def _has_units(self) -> Self:
-        if self.network.unit == "vgg" and self.probes != Probes():
-            raise ValueError(f"probes has no effect on {self.network.name}, which has no units: take one of them out")
+        if self.network.unit == "vgg" and (self.probes.gradients or self.probes.lesion):
+            raise ValueError(f"{self.network.name} has no units to probe: keep probes.responses alone for it")
         return self

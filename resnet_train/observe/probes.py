@@ -54,7 +54,8 @@ def gradient_tensors(
     net: nn.Module, images: Tensor, labels: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Split]]:
     """The gradients whose norms `gradients` gives: by unit, by convolution, and split."""
-    copied = _batch_statistics(_copy(net))
+    copied = _with_units(net)
+    _batch_statistics(copied)
     units = copied.units()
     convs = {name: module.weight for name, module in copied.named_modules() if isinstance(module, nn.Conv2d)}
     branches = {name: unit.get_submodule((*unit.before, *unit.residual)[0]) for name, unit in units.items()}
@@ -92,10 +93,11 @@ def _carries(unit: Unit) -> bool:
 def responses(net: nn.Module, images: Tensor) -> Figures:
     """Standard deviation of each 3x3 layer's response, after batch norm, before ReLU and addition (`layers`).
 
-    Of the convolution itself where no batch norm follows it (He et al. 2015, figure 7). Batch statistics. Raises
-    `BadInput` for a VGG.
+    Of the convolution itself where no batch norm follows it (He et al. 2015, figure 7). Batch statistics. Of a VGG
+    too, which has layers but no units.
     """
-    copied, found = _batch_statistics(_copy(net)), dict[str, Tensor]()
+    copied, found = _copy(net), dict[str, Tensor]()
+    _batch_statistics(copied)
 
     def note(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_: nn.Module, __: object, out: Tensor) -> None:
@@ -103,17 +105,26 @@ def responses(net: nn.Module, images: Tensor) -> Figures:
 
         return hook
 
-    if copied.conv1.kernel_size == (3, 3):
-        copied.bn1.register_forward_hook(note("conv1"))
-    for place, unit in copied.units().items():
-        for layer, following in itertools.pairwise((*unit.residual, "")):
-            module = unit.get_submodule(layer)
-            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-                measured = unit.get_submodule(following) if following.startswith("bn") else module
-                measured.register_forward_hook(note(f"{place}.{layer}"))
+    for name, measured in _measured(copied):
+        measured.register_forward_hook(note(name))
     with torch.no_grad():
         copied(images)
     return {"layers": {name: _finite(value) for name, value in found.items()}}
+
+
+def _measured(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Each 3x3 convolution's name, and the module that gives its response: a batch norm that follows, or itself."""
+    if isinstance(net, Network):
+        branches = {
+            name: [(f"{name}.{m}", unit.get_submodule(m)) for m in unit.residual] for name, unit in net.units().items()
+        }
+        sequences = [[("conv1", net.conv1), ("bn1", net.bn1)], *branches.values()]
+    else:
+        sequences = [[(f"features.{m}", module) for m, module in net.get_submodule("features").named_children()]]
+    for sequence in sequences:
+        for (name, module), (_, following) in itertools.pairwise([*sequence, ("", None)]):
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                yield name, following if isinstance(following, nn.BatchNorm2d) else module
 
 
 def lesion(net: nn.Module, error: Callable[[nn.Module], float]) -> Figures:
@@ -122,7 +133,8 @@ def lesion(net: nn.Module, error: Callable[[nn.Module], float]) -> Figures:
     A residual unit is dropped by leaving out its F, a plain one where input and output have one shape; units change
     places within a stage where neither changes the shape (Veit et al. 2016, section 4). Raises `BadInput` for a VGG.
     """
-    copied = _copy(net).eval()
+    copied = _with_units(net)
+    copied.eval()
     figures: Figures = {"whole": {"whole": error(copied)}, "dropped": {}, "swapped": {}}
     units = copied.units()
     for name, unit in units.items():
@@ -145,24 +157,31 @@ def _alike(one: Unit, other: Unit) -> bool:
     return one.before == other.before
 
 
-def _copy(net: nn.Module) -> Network:
-    if not isinstance(net, Network):
-        raise BadInput("a VGG has no units to probe: give plain and residual networks")
+def _with_units(net: nn.Module) -> Network:
+    copied = _copy(net)
+    if not isinstance(copied, Network):
+        raise BadInput("a VGG has no units to probe: give plain and residual networks, or probe its responses")
+    return copied
+
+
+def _copy(net: nn.Module) -> nn.Module:
     copied = copy.deepcopy(net)
     unsynchronised(copied)
     for parameter in copied.parameters():
         parameter.grad = None
         parameter.requires_grad_()  # an average of weights has it off
+    for module in copied.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = nn.BatchNorm2d  # a synchronised one would wait for ranks that do not probe
     return copied
 
 
-def _batch_statistics(net: Network) -> Network:
+def _batch_statistics(net: nn.Module) -> None:
     """In evaluation mode, without dropout, but for batch norm: running statistics mean little early in training."""
     net.eval()
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
-    return net
 
 
 @contextmanager
