@@ -48,17 +48,6 @@ def test_two_ranks_are_one_rank(config: Config) -> None:
             assert a[key] == (pytest.approx(b[key], rel=1e-5) if isinstance(a[key], float) else b[key]), key
 
 
-def test_the_first_rank_probes_alone(config: Config) -> None:
-    """With batch statistics over all ranks, too: the copy that is probed waits for nobody."""
-    path = config(train={"sync_bn": True, "steps": 4})
-    probes = "probes={gradients: {every: {steps: 2}, images: 8}, responses: {images: 8}, lesion: {images: 6}}"
-    without, probed = trained(path, "without", 2), trained(path, "probed", 2, probes)
-    assert same_weights(without / "checkpoints/last.pt", probed / "checkpoints/last.pt")
-    kinds = ("gradients", "responses", "lesion")
-    assert {r["kind"] for r in figures(probed)} >= set(kinds)
-    assert [r for r in figures(probed) if r["kind"] not in kinds] == figures(without)
-
-
 def test_two_ranks_are_two_passes_of_one(config: Config) -> None:
     """Without it a rank's share of the batch is normalised by itself, as a pass of the accumulation is.
 

@@ -170,9 +170,6 @@ def _copy(net: nn.Module) -> nn.Module:
     for parameter in copied.parameters():
         parameter.grad = None
         parameter.requires_grad_()  # an average of weights has it off
-    for module in copied.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.__class__ = nn.BatchNorm2d  # a synchronised one would wait for ranks that do not probe
     return copied
 
 
