@@ -84,6 +84,7 @@ def draw_costs(made: Sequence[Group], path: Path) -> None:
         ("hours", "val_error_top1"): ("hours of training", "validation top-1 error (%)"),
     }
     for ax, ((x, y), (xlabel, ylabel)) in zip(grid.flat, panels.items(), strict=False):
+        every = [row[x] for _, row in told if row[x]]
         series: dict[tuple[bool, str, str], list[tuple[Group, Record]]] = {}
         for group, row in told:
             if row[x] is not None and row[y] is not None:
@@ -99,8 +100,8 @@ def draw_costs(made: Sequence[Group], path: Path) -> None:
             ax.errorbar(xs, ys, spread, color=colour, marker=marker, linewidth=1, capsize=3, label=label)
             for (group, _), at in zip(points, zip(xs, ys, strict=True), strict=True):
                 text = _label(group, made) if y.startswith("val") else group.label
-                ax.annotate(text, at, xytext=(4, 5), textcoords="offset points", fontsize=7)
-        every = [row[x] for _, row in told if row[x]]
+                right = {"xytext": (-5, 5), "ha": "right"} if at[0] == max(every) else {"xytext": (4, 5)}
+                ax.annotate(text, at, textcoords="offset points", fontsize=7, **right)
         if every and max(every) / min(every) > 8:
             ax.set_xscale("log")
         ax.margins(0.14, 0.12)
