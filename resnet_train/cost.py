@@ -23,6 +23,7 @@ PAPER = {
 VGG-16's are without its fully connected layers: so they agree to `_CLOSE`."""
 
 _CLOSE = 0.2e9
+_ORDER = {-1: "lower complexity than", 0: "the complexity of", 1: "higher complexity than"}
 _FIGURES = {
     "depth": "depth",
     "params": "parameters",
@@ -39,24 +40,26 @@ def against(
     """The table of `networks` against a reference at one image size; its picture goes to `out`. Raises `BadInput`."""
     usual_size, usual_classes = complexity.usual_input(reference)
     pixels, outputs = size or usual_size, classes or usual_classes
-    told = [_cost(network, pixels, outputs) for network in (reference, *networks)]
+    told = [_cost(network, pixels, outputs) for network in {n.name: n for n in (reference, *networks)}.values()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _draw(told, out)
     except OSError as error:
         raise BadInput(f"--out: cannot write {out}: {error.strerror}") from None
+    except ValueError as error:  # matplotlib's, of a file name's ending
+        raise BadInput(f"--out: cannot write {out}: {error}") from None
     if as_json:
         return json.dumps(told, indent=2)
     first = told[0]
     rows: list[tuple[str, ...]] = [("network", *_FIGURES.values(), "paper")]
     for one in told:
-        cells = [f"{short(one[key])}{'B' * key.startswith('memory')} ({one[key] / first[key]:.2f})" for key in _FIGURES]
+        cells = [f"{_figure(one, key)} ({one[key] / first[key]:.2f})" for key in _FIGURES]
         rows.append((one["network"], *cells, _paper(one)))
     lines = [f"{pixels} px, {outputs} classes; in brackets the ratio to {first['network']}", columns(rows)]
     for one in told[1:]:
-        lower = "lower" if one["macs"] < first["macs"] else "higher"
+        order = (one["macs"] > first["macs"]) - (one["macs"] < first["macs"])
         lines.append(
-            f"{one['network']}: {one['depth']} layers, {lower} complexity than {first['network']} "
+            f"{one['network']}: {one['depth']} layers, {_ORDER[order]} {first['network']} "
             f"({one['macs'] / first['macs']:.2f} of its multiply-adds)"
         )
     return "\n".join([*lines, f"wrote {out}"])
@@ -74,6 +77,10 @@ def _cost(network: AnyNet, size: int, classes: int) -> dict[str, Any]:
     return {"network": network.name, "depth": network.depth, **whole, **memory, "paper_macs": paper}
 
 
+def _figure(one: dict[str, Any], key: str) -> str:
+    return short(one[key]) + "B" * key.startswith("memory")
+
+
 def _paper(one: dict[str, Any]) -> str:
     if one["paper_macs"] is None:
         return "–"
@@ -84,12 +91,12 @@ def _paper(one: dict[str, Any]) -> str:
 def _draw(told: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    shown = [key for key in _FIGURES if key != "memory_bf16"]
-    figure = Figure(figsize=(3.1 * len(shown), 1.2 + 0.4 * len(told)), layout="constrained")
+    shown = ("depth", "params", "macs", "memory_fp32")  # bf16 is half of it, activations are in proportion to it
+    figure = Figure(figsize=(3.4 * len(shown), 1.2 + 0.4 * len(told)), layout="constrained")
     names = [one["network"] for one in told]
     for ax, key in zip(figure.subplots(1, len(shown), sharey=True), shown, strict=True):
-        bars = ax.barh(names, [one[key] for one in told], color=["C7"] + ["C0"] * (len(told) - 1))
-        ax.bar_label(bars, [short(one[key]) for one in told], fontsize=8, padding=2)
+        bars = ax.barh(names, [one[key] for one in told], color=["#D55E00"] + ["#0072B2"] * (len(told) - 1))
+        ax.bar_label(bars, [_figure(one, key) for one in told], fontsize=8, padding=2)
         ax.set(title=_FIGURES[key], xticks=[])
         ax.margins(x=0.25)
     ax.invert_yaxis()  # shared: the reference is on top

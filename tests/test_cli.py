@@ -89,6 +89,12 @@ def test_summary_sets_networks_against_a_reference(program: Program) -> None:
     assert [one["paper_macs"] for one in told] == [None, None]
     assert told[1]["memory_fp32"] == 2 * told[1]["memory_bf16"] == 8 * told[1]["activations"]
     assert program("summary", "resnet-18", "--out", "x.png")[0] == 2
+    code, _, err = program("summary", "resnet-18", "--vs", "vgg-19", "--out", "x.foo")
+    assert (code, err.startswith("resnet-train: --out: cannot write x.foo: ")) == (2, True)
+    out = program("summary", "--vs", "plain-34", "resnet-34-A", "plain-34", "--out", "new/x.png")[1]
+    assert "resnet-34-A: 34 layers, the complexity of plain-34 (1.00 of its multiply-adds)" in out
+    assert out.count("\nplain-34") == 1  # the reference is no network beside itself
+    assert Path("new/x.png").exists()
 
 
 def test_options_may_stand_between_the_words_of_a_list(config: Config, program: Program) -> None:
