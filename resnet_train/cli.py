@@ -196,12 +196,12 @@ def _export(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     from resnet_train import compare, run_folder
-    from resnet_train.groups import groups_of
+    from resnet_train.groups import groups_of, rows
 
     made = groups_of(run_folder.find(args.folders))
     paths = compare.write(made, args.out or args.folders[0])
     if args.json:
-        print(json.dumps([group.row() for group in made], indent=2))
+        print(json.dumps(rows(made), indent=2))
     else:
         print("\n".join([f"wrote {', '.join(map(str, paths))}", "", compare.table(made), ""]))
         print("\n".join([*compare.warnings(made), *compare.findings(made)]))

@@ -4,33 +4,44 @@ import csv
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resnet_train import figures, run_folder
 from resnet_train.config.load import dump
 from resnet_train.errors import BadInput
-from resnet_train.groups import ERRORS, Group, errors_of, protocols, rows
+from resnet_train.groups import ERRORS, Group, errors_of, footnotes, protocols, rows
 from resnet_train.run_folder import Record, Recorded
 from resnet_train.tables import columns, percent, short
-
-if TYPE_CHECKING:
-    pass
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
 def table(made: Sequence[Group]) -> str:
     """The comparison for a terminal: errors in percent, mean ± deviation over seeds."""
-    short_heads = {"train_error": "train error", "clean_train_error": "clean train"}
     lines: list[tuple[str, ...]] = []
     for row in rows(made):
         shown = {column: head for column, head in errors_of(row).items() if not column.startswith("best")}
         if not lines:
-            heads = (short_heads.get(column, head.replace("validation", "val")) for column, head in shown.items())
-            lines.append(("network", "seeds", *heads, "parameters", "multiply-adds", "images/s", "hours"))
+            lines.append(
+                (
+                    "network",
+                    "seeds",
+                    *map(_shortened, shown.values()),
+                    "parameters",
+                    "multiply-adds",
+                    "images/s",
+                    "hours",
+                )
+            )
         costs = [short(row[name]) for name in ("params", "macs", "images_per_second")]
         lines.append((row["network"], str(row["seeds"]), *_percents(row, shown), *costs, _hours(row)))
-    return "\n".join([columns(lines), *_footnotes(made)])
+    return "\n".join([columns(lines), *footnotes(made)])
+
+
+def _shortened(heading: str) -> str:
+    for long, brief in (("training error (running)", "train error"), ("training error (clean)", "clean train")):
+        heading = heading.replace(long, brief)
+    return heading.replace("validation", "val")
 
 
 def _percents(row: Record, shown: Iterable[str]) -> list[str]:
@@ -45,21 +56,20 @@ def _hours(row: Record) -> str:
     return "–" if row["hours"] is None else f"{row['hours']:.3g}"
 
 
-def _footnotes(made: Sequence[Group]) -> list[str]:
-    ways = protocols(made)
-    return [f"[{i}] {way}" for i, way in enumerate(ways, 1)] if len(ways) > 1 else []
-
-
 def findings(made: Sequence[Group]) -> list[str]:
-    """What depth did to the training error, in a sentence for the plain and one for the residual networks.
+    """What depth did to the training error, in a sentence for the plain and one for the residual networks; then what is
+    both cheaper and better.
 
     A difference no larger than the deviation over seeds is none. Networks of different experiments are not set against
-    each other: they differ in more than depth.
+    each other: they differ in more than depth. Nor are those of different protocols, which the clean training error
+    is taken under as well.
     """
     said = []
-    experiments = dict.fromkeys(group.runs[0].run.experiment for group in made)
-    for experiment, (kind, plain) in itertools.product(experiments, (("plain", True), ("residual", False))):
-        family = [g for g in made if g.plain == plain and g.runs[0].run.experiment == experiment]
+    alike: dict[tuple[str, str], list[Group]] = {}
+    for group in made:
+        alike.setdefault((group.experiment, group.protocol), []).append(group)
+    for members, (kind, plain) in itertools.product(alike.values(), (("plain", True), ("residual", False))):
+        family = [group for group in members if group.plain == plain]
         if len(family) < 2 or family[0].depth == family[-1].depth:
             continue
         shallow, deep = family[0], family[-1]
@@ -73,28 +83,33 @@ def findings(made: Sequence[Group]) -> list[str]:
             f"{kind}: the deeper network's training error is {verdict}: "
             f"{deep.label} {b:.2f} %, {shallow.label} {a:.2f} % ({ERRORS[name].split('(')[1][:-1]})"
         )
-    return said + [line for experiment in experiments for line in _cheaper(made, experiment)]
+    return said + [line for members in alike.values() for line in _cheaper(members)]
 
 
-def _finished(run: Recorded) -> bool:
-    return run.end is not None and run.end["status"] == "finished"
+def _timed_on(group: Group) -> str | None:
+    """The one machine that all its runs were made on from beginning to end; `None` where their hours mean nothing."""
+    if not all(run.end is not None and run.end["status"] == "finished" for run in group.runs):
+        return None
+    machines = {machine for run in group.runs for machine in run.machines or (None,)}
+    return machines.pop() if len(machines) == 1 else None
 
 
-def _cheaper(made: Sequence[Group], experiment: str) -> list[str]:
-    """A network that outperforms a deeper one in fewer hours, by the widest margin of depth; on one kind of machine."""
-    finished = [
-        group
-        for group in made
-        if group.runs[0].run.experiment == experiment and all(_finished(run) for run in group.runs)
+def _cheaper(alike: Sequence[Group]) -> list[str]:
+    """A network that outperforms a deeper one in fewer hours on the same machine, by the widest margin of depth.
+
+    The deeper one is residual: that a deep plain net fails is said above.
+    """
+    measured = [
+        (group, row, machine)
+        for group in alike
+        if (machine := _timed_on(group)) and (row := group.row())["val_error_top1"] is not None
     ]
     found = []
-    for one, deep in itertools.permutations(finished, 2):
-        a, b = one.row(), deep.row()
-        machines = {machine for group in (one, deep) for run in group.runs for machine in run.machines}
-        comparable = one.protocol == deep.protocol and len(machines) < 2 and not deep.plain  # a plain net fails anyway
+    for (one, a, here), (deep, b, there) in itertools.permutations(measured, 2):
         margin = b["val_error_top1"] - a["val_error_top1"]
         spread = max(row["val_error_top1_std"] or 0.0 for row in (a, b))
-        if comparable and one.depth < deep.depth and margin > spread and a["hours"] < b["hours"]:
+        deeper = one.depth < deep.depth and not deep.plain
+        if deeper and here == there and margin > spread and a["hours"] < b["hours"]:
             found.append((deep.depth - one.depth, margin, one, deep, a, b))
     if not found:
         return []
@@ -128,8 +143,10 @@ def warnings(made: Sequence[Group]) -> list[str]:
         "machine": lambda run: run.machines,
     }
     for what, of_run in alike.items():
-        found = {g.label: frozenset(value for run in g.runs for value in of_run(run)) for g in made}
-        if len(set(found.values())) > 1:
+        found: dict[str, set[Any]] = {}
+        for group in made:  # of one label there are several under several protocols
+            found.setdefault(group.label, set()).update(value for run in group.runs for value in of_run(run))
+        if len(set(map(frozenset, found.values()))) > 1:
             told = "; ".join(f"{label}: {', '.join(map(str, sorted(values)))}" for label, values in found.items())
             said.append(f"not only the network differs: {what} ({told})")
     if len({run.records[0].get("val_images") for run in runs}) > 1:
@@ -148,7 +165,7 @@ def warnings(made: Sequence[Group]) -> list[str]:
 
 
 def write(made: Sequence[Group], out: Path) -> list[Path]:
-    """`compare.png`, `compare.md` and `compare.csv`. Raises `BadInput` where `out` cannot be written."""
+    """Both figures, `compare.md` and `compare.csv`. Raises `BadInput` where `out` cannot be written."""
     paths = [out / name for name in ("compare.png", "compare-cost.png", "compare.md", "compare.csv")]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -177,6 +194,6 @@ def _markdown(made: Sequence[Group]) -> str:
         cells = [row["network"], str(row["depth"]), str(row["seeds"]), *_percents(row, shown), *costs, _hours(row)]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Errors in percent, mean ± standard deviation over seeds.", ""]
-    lines += [f"Validation protocol: {'; '.join(_footnotes(made) or protocols(made))}.", ""]
+    lines += [f"Validation protocol: {'; '.join(footnotes(made) or protocols(made))}.", ""]
     lines += [f"- {line}" for line in [*findings(made), *warnings(made)]]
     return "\n".join(lines).rstrip() + "\n"

@@ -16,6 +16,9 @@ ERRORS = {
 }
 """The columns of errors, in percent, and their headings."""
 
+_UNDER_PROTOCOL = ("clean_train_error", "val_error", "best_val_error")
+"""How columns begin that depend on what is seen of an image; the running training error is over augmented batches."""
+
 COLUMNS = (
     "network",
     "depth",
@@ -30,7 +33,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one network under one experiment: its seeds."""
+    """The runs of one network under one experiment and protocol: its seeds."""
 
     label: str
     runs: tuple[Recorded, ...]
@@ -44,8 +47,12 @@ class Group:
         return self.runs[0].run.network.depth
 
     @property
+    def experiment(self) -> str:
+        return self.runs[0].run.experiment
+
+    @property
     def protocol(self) -> str:
-        """How its validation errors were taken."""
+        """How its validation errors were taken, and its clean training error."""
         return str(self.runs[0].records[0].get("protocol"))
 
     def row(self) -> Record:
@@ -105,6 +112,12 @@ def protocols(made: Sequence[Group]) -> list[str]:
     return list(dict.fromkeys(group.protocol for group in made))
 
 
+def footnotes(made: Sequence[Group]) -> list[str]:
+    """What [1], [2] and so on mean; none where there is one protocol."""
+    ways = protocols(made)
+    return [f"[{i}] {way}" for i, way in enumerate(ways, 1)] if len(ways) > 1 else []
+
+
 def rows(made: Sequence[Group]) -> list[Record]:
     """A row for each group; each column holds one protocol's figures: with several, `val_error_top1 [1]` and so on.
 
@@ -117,7 +130,7 @@ def rows(made: Sequence[Group]) -> list[Record]:
     for group in made:
         row: Record = {}
         for column, value in group.row().items():
-            if "val_error" not in column:
+            if not column.startswith(_UNDER_PROTOCOL):
                 row[column] = value
                 continue
             for i, way in enumerate(ways, 1):

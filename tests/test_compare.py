@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -119,17 +120,47 @@ def test_depths_of_different_experiments_are_not_set_against_each_other(recorded
 
 def test_a_cheaper_network_that_outperforms_a_deeper_one_is_named(recorded: Callable[..., Path]) -> None:
     wide = {"base": "cifar-resnet-8", "name": "wide"}
-    folder, deep = recorded(wide, 0, 3.0), recorded("cifar-resnet-56", 0, 5.0)
-    lines = [json.loads(line) for line in (deep / "metrics.jsonl").read_text().splitlines()]
-    for record in lines:
-        record["seconds"] = 4 * record.get("seconds", 0)
-    (deep / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    shallow, deep = recorded(wide, 0, 3.0), recorded("cifar-resnet-56", 0, 5.0)
+    between = recorded("cifar-resnet-20", 0, 4.0)
+    slower(deep), slower(between)
     said = "wide outperforms cifar-resnet-56: validation top-1 7.00 % against 9.00 % in 0.25 of its hours, 8 layers against 56"
-    assert said in compare.findings(groups())
-    for path, name in ((folder, "a"), (deep, "b")):
-        session = {"ranks": 1, "device": name, "torch": "2"}
-        (path / "env.json").write_text(json.dumps({"sessions": [session]}))
-    assert said not in compare.findings(groups())  # hours of two machines
+
+    def told() -> list[str]:
+        return [line for line in compare.findings(groups()) if "outperforms" in line]
+
+    assert told() == []  # nobody knows on which machines
+    made_on(shallow, "a"), made_on(deep, "b")
+    assert told() == []  # hours of two machines
+    made_on(shallow, "a", "b")
+    assert told() == []  # and of one run on two machines
+    made_on(shallow, "b", "b")
+    assert told() == [said]
+    made_on(between, "b")
+    assert told() == [said]  # of all such pairs the one that is widest apart in depth
+    second = recorded("cifar-resnet-56", 1, 1.0)
+    made_on(second, "b"), slower(second)
+    assert not any("cifar-resnet-56" in line for line in told())  # 7 ± 2.8 against 7
+    shutil.rmtree(second)
+    metrics = deep / "metrics.jsonl"
+    finished = metrics.read_text()
+    metrics.write_text(finished.replace("whole image", "ten crops"))
+    assert not any("cifar-resnet-56" in line for line in told())
+    metrics.write_text(finished.replace('"finished"', '"diverged"'))
+    assert not any("cifar-resnet-56" in line for line in told())
+    metrics.write_text(finished)
+    assert told() == [said]
+
+
+def made_on(folder: Path, *devices: str) -> None:
+    sessions = [{"ranks": 1, "device": device, "torch": "2"} for device in devices]
+    (folder / "env.json").write_text(json.dumps({"sessions": sessions}))
+
+
+def slower(folder: Path) -> None:
+    """The same run in four times the hours."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    told = [{**record, "seconds": 4 * record.get("seconds", 0)} for record in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in told))
 
 
 def test_figures_of_different_protocols_never_share_a_column(recorded: Callable[..., Path], program: Program) -> None:
@@ -138,6 +169,7 @@ def test_figures_of_different_protocols_never_share_a_column(recorded: Callable[
     path.write_text(path.read_text().replace("whole image", "ten crops"))
     code, out, err = program("compare", "runs")
     assert code == 0, err
+    assert "clean train [1]" in out
     assert "val top-1 [1]" in out
     assert "val top-1 [2]" in out
     assert "[1] whole image\n[2] ten crops" in out
@@ -147,7 +179,31 @@ def test_figures_of_different_protocols_never_share_a_column(recorded: Callable[
         ("7.0", "", "whole image"),
         ("", "9.0", "ten crops"),
     ]
-    assert "| – |" in Path("runs/compare.md").read_text()
+    assert [row["train_error"] for row in table] == ["11.0", "5.0", "7.0"]  # over augmented batches, under any protocol
+    assert [row["clean_train_error [2]"] for row in table] == ["", "", "5.0"]
+    assert {column.split(" [")[0].replace("_std", "") for column in table[0]} == {
+        column.replace("_std", "") for column in (*COLUMNS, "protocol")
+    }
+    said = Path("runs/compare.md").read_text()
+    assert "validation top-1 [2] |" in said
+    assert "Validation protocol: [1] whole image; [2] ten crops." in said
+    assert "| – |" in said
+    told = json.loads(program("compare", "runs", "--json")[1])
+    assert [(row["val_error_top1 [1]"], row["val_error_top1 [2]"]) for row in told] == [
+        (13, None),
+        (7, None),
+        (None, 9),
+    ]
+    assert "cifar-resnet-20: 0, 1" in compare.warnings(groups())[0]  # one network under two protocols
+
+
+def test_depth_is_judged_under_one_protocol(recorded: Callable[..., Path]) -> None:
+    """The clean training error is what the evaluation sees of training images."""
+    recorded("cifar-plain-20", 0, 5.0)
+    path = recorded("cifar-plain-56", 0, 9.0) / "metrics.jsonl"
+    assert len(compare.findings(groups())) == 1
+    path.write_text(path.read_text().replace("whole image", "ten crops"))
+    assert compare.findings(groups()) == []
 
 
 def test_experiments_are_not_pooled(recorded: Callable[..., Path]) -> None:
