@@ -1,18 +1,32 @@
 """The pictures of a comparison: error against iterations and hours, and against what a network costs. No torch."""
 
+import math
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_train.groups import Group, protocols
+from resnet_train.groups import Group, footnotes, protocols
 from resnet_train.run_folder import Record
+from resnet_train.tables import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
-_FAMILY = {True: ("plain", "C1", "s"), False: ("residual", "C0", "o")}
-"""Name, colour and marker."""
+_FAMILY = {True: ("plain", "#D55E00", "s"), False: ("residual", "#0072B2", "o")}
+"""Name, colour and marker; the colours are Okabe and Ito's, which the colour-blind can tell apart."""
+
+_COSTS = {
+    "depth": "depth (layers)",
+    "params": "parameters",
+    "macs": "multiply-adds of an image",
+    "hours": "hours of training",
+}
+_Y = "validation top-1 error (%)"
 
 
 def draw(made: Sequence[Group], path: Path) -> None:
@@ -20,19 +34,16 @@ def draw(made: Sequence[Group], path: Path) -> None:
 
     Both training errors are drawn: the running one, and with dots the clean one.
     """
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     panels = [(title, [g for g in made if g.plain == plain]) for title, plain in (("plain", True), ("residual", False))]
     panels = [(title, family) for title, family in panels if family]
-    depths = sorted({group.depth for group in made})
-    colours = {depth: colormaps["viridis"](i / max(1, len(depths) - 0.5)) for i, depth in enumerate(depths)}
+    looks = dict(zip(map(id, made), _looks(made), strict=True))
     figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
     axes: list[Any] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
     for ax, (title, family) in zip(axes, panels, strict=True):
         for group in family:
-            same_depth = [other for other in family if other.depth == group.depth]
-            look = {"color": colours[group.depth], "linestyle": ("-", "--", ":", "-.")[same_depth.index(group) % 4]}
+            look = looks[id(group)]
             _curve(ax, group, "train", "error", linewidth=0.8, **look)
             _curve(ax, group, "eval", "clean_train_error_top1", linewidth=0.8, marker=".", markersize=4, **look)
             _curve(ax, group, "eval", "val_error_top1", linewidth=2.2, label=_label(group, made), **look)
@@ -40,24 +51,44 @@ def draw(made: Sequence[Group], path: Path) -> None:
         ax.grid(alpha=0.3)
         ax.legend(title="thin: training (dots: clean), bold: validation", fontsize=8, title_fontsize=8)
     axes[0].set(ylabel="error (%)", ylim=(0, None))
+    figure.supxlabel("\n".join(footnotes(made)), fontsize=8)
     figure.savefig(path, dpi=140)
 
 
-def _curve(ax: "Axes", group: Group, kind: str, key: str, **look: Any) -> None:
-    """The mean over seeds, with a band of one standard deviation, at the steps that all seeds have reached."""
+def _looks(made: Sequence[Group]) -> list[dict[str, Any]]:
+    """A colour for each depth; networks of one family and depth differ in their lines."""
+    from matplotlib import colormaps
+
+    depths = sorted({group.depth for group in made})
+    looks = []
+    for i, group in enumerate(made):
+        before = sum((other.plain, other.depth) == (group.plain, group.depth) for other in made[:i])
+        colour = colormaps["viridis"](depths.index(group.depth) / max(1, len(depths) - 0.5))
+        looks.append({"color": colour, "linestyle": ("-", "--", ":", "-.")[before % 4]})
+    return looks
+
+
+def _curve(ax: "Axes", group: Group, kind: str, key: str, over: str = "step", **look: Any) -> None:
+    """The mean over seeds, with a band of one standard deviation, at the steps that all seeds have reached.
+
+    Over "seconds", each step is at the mean of the hours that the seeds took for it.
+    """
     series = [
-        {r["step"]: r[key] for r in run.records if r["kind"] == kind and r.get(key) is not None} for run in group.runs
+        {r["step"]: (r[over], r[key]) for r in run.records if r["kind"] == kind and r.get(key) is not None}
+        for run in group.runs
     ]
     steps = sorted(set.intersection(*map(set, series)))
-    means = [statistics.mean(one[step] for one in series) for step in steps]
+    unit = 3600 if over == "seconds" else 1
+    xs = [statistics.mean(one[step][0] for one in series) / unit for step in steps]
+    means = [statistics.mean(one[step][1] for one in series) for step in steps]
     if len(steps) == 1:
         look["marker"] = "o"
-    ax.plot(steps, means, **look)
+    ax.plot(xs, means, **look)
     if len(series) > 1:
-        spread = [statistics.stdev(one[step] for one in series) for step in steps]
+        spread = [statistics.stdev(one[step][1] for one in series) for step in steps]
         low = [mean - s for mean, s in zip(means, spread, strict=True)]
         high = [mean + s for mean, s in zip(means, spread, strict=True)]
-        ax.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        ax.fill_between(xs, low, high, color=look["color"], alpha=0.2, linewidth=0)
 
 
 def _label(group: Group, made: Sequence[Group]) -> str:
@@ -69,61 +100,124 @@ def _label(group: Group, made: Sequence[Group]) -> str:
 def draw_costs(made: Sequence[Group], path: Path) -> None:
     """Final errors against depth, parameters, multiply-adds and hours, and validation error over the hours of training.
 
-    Lines join networks of one family, experiment and protocol.
+    Lines join networks of one family, experiment and protocol. The depth panel has the clean training error as well: a
+    deeper plain network is worse where it learns.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 8.4), layout="constrained")
-    grid = figure.subplots(2, 3)
-    told = [(group, group.row()) for group in made]
-    panels = {
-        ("depth", "val_error_top1"): ("depth (layers)", "validation top-1 error (%)"),
-        ("depth", "clean_train_error"): ("depth (layers)", "training error (clean, %)"),
-        ("params", "val_error_top1"): ("parameters", "validation top-1 error (%)"),
-        ("macs", "val_error_top1"): ("multiply-adds of an image", "validation top-1 error (%)"),
-        ("hours", "val_error_top1"): ("hours of training", "validation top-1 error (%)"),
-    }
-    for ax, ((x, y), (xlabel, ylabel)) in zip(grid.flat, panels.items(), strict=False):
-        every = [row[x] for _, row in told if row[x]]
-        series: dict[tuple[bool, str, str], list[tuple[Group, Record]]] = {}
-        for group, row in told:
-            if row[x] is not None and row[y] is not None:
-                protocol = group.protocol if y.startswith("val") else ""
-                series.setdefault((group.plain, group.runs[0].run.experiment, protocol), []).append((group, row))
-        for (plain, _, _), points in series.items():
-            name, colour, marker = _FAMILY[plain]
-            points.sort(key=lambda point: point[1][x])
-            xs, ys = [row[x] for _, row in points], [row[y] for _, row in points]
-            spread = [row[f"{y}_std"] or 0.0 for _, row in points]
-            known = {text.get_label() for text in ax.containers}
-            label = name if name not in known else None
-            ax.errorbar(xs, ys, spread, color=colour, marker=marker, linewidth=1, capsize=3, label=label)
-            for (group, _), at in zip(points, zip(xs, ys, strict=True), strict=True):
-                text = _label(group, made) if y.startswith("val") else group.label
-                right = {"xytext": (-5, 5), "ha": "right"} if at[0] == max(every) else {"xytext": (4, 5)}
-                ax.annotate(text, at, textcoords="offset points", fontsize=7, **right)
-        if every and max(every) / min(every) > 8:
-            ax.set_xscale("log")
-        ax.margins(0.14, 0.12)
-        ax.set(xlabel=xlabel, ylabel=ylabel)
+    figure = Figure(figsize=(15, 8.6), layout="constrained")
+    *panels, curves, key = figure.subplots(2, 3).flat
+    named: list[Annotation] = []
+    for ax, (cost, xlabel) in zip(panels, _COSTS.items(), strict=True):
+        if cost == "depth":
+            _points(ax, made, cost, "clean_train_error", fillstyle="none", linestyle=":")
+        _points(ax, made, cost, "val_error_top1")
+        named += _names(ax, made, cost, "val_error_top1")
+        _scale(ax, [x for group in made if (x := group.row()[cost])])
+        ax.set(xlabel=xlabel, ylabel=_Y if cost != "depth" else "top-1 error (%)")
+        ax.margins(0.12, 0.12)
+    for group, look in zip(made, _looks(made), strict=True):
+        marker = {"marker": _FAMILY[group.plain][2], "markersize": 4}
+        _curve(curves, group, "eval", "val_error_top1", "seconds", label=_label(group, made), **look, **marker)
+    curves.set(xlabel="hours of training", ylabel=_Y)
+    for ax in (*panels, curves):
         ax.grid(alpha=0.3)
-        if series:
-            ax.legend(fontsize=8)
-    ax = grid.flat[5]
-    for i, (group, _) in enumerate(told):
-        run = group.runs[0]
-        points = [
-            (r["seconds"] / 3600, r["val_error_top1"]) for r in run.records if r["kind"] == "eval" and "seconds" in r
-        ]
-        style = "--" if group.plain else "-"
-        ax.plot(
-            *zip(*points, strict=True) if points else ((), ()),
-            style,
-            marker=".",
-            color=f"C{i}",
-            label=_label(group, made),
-        )
-    ax.set(xlabel="hours of training (first seed)", ylabel="validation top-1 error (%)")
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=7, title="dashed: plain", title_fontsize=7)
+    _explain(key, made, curves)
+    _separate(figure, named)
     figure.savefig(path, dpi=120)
+
+
+def _points(ax: "Axes", made: Sequence[Group], x: str, y: str, **look: Any) -> None:
+    """A point for each network, with its deviation over seeds, and the lines that join what may be joined."""
+    series: dict[tuple[bool, str, str], list[Record]] = {}
+    for group in made:
+        row = group.row()
+        if row[x] is not None and row[y] is not None:
+            series.setdefault((group.plain, group.experiment, group.protocol), []).append(row)
+    for (plain, _, _), found in series.items():
+        _, colour, marker = _FAMILY[plain]
+        found.sort(key=lambda row: float(row[x]))
+        spread = [math.nan if row[f"{y}_std"] is None else row[f"{y}_std"] for row in found]  # NaN: no bar
+        xs, ys = [row[x] for row in found], [row[y] for row in found]
+        ax.errorbar(xs, ys, spread, color=colour, marker=marker, linewidth=1.2, capsize=3, **look)
+
+
+def _names(ax: "Axes", made: Sequence[Group], x: str, y: str) -> "list[Annotation]":
+    """The network of each point, still on top of it, with a line that leads to it from wherever it goes."""
+    named = []
+    for group in made:
+        row, colour = group.row(), _FAMILY[group.plain][1]
+        if row[x] is not None and row[y] is not None:
+            line = {"arrowstyle": "-", "linewidth": 0.5, "color": colour, "shrinkA": 0, "shrinkB": 0}
+            text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": colour, "arrowprops": line}
+            named.append(ax.annotate(_label(group, made), (row[x], row[y]), (0, 0), **text))
+    return named
+
+
+def _scale(ax: "Axes", values: Sequence[float]) -> None:
+    """Logarithmic where the values span much; ticks such as 20 M."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if values and max(values) > 8 * min(values):
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def _explain(ax: "Axes", made: Sequence[Group], curves: "Axes") -> None:
+    """What colours, markers and numbers mean, in a panel of its own, so that it covers no point."""
+    from matplotlib.lines import Line2D
+
+    families = [look for plain, look in _FAMILY.items() if any(group.plain == plain for group in made)]
+    handles = [Line2D([], [], color=colour, marker=marker, label=name) for name, colour, marker in families]
+    handles += [
+        Line2D([], [], color="0.3", marker="o", label="validation"),
+        Line2D([], [], color="0.3", marker="o", fillstyle="none", linestyle=":", label="training (clean), by depth"),
+    ]
+    ax.axis("off")
+    top = ax.legend(handles=handles, ncols=2, loc="upper left", title="points: mean over seeds, bars: deviation")
+    ax.add_artist(top)
+    ax.legend(
+        handles=curves.get_lines(),
+        ncols=2 if len(made) > 6 else 1,
+        loc="center left",
+        title="curves over hours",
+        fontsize=9,
+    )
+    ax.text(0.01, 0.0, "\n".join(footnotes(made)), transform=ax.transAxes, fontsize=8, wrap=True)
+
+
+_PLACES = tuple(
+    (r * math.cos(a), r * math.sin(a)) for r in (7, 16, 28, 42) for a in (0.7, 2.4, -0.7, -2.4, 0, 3.14, 1.57, -1.57)
+)
+"""Where a name may stand around its point, in points of print; the nearest first."""
+
+
+def _separate(figure: "Figure", named: "Sequence[Annotation]") -> None:
+    """Put each name near its point where it covers no other name and little of lines and points."""
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()  # which lays the panels out
+    figure.set_layout_engine("none")
+    taken: list[Bbox] = []
+
+    def put(name: "Annotation", place: tuple[float, float]) -> "Bbox":
+        x, y = place
+        name.set_position(place)
+        name.set(
+            ha="left" if x > 1 else "right" if x < -1 else "center",
+            va="bottom" if y > 1 else "top" if y < -1 else "center",
+        )
+        return Text.get_window_extent(name)  # without the line that leads to it
+
+    def covered(name: "Annotation", place: tuple[float, float]) -> float:
+        box, ax = put(name, place), name.axes
+        assert ax is not None
+        outside = not (ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max))
+        lines = [line.get_transform().transform_path(line.get_path()).interpolated(20).vertices for line in ax.lines]
+        far, hidden = math.hypot(*place) / 6, sum(box.padded(2).count_contains(at) for at in lines)
+        return far + hidden + 20 * box.count_overlaps(taken) + 50 * outside
+
+    for name in named:
+        taken.append(put(name, min(_PLACES, key=partial(covered, name))))

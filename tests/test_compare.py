@@ -1,6 +1,7 @@
 """The comparison, from run folders written by hand."""
 
 import csv
+import itertools
 import json
 import shutil
 import statistics
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from conftest import merge
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 
-from resnet_train import compare, run_folder
+from resnet_train import compare, figures, run_folder
 from resnet_train.config import load
 from resnet_train.errors import BadInput
 from resnet_train.groups import COLUMNS, Group, groups_of
@@ -204,6 +207,54 @@ def test_depth_is_judged_under_one_protocol(recorded: Callable[..., Path]) -> No
     assert len(compare.findings(groups())) == 1
     path.write_text(path.read_text().replace("whole image", "ten crops"))
     assert compare.findings(groups()) == []
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Figure]:
+    """The figure of costs, as it is saved."""
+
+    def draw() -> Figure:
+        kept: list[Figure] = []
+        monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
+        figures.draw_costs(groups(), Path("unused.png"))
+        return kept[0]
+
+    return draw
+
+
+def test_every_network_is_a_point_under_its_name(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
+    for seed in range(2):  # all at the same parameters, multiply-adds and hours
+        recorded("cifar-plain-20", seed, 5.0 + seed), recorded("cifar-plain-56", seed, 5.2 + seed)
+    for depth in (20, 32, 44, 56):
+        recorded(f"cifar-resnet-{depth}", 0, 5.0 + depth / 1000)
+    figure = drawn()
+    *panels, curves, key = figure.axes
+    assert [ax.get_xlabel() for ax in panels][0::3] == ["depth (layers)", "hours of training"]
+    for ax in panels:
+        names = [text for text in ax.texts if isinstance(text, Annotation)]
+        assert sorted(text.get_text() for text in names) == sorted(group.label for group in groups())
+        boxes = [Text.get_window_extent(text) for text in names]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert all(ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max) for box in boxes)
+    depths = {tuple(bars[0].get_xdata()): list(bars[0].get_ydata()) for bars in panels[0].containers[:2]}
+    assert depths[20, 56] == pytest.approx([5.5, 5.7])  # the clean training error, as in the table
+    assert [list(bars[0].get_ydata()) for bars in panels[0].containers][2] == pytest.approx([9.5, 9.7])
+    assert list(curves.get_lines()[0].get_xdata()) == pytest.approx([0.1, 0.2])
+    assert not key.axison
+
+
+def test_lines_join_networks_of_one_protocol_only(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
+    recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-56", 0, 5.0)
+    path = recorded("cifar-resnet-32", 0, 4.0) / "metrics.jsonl"
+
+    def joined() -> list[list[int]]:
+        return [list(bars[0].get_xdata()) for bars in drawn().axes[0].containers]
+
+    assert joined() == [[20, 32, 56]] * 2
+    path.write_text(path.read_text().replace("whole image", "ten crops"))
+    assert joined() == [[20, 56], [32]] * 2
+    assert {text.get_text()[-3:] for text in drawn().axes[1].texts} == {"[1]", "[2]"}
+    assert drawn().axes[-1].texts[0].get_text() == "[1] whole image\n[2] ten crops"
 
 
 def test_experiments_are_not_pooled(recorded: Callable[..., Path]) -> None:
