@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,15 +10,28 @@ from resnet_train.observe import board
 from resnet_train.observe.probes import Figures
 from resnet_train.run_folder import Recorded
 
-_AXES = {
-    "units": "gradient norm at a unit's input",
-    "weights": "gradient norm of a convolution's weights",
-    "carried": "of it, carried by the identity",
-    "through": "of it, through F",
-    "layers": "standard deviation of the response",
-    "sorted": "the same, sorted",
-    "dropped": "error without the unit (%)",
-    "swapped": "error with neighbours swapped (%)",
+
+class _Panel(NamedTuple):
+    label: str
+    lines: Mapping[str, str]
+    """What is drawn, each in its style."""
+    by_size: bool = False
+
+
+_PANELS = {
+    "gradients": (
+        _Panel("gradient norm at a unit's input", {"units": ".-"}),
+        _Panel("gradient norm of a convolution's weights", {"weights": ".-"}),
+        _Panel("its two parts: the identity's (dashed), F's", {"carried": "--", "through": ".-"}),
+    ),
+    "responses": (
+        _Panel("standard deviation of the response", {"layers": ".-"}),
+        _Panel("the same, sorted", {"layers": ".-"}, by_size=True),
+    ),
+    "lesion": (
+        _Panel("error without the unit (%)", {"dropped": ".-"}),
+        _Panel("error with neighbours swapped (%)", {"swapped": ".-"}),
+    ),
 }
 
 
@@ -26,32 +39,34 @@ def side_by_side(kind: str, found: Mapping[str, Figures], plain: Mapping[str, bo
     """What a probe found in several networks: a row of panels for each figure, plain left and residual right."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in _AXES if (row == "sorted" and kind == "responses") or any(row in f for f in found.values())]
+    rows = [panel for panel in _PANELS[kind] if any(panel.lines.keys() & figures.keys() for figures in found.values())]
     families = [family for family in (True, False) if family in plain.values()]
     figure = Figure(figsize=(5.5 * len(families), 3.3 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), len(families), squeeze=False, sharey="row")
     colours = {name: f"C{i}" for i, name in enumerate(found)}
-    for row, axes in zip(rows, grid, strict=True):
+    for panel, axes in zip(rows, grid, strict=True):
         for family, ax in zip(families, axes, strict=True):
             for name in (name for name in found if plain[name] == family):
-                values = list(found[name].get("layers" if row == "sorted" else row, {}).values())
-                y = np.array([np.nan if value is None else value for value in values])
-                if row == "sorted":
-                    y = np.sort(y)[::-1]
-                if not values:
-                    continue
-                ax.plot(np.linspace(0, 1, len(y)), y, ".-", color=colours[name], linewidth=1, label=name)
+                for line, style in ((line, style) for line, style in panel.lines.items() if line in found[name]):
+                    y = np.array([np.nan if value is None else value for value in found[name][line].values()])
+                    y = np.sort(y)[::-1] if panel.by_size else y
+                    label = name if style == ".-" else None
+                    ax.plot(np.linspace(0, 1, len(y)), y, style, color=colours[name], linewidth=1, label=label)
                 if kind == "lesion":
                     ax.axhline(found[name]["whole"]["whole"], color=colours[name], linestyle=":", linewidth=1)
-            ax.grid(alpha=0.3)
-            if ax.lines:
-                ax.legend(fontsize=8, title="dotted: unharmed" if kind == "lesion" else None, title_fontsize=8)
-            if kind == "gradients":
-                ax.set_yscale("log")
             if not ax.lines:
                 ax.axis("off")
-            ax.set_xlabel("rank" if row == "sorted" else "depth, from the image (0) to the head (1)")
-        axes[0].set_ylabel(_AXES[row])
+                continue
+            ax.grid(alpha=0.3)
+            ax.legend(fontsize=8, title="dotted: unharmed" if kind == "lesion" else None, title_fontsize=8)
+            if kind == "gradients":
+                ax.set_yscale("log")
+            ax.set_xlabel(
+                "rank, from the largest (0)" if panel.by_size else "depth, from the image (0) to the head (1)"
+            )
+        first = next(ax for ax in axes if ax.lines)
+        first.set_ylabel(panel.label)
+        first.tick_params(labelleft=True)
     for family, ax in zip(families, grid[0], strict=True):
         ax.set_title("plain" if family else "residual")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from resnet_train.models.blocks import Unit
 from resnet_train.models.network import Network
 
 Figures = dict[str, dict[str, float | None]]
-"""By what is measured, then by unit or layer in order of depth; None where it is not finite."""
+"""By what is measured, then by unit or layer in order of depth; None where it is not finite or there is none."""
 
 
 class Split(NamedTuple):
@@ -42,11 +42,12 @@ def gradients(net: nn.Module, images: Tensor, labels: Tensor) -> Figures:
     also of its two parts, `carried` and `through`. Images are [n, C, H, W]. Raises `BadInput` for a VGG.
     """
     inputs, weights, splits = gradient_tensors(net, images, labels)
+    nowhere: dict[str, float | None] = dict.fromkeys(inputs)
     return {
         "units": _norms(inputs),
         "weights": _norms(weights),
-        **({"carried": _norms({name: s.carried for name, s in splits.items()})} if splits else {}),
-        **({"through": _norms({name: s.through for name, s in splits.items()})} if splits else {}),
+        **({"carried": nowhere | _norms({name: s.carried for name, s in splits.items()})} if splits else {}),
+        **({"through": nowhere | _norms({name: s.through for name, s in splits.items()})} if splits else {}),
     }
 
 
@@ -131,18 +132,20 @@ def lesion(net: nn.Module, error: Callable[[nn.Module], float]) -> Figures:
     """`error` of the whole network, without each unit in turn (`dropped`), with neighbours swapped (`swapped`).
 
     A residual unit is dropped by leaving out its F, a plain one where input and output have one shape; units change
-    places within a stage where neither changes the shape (Veit et al. 2016, section 4). Raises `BadInput` for a VGG.
+    places within a stage where neither changes the shape (Veit et al. 2016, section 4); None stands for the others.
+    Raises `BadInput` for a VGG.
     """
     copied = _with_units(net)
     copied.eval()
     figures: Figures = {"whole": {"whole": error(copied)}, "dropped": {}, "swapped": {}}
     units = copied.units()
     for name, unit in units.items():
-        if unit.downsample is not None or not unit.changes:
-            unit.dropped = True
-            figures["dropped"][name] = error(copied)
-            unit.dropped = False
+        droppable = unit.downsample is not None or not unit.changes
+        unit.dropped = droppable
+        figures["dropped"][name] = error(copied) if droppable else None
+        unit.dropped = False
     for (a, one), (b, other) in itertools.pairwise(units.items()):
+        figures["swapped"][f"{a} {b}"] = None
         if a.partition(".")[0] == b.partition(".")[0] and not (one.changes or other.changes) and _alike(one, other):
             copied.set_submodule(a, other)
             copied.set_submodule(b, one)
