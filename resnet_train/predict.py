@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from resnet_train.data import augment, sources
+from resnet_train.data import augment, pictures
 from resnet_train.data.loader import Batch
 from resnet_train.data.normalize import Normalization
-from resnet_train.data.sources import IMAGE_SUFFIXES, Pixels
+from resnet_train.data.pictures import Pixels
+from resnet_train.data.sources import IMAGE_SUFFIXES
 from resnet_train.engine import dist, trained
 from resnet_train.engine.step import set_precision
 from resnet_train.engine.trained import Trained
@@ -85,7 +86,8 @@ def _seen(member: Trained, path: Path) -> Pixels | BadInput:
     """An image file as the network's evaluation would show it, uint8 [H, W, C], or what is wrong with it."""
     channels = member.normalization.std.numel()
     try:
-        image = sources.decode(path, "RGB" if channels == 3 else "L")
+        file = pictures.read(path)
+        image = pictures.pillow(file.data, file.name, "RGB" if channels == 3 else "L")
     except BadInput as error:
         return error
     [pixels] = augment.seen(image, [member.look])

@@ -142,7 +142,7 @@ def test_cmyk_png_in_jpeg_and_truncated_files(tmp_path: Path) -> None:
     assert [folder.read(i).size for i in range(3)] == [(20, 30)] * 3
     assert np.array_equal(np.asarray(folder.read(1)), pixels)
     for i in (3, 4):
-        with pytest.raises(BadInput, match=f"cannot decode {folder.path(i)}"):
+        with pytest.raises(BadInput, match=f"cannot decode {folder.name(i)}"):
             folder.read(i)
 
 

@@ -30,6 +30,11 @@ class DataSection(Section):
         """Whether images have one channel."""
         return False
 
+    @property
+    def any_size(self) -> bool:
+        """Whether images are files of any size, of which a training crop is resized."""
+        return False
+
 
 class ImageFolder(DataSection):
     """Class folders of images: PATH/train/CLASS/IMAGE and PATH/val/CLASS/IMAGE."""
@@ -48,6 +53,10 @@ class ImageFolder(DataSection):
     @property
     def skips_bad_images(self) -> bool:
         return self.on_bad_image == "skip"
+
+    @property
+    def any_size(self) -> bool:
+        return True
 
 
 class StoredImages(DataSection):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from resnet_train.config.data import Augment, Data, ImageFolder
+from resnet_train.config.data import Augment, Data
 from resnet_train.config.network import AnyNet
 from resnet_train.config.section import Count, Name, NonNegative, Positive, Section
 
@@ -245,7 +245,7 @@ class Recipe(Section):
         crop, kind = self.augment.crop, self.data.kind
         if self.schedule.warmup is not None and self.schedule.warmup.lr == self.optimizer.lr:
             raise ValueError(f"schedule.warmup has no effect: its lr is optimizer.lr, {self.optimizer.lr}")
-        if isinstance(self.data, ImageFolder):
+        if self.data.any_size:
             if crop is None or crop.kind == "pad":
                 raise ValueError(
                     "augment.crop must be of kind scale or random-resized: folders hold images of any size"

@@ -23,7 +23,7 @@ from resnet_train.config.schema import Recipe
 from resnet_train.data import augment, draws
 from resnet_train.data.augment import Look
 from resnet_train.data.draws import Ints
-from resnet_train.data.sources import AnySource, Folder
+from resnet_train.data.sources import AnySource, Files
 from resnet_train.data.workers import serve
 from resnet_train.errors import BadInput
 
@@ -135,7 +135,7 @@ class _Training(Dataset[Batch | BadInput]):
 
     def __getitem__(self, samples: Samples) -> Batch | BadInput:
         random = draws.uniform(self.seed, samples.epochs, samples.indices, augment.DRAWS)
-        if isinstance(self.source, Folder):
+        if isinstance(self.source, Files):
             return self._folder(self.source, samples, random)
         images = torch.from_numpy(self.source.read(samples.indices))
         sizes = np.full((len(images), 2), images.shape[2:0:-1], float)
@@ -147,7 +147,7 @@ class _Training(Dataset[Batch | BadInput]):
         labels = torch.from_numpy(self.source.labels[samples.indices])
         return Batch(images, labels, torch.from_numpy(plan.shift[:, : self.source.channels]))
 
-    def _folder(self, source: Folder, samples: Samples, random: draws.Floats) -> Batch | BadInput:
+    def _folder(self, source: Files, samples: Samples, random: draws.Floats) -> Batch | BadInput:
         crop = self.cfg.crop
         assert crop is not None
         assert not isinstance(crop, PadCrop)
@@ -169,7 +169,7 @@ class _Evaluation(Dataset[Viewed | BadInput]):
         self.source, self.looks, self.skip_bad = source, looks, skip_bad
 
     def __getitem__(self, indices: Ints) -> Viewed | BadInput:
-        if isinstance(self.source, Folder):
+        if isinstance(self.source, Files):
             try:
                 read = _read(self.source, indices, self.skip_bad)
             except BadInput as error:
@@ -200,7 +200,7 @@ class _Read(NamedTuple):
     skipped: tuple[str, ...]
 
 
-def _read(source: Folder, indices: Ints, skip_bad: bool) -> _Read:
+def _read(source: Files, indices: Ints, skip_bad: bool) -> _Read:
     """Images of a folder; in the place of one that cannot be decoded, if that is allowed, the next one that can."""
     images: list[Image.Image] = []
     found: list[int] = []
@@ -211,12 +211,12 @@ def _read(source: Folder, indices: Ints, skip_bad: bool) -> _Read:
                 images.append(source.read(other % len(source)))
                 found.append(other % len(source))
                 break
-            except BadInput:
+            except BadInput as error:
                 if not skip_bad:
-                    raise
-                skipped.append(str(source.path(other % len(source))))
+                    raise BadInput(f"{error}{source.cure}") from None
+                skipped.append(source.name(other % len(source)))
         else:
-            raise BadInput(f"not one image under {source.root} can be decoded")
+            raise BadInput(f"not one image can be decoded, from {source.name(0)} to {source.name(len(source) - 1)}")
     return _Read(images, np.array(found), tuple(skipped))
 
 
@@ -239,7 +239,7 @@ class TrainingData:
     @property
     def image_size(self) -> int:
         """Height of the images that the network sees."""
-        if isinstance(self.source, Folder):
+        if isinstance(self.source, Files):
             assert self.augment.crop is not None
             assert not isinstance(self.augment.crop, PadCrop)
             return self.augment.crop.size
@@ -257,7 +257,7 @@ class TrainingData:
     def describe(self, step: int) -> list[str]:
         """The samples of a step's global batch: the paths of files, the numbers of stored images."""
         indices = self.stream.batch(step).indices.tolist()
-        return [str(self.source.path(i)) if isinstance(self.source, Folder) else str(i) for i in indices]
+        return [self.source.name(i) if isinstance(self.source, Files) else str(i) for i in indices]
 
 
 def training_data(
@@ -271,7 +271,7 @@ def training_data(
             f"train.batch_size = {train.batch_size} (global) is not divisible by {ranks} ranks x {train.accumulate} "
             f"train.accumulate: use {max(1, train.batch_size // shares) * shares}"
         )
-    if not isinstance(source, Folder) and isinstance(crop, PadCrop):
+    if not isinstance(source, Files) and isinstance(crop, PadCrop):
         size = min(source.read(np.array([0])).shape[1:3])
         if crop.mode == "reflect" and crop.padding >= size:
             raise BadInput(

@@ -9,7 +9,7 @@ from resnet_train.config.data import PadCrop
 from resnet_train.config.schema import Recipe
 from resnet_train.data.augment import Look
 from resnet_train.data.loader import Batch, EvaluationData
-from resnet_train.data.sources import AnySource, Folder, evenly_spaced
+from resnet_train.data.sources import AnySource, Files, evenly_spaced
 
 _IMAGES = 10_000
 """Images of a folder from which the mean is taken; of stored images all are."""
@@ -41,7 +41,7 @@ def statistics(recipe: Recipe, source: AnySource) -> Normalization:
     the training crop.
     """
     look, cfg = Look(), recipe.data
-    if isinstance(source, Folder):
+    if isinstance(source, Files):
         crop = recipe.augment.crop
         assert crop is not None
         assert not isinstance(crop, PadCrop)

@@ -1,21 +1,20 @@
 """Where samples come from: one small class a kind, each with `len`, `classes`, `labels` and a way to read images."""
 
 import os
-import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from resnet_train.config.data import Data, Digits, ImageFolder, StoredImages, Synthetic
-from resnet_train.data import draws
+from resnet_train.data import draws, pictures
 from resnet_train.data.draws import Ints
+from resnet_train.data.pictures import Picture, Pixels
 from resnet_train.errors import BadInput
-
-Pixels = npt.NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
@@ -66,49 +65,55 @@ class Generated:
         return Generated(self.cfg, self.numbers[indices])
 
 
-class Folder:
-    """Image files of any size in class folders. Names are kept as bytes in one array: small, and cheap to send."""
+class Files(ABC):
+    """Image files of any size, in RGB."""
 
     channels = 3
+    cure = ""
+    """What a user may do about one that cannot be decoded."""
+    labels: Ints
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Of a sample: the path of its file."""
+
+    @abstractmethod
+    def picture(self, index: int) -> Picture:
+        """A sample, read and not yet decoded. Raises `BadInput` that names a file which cannot be."""
+
+    @abstractmethod
+    def subset(self, indices: Ints) -> Self:
+        """The same source, of these samples only."""
+
+    def read(self, index: int) -> Image.Image:
+        """One decoded image. Raises `BadInput` that names a file which cannot be decoded."""
+        picture = self.picture(index)
+        return Image.fromarray(picture.region((0, 0, *picture.size)).pixels)
+
+
+class Folder(Files):
+    """Image files in class folders. Names are kept as bytes in one array: small, and cheap to send."""
 
     def __init__(self, root: Path, names: npt.NDArray[np.bytes_], labels: Ints, classes: Sequence[str]) -> None:
         self.root, self.names, self.labels, self.classes = root, names, labels, tuple(classes)
+        if root.name == "train":
+            self.cure = "; data.on_bad_image=skip leaves it out"
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def name(self, index: int) -> str:
+        return str(self.root / os.fsdecode(self.names[index]))
 
-    def path(self, index: int) -> Path:
-        """The file of a sample."""
-        return self.root / os.fsdecode(self.names[index])
-
-    def read(self, index: int) -> Image.Image:
-        """One RGB image. Raises `BadInput` that names a file which cannot be decoded."""
-        try:
-            return decode(self.path(index))
-        except BadInput as error:
-            cure = "; data.on_bad_image=skip leaves it out" if self.root.name == "train" else ""
-            raise BadInput(f"{error}{cure}") from None
+    def picture(self, index: int) -> Picture:
+        return pictures.read(Path(self.name(index)))
 
     def subset(self, indices: Ints) -> "Folder":
-        """The same source, of these samples only."""
         return Folder(self.root, self.names[indices], self.labels[indices], self.classes)
 
 
-AnySource = Stored | Generated | Folder
-
-
-def decode(path: Path, mode: str = "RGB") -> Image.Image:
-    """An image file as it lies there: EXIF orientation is ignored, as every ImageNet trainer does.
-
-    `mode` is Pillow's, RGB or L (grey). Raises `BadInput` that names a file which cannot be decoded.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # ImageNet holds corrupt EXIF, which has no bearing on the pixels
-            with Image.open(path) as image:
-                return image.convert(mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadInput(f"cannot decode {path}: {getattr(error, 'strerror', None) or error}") from None
+AnySource = Stored | Generated | Files
 
 
 def open_data(cfg: Data) -> tuple[AnySource, AnySource]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_train.config import assumed, zoo
-from resnet_train.config.data import ImageFolder
+from resnet_train.config.data import Digits, StoredImages, Synthetic
 from resnet_train.config.load import override_run
 from resnet_train.config.schema import Run, View
 from resnet_train.data import normalize, sources
@@ -49,7 +49,7 @@ class Trained:
             view = View()
         if view is not None:
             return Look(view.resize, view.crop)
-        assert not isinstance(data, ImageFolder)  # which has a view
+        assert isinstance(data, (StoredImages, Digits, Synthetic))  # others have a view
         return Look(data.size, data.size)
 
 
