@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from resnet_train.config.schema import Run
 from resnet_train.data import augment, draws
-from resnet_train.data.loader import Batch, EvaluationData
+from resnet_train.data.loader import Batch
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.sources import AnySource
+from resnet_train.data.views import EvaluationData
 from resnet_train.engine.dist import World, gather, unsynchronised
 from resnet_train.engine.step import autocast
 

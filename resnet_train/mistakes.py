@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from resnet_train.data import augment
-from resnet_train.data.loader import EvaluationData
 from resnet_train.data.sources import AnySource
+from resnet_train.data.views import EvaluationData
 from resnet_train.engine.trained import Trained
 from resnet_train.evaluate import Outcomes
 from resnet_train.observe import board

@@ -13,9 +13,9 @@ from torch import nn
 from resnet_train import evaluate, run_folder
 from resnet_train.config.schema import Run
 from resnet_train.data import augment, sources
-from resnet_train.data.loader import EvaluationData
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.sources import AnySource, evenly_spaced
+from resnet_train.data.views import EvaluationData
 from resnet_train.engine import dist, trained
 from resnet_train.engine.dist import World
 from resnet_train.engine.step import TrainState

@@ -1,6 +1,7 @@
 """The hall: one run, from config to final checkpoint, top to bottom."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from resnet_train import evaluate, probe, run_folder
@@ -55,12 +56,13 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     if world.first and (beyond := plan.beyond_the_end()):
         print(f"note: the run ends after {plan.total} steps, before {beyond}", file=sys.stderr)
     agreement, stop = Agreement(world), False
-    with metrics.open_log(folder, run, state.step, plan.total, kept, later, world) as log:
+    shares = data.from_step(state.step, until=plan.total)
+    with closing(shares), metrics.open_log(folder, run, state.step, plan.total, kept, later, world) as log:
         if not kept:
             log.write("start", 0, facts(run, data, len(val_set), plan))
             for kind in (kind for kind in plan.probes if kind != "lesion"):
                 probe.measure(kind, state, run, train_set, val_set, normalization, log, world)
-        for share in data.from_step(state.step, until=plan.total):
+        for share in shares:
             measured = train_step(state, share, normalization, plan.lr_at(state.step), run.train)
             log.received(share)
             stop = agreement.any(request.name is not None)

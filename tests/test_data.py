@@ -15,7 +15,8 @@ from resnet_train.config.data import Data, Digits, ImageFolder, StoredImages, Sy
 from resnet_train.config.schema import Run
 from resnet_train.data import loader, normalize, sources
 from resnet_train.data.augment import Look
-from resnet_train.data.loader import EvaluationData, Stream
+from resnet_train.data.order import Stream
+from resnet_train.data.views import EvaluationData
 from resnet_train.errors import BadInput
 
 CPU = torch.device("cpu")
@@ -161,10 +162,9 @@ def test_every_sample_is_seen_once_an_epoch() -> None:
 @pytest.mark.parametrize(("ranks", "accumulate"), [(1, 4), (2, 2), (4, 1), (2, 4)])
 def test_the_global_batch_does_not_depend_on_ranks_and_accumulation(ranks: int, accumulate: int) -> None:
     whole = Stream(seed=2, n=50, batch_size=16).batch(7)
-    shares = [Stream(2, 50, 16, accumulate, rank, ranks).shares(7) for rank in range(ranks)]
-    passes = [share for a in range(accumulate) for share in (shares[rank][a] for rank in range(ranks))]
-    assert np.array_equal(np.concatenate([share.indices for share in passes]), whole.indices)
-    assert {len(share.indices) for share in passes} == {16 // (ranks * accumulate)}
+    own = [Stream(2, 50, 16, accumulate, rank, ranks).own(7).indices for rank in range(ranks)]
+    by_pass = np.stack(own).reshape(ranks, accumulate, -1).swapaxes(0, 1)
+    assert np.array_equal(by_pass.ravel(), whole.indices)
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_run: Callable[..., Run]) -> None:
@@ -180,7 +180,12 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_run: Callable[..., 
 def batches(run: Run, start: int, until: int, **changes: Any) -> list[loader.Batch]:
     source, _ = sources.open_data(run.data)
     data = loader.training_data(run, source, run.seed, 0, 1, CPU)
-    return [batch for share in data.from_step(start, until) for batch in share.batches]
+    return [copied(batch) for share in data.from_step(start, until) for batch in share.batches]
+
+
+def copied(batch: loader.Batch) -> loader.Batch:
+    """A batch is good until the next is asked for."""
+    return loader.Batch(batch.images.clone(), batch.labels.clone(), batch.shift.clone(), batch.skipped)
 
 
 def same(one: list[loader.Batch], other: list[loader.Batch]) -> bool:
@@ -198,11 +203,14 @@ def test_any_step_can_be_the_first(tiny_run: Callable[..., Run]) -> None:
 def test_augmentation_of_a_sample_differs_from_epoch_to_epoch(tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(augment={"crop": {"kind": "pad", "padding": 4}})
     source, _ = sources.open_data(run.data)
-    training = loader._Training(source, run.augment, 0, False)
-    indices = np.arange(8)
-    first, again, later = (training[loader.Samples(np.full(8, epoch), indices)] for epoch in (0, 0, 1))
-    assert torch.equal(first.images, again.images)
-    assert not torch.equal(first.images, later.images)
+    data = loader.training_data(run, source, 0, 0, 1, CPU)
+    # 40 samples, 16 a step: the same sample in two epochs, cut by the draws of each.
+    seen = {
+        (epoch, index): image
+        for step, batch in enumerate(batches(run, 0, 5))
+        for epoch, index, image in zip(*data.stream.batch(step), batch.images, strict=True)
+    }
+    assert not torch.equal(torch.stack([seen[0, i] for i in range(40)]), torch.stack([seen[1, i] for i in range(40)]))
 
 
 def test_augmentation_of_a_sample_ignores_its_neighbours(tiny_run: Callable[..., Run]) -> None:

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from resnet_train import evaluate, mistakes
 from resnet_train.config.schema import Eval, View
 from resnet_train.data import augment, sources
-from resnet_train.data.loader import EvaluationData
+from resnet_train.data.views import EvaluationData
 from resnet_train.engine import trained
 from resnet_train.engine.dist import World
 from resnet_train.evaluate import Member

@@ -27,7 +27,7 @@ class Region(NamedTuple):
     """A decoded part of an image."""
 
     pixels: Pixels
-    """[h, w, 3]."""
+    """[h, w, 3], writable, as torch wants its arrays."""
     left: int
     top: int
     """Where in the image it begins."""
@@ -64,7 +64,7 @@ class Encoded:
                 return Region(simplejpeg.decode_jpeg(self.data), 0, 0)
             except ValueError:  # strict: Pillow decides whether what is odd is broken
                 pass
-        return Region(np.asarray(pillow(self.data, self.name)), 0, 0)
+        return Region(np.array(pillow(self.data, self.name)), 0, 0)
 
 
 def encoded(data: bytes, name: str) -> Encoded:

@@ -2,13 +2,15 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from resnet_train.config.data import Data, Digits, ImageFolder, StoredImages, Synthetic
 from resnet_train.data import draws, pictures
@@ -16,22 +18,27 @@ from resnet_train.data.draws import Ints
 from resnet_train.data.pictures import Picture, Pixels
 from resnet_train.errors import BadInput
 
+_T = TypeVar("_T")
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
 
 class Stored:
-    """Images of one size, held in memory."""
+    """Images of one size, held in memory; once asked for them, on the device."""
 
     def __init__(self, images: Pixels, labels: Ints, classes: Sequence[str]) -> None:
         self.images, self.labels, self.classes = images, labels, tuple(classes)
-        self.channels = images.shape[3]
+        self.size, self.channels = images.shape[1], images.shape[3]
+        self._held: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, indices: Ints) -> Pixels:
-        """[n] -> uint8 [n, H, W, C]."""
-        return self.images[indices]
+    def held(self, indices: Ints, device: torch.device) -> tuple[Tensor, Ints]:
+        """uint8 images [m, H, W, C] on a device, and which of them [n] the samples are."""
+        if device not in self._held:
+            self._held[device] = torch.from_numpy(self.images).to(device)
+        return self._held[device], indices
 
     def subset(self, indices: Ints) -> "Stored":
         """The same source, of these samples only."""
@@ -42,7 +49,7 @@ class Generated:
     """Synthetic images of one size, each a function of its number: noise around its class's pattern."""
 
     def __init__(self, cfg: Synthetic, numbers: Ints) -> None:
-        self.cfg, self.numbers, self.channels = cfg, numbers, cfg.channels
+        self.cfg, self.numbers, self.size, self.channels = cfg, numbers, cfg.size, cfg.channels
         self.labels = numbers % cfg.classes
         self.classes = tuple(f"class-{i}" for i in range(cfg.classes))
 
@@ -59,6 +66,10 @@ class Generated:
         pattern = coarse[:, grid][:, :, grid]
         noise = draws.uniform(1, np.zeros_like(indices), self.numbers[indices], size * size * channels)
         return (127 * pattern + 128 * noise.reshape(n, size, size, channels)).astype(np.uint8)
+
+    def held(self, indices: Ints, device: torch.device) -> tuple[Tensor, Ints]:
+        """uint8 images [n, H, W, C] on a device, and which of them [n] the samples are."""
+        return torch.from_numpy(self.read(indices)).to(device), np.arange(len(indices))
 
     def subset(self, indices: Ints) -> "Generated":
         """The same source, of these samples only."""
@@ -91,8 +102,7 @@ class Files(ABC):
 
     def read(self, index: int) -> Image.Image:
         """One decoded image. Raises `BadInput` that names a file which cannot be decoded."""
-        picture = self.picture(index)
-        return Image.fromarray(picture.region((0, 0, *picture.size)).pixels)
+        return decoded(self.picture(index))
 
 
 class Folder(Files):
@@ -114,6 +124,28 @@ class Folder(Files):
 
 
 AnySource = Stored | Generated | Files
+
+
+def decoded(picture: Picture) -> Image.Image:
+    """The whole of a picture, in RGB. Raises `BadInput`."""
+    return Image.fromarray(picture.region((0, 0, *picture.size)).pixels)
+
+
+def usable(source: Files, index: int, skip_bad: bool, use: Callable[[Picture], _T]) -> tuple[_T, int, list[str]]:
+    """What `use` makes of a sample or, where that cannot be decoded and may be skipped, of the next one that can.
+
+    Also that one's index, and the names of those skipped. Raises `BadInput`.
+    """
+    skipped: list[str] = []
+    for other in range(index, index + len(source)):
+        number = other % len(source)
+        try:
+            return use(source.picture(number)), number, skipped
+        except BadInput as error:
+            if not skip_bad:
+                raise BadInput(f"{error}{source.cure}") from None
+            skipped.append(source.name(number))
+    raise BadInput(f"not one image can be decoded, from {source.name(0)} to {source.name(len(source) - 1)}")
 
 
 def open_data(cfg: Data) -> tuple[AnySource, AnySource]:

@@ -31,7 +31,7 @@ def serve(
     """Batches on the device. Raises `BadInput` where a worker met an image that cannot be decoded."""
     workers = min(workers, len(batches)) if isinstance(batches, Sequence) else workers
     if workers:
-        _shield_helpers(type(dataset).__module__)
+        shield_helpers()
     loader = DataLoader(
         dataset,
         batch_size=None,  # the sampler's items are whole batches
@@ -39,7 +39,7 @@ def serve(
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
-        worker_init_fn=partial(_start_worker, os.getpid()) if workers else None,
+        worker_init_fn=partial(_begin_numbered, os.getpid()) if workers else None,
         # Not fork: this process has threads, and by now perhaps a CUDA context.
         multiprocessing_context="forkserver" if workers else None,
     )
@@ -57,20 +57,20 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _shield_helpers(preloaded: str) -> None:
+def shield_helpers() -> None:
     """Start multiprocessing's own processes, if they are not running, deaf to signals that reach all of a job."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}  # exec keeps what is ignored
     try:
         resource_tracker.ensure_running()
-        forkserver.set_forkserver_preload([preloaded])  # torch is imported once, not by each worker
+        forkserver.set_forkserver_preload(["resnet_train.data.loader"])  # torch is imported once, not by each worker
         forkserver.ensure_running()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _start_worker(trainer: int, _: int) -> None:
+def begin(trainer: int) -> None:
     """A signal to all processes of a job is for the training process: it saves, then ends its workers.
 
     Until it has, they go on; so SIGTERM, by which multiprocessing ends stray workers, only sets them a limit. When it
@@ -81,3 +81,7 @@ def _start_worker(trainer: int, _: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+
+
+def _begin_numbered(trainer: int, _: int) -> None:
+    begin(trainer)

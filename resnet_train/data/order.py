@@ -1,0 +1,72 @@
+"""The order of samples.
+
+Samples form one endless stream: position p is sample `permutation(seed, p // n)[p % n]` of epoch p // n. Step s takes
+the global batch at positions [s * B, (s + 1) * B), cut into `accumulate * ranks` equal shares; rank r's share of pass a
+is number a * ranks + r. So every sample is seen once an epoch, whatever the number of ranks and workers, and any step
+can be the first.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet_train.data import draws
+from resnet_train.data.draws import Ints
+
+
+class Samples(NamedTuple):
+    """Which samples a batch is made of."""
+
+    epochs: Ints
+    indices: Ints
+
+    def part(self, rows: slice) -> "Samples":
+        """Some of them."""
+        return Samples(self.epochs[rows], self.indices[rows])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The endless order of `n` samples, and its share for one of `ranks` ranks."""
+
+    seed: int
+    n: int
+    batch_size: int
+    accumulate: int = 1
+    rank: int = 0
+    ranks: int = 1
+
+    def batch(self, step: int) -> Samples:
+        """The global batch of a step."""
+        return self._at(step * self.batch_size + np.arange(self.batch_size))
+
+    @property
+    def share(self) -> int:
+        """Samples of one rank in one accumulation pass."""
+        return self.batch_size // (self.accumulate * self.ranks)
+
+    def own(self, step: int) -> Samples:
+        """This rank's samples of a step: its share of each accumulation pass, one after the other."""
+        first = step * self.batch_size + self.rank * self.share
+        starts = first + self.share * self.ranks * np.arange(self.accumulate)
+        return self._at((starts[:, None] + np.arange(self.share)).ravel())
+
+    def seeds(self, step: int) -> list[int]:
+        """A seed for each of this rank's shares of a step; the share's, whichever rank it falls to."""
+        share = step * self.accumulate * self.ranks + self.rank
+        numbers = np.array([share + a * self.ranks for a in range(self.accumulate)])
+        return draws.seeds(self.seed, numbers)
+
+    def _at(self, positions: Ints) -> Samples:
+        epochs, places = np.divmod(positions, self.n)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            indices[epochs == epoch] = _order(self.seed, int(epoch), self.n)[places[epochs == epoch]]
+        return Samples(epochs, indices)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, n: int) -> Ints:
+    return draws.permutation(seed, epoch, n)

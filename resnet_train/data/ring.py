@@ -1,0 +1,209 @@
+"""A ring of batches in shared memory, filled by worker processes while the device trains on those before.
+
+Each slot is one rank's share of a step, cut into parts that whichever worker is free takes on and writes in place:
+nothing is allocated, pickled or collated for a sample. Workers are told which samples to make, and so know no order.
+"""
+
+import mmap
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import connection, reduction
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from resnet_train.data.draws import Ints
+from resnet_train.data.order import Samples
+from resnet_train.data.pictures import Pixels
+from resnet_train.data.workers import begin, shield_helpers
+from resnet_train.errors import BadInput
+
+_SLOTS = 3
+"""One that is trained on, one that is ready, one that is filled."""
+
+
+class Slot(NamedTuple):
+    """Room for a batch, or for a part of one."""
+
+    images: Pixels
+    """[n, size, size, C]."""
+    labels: Ints
+    """[n]."""
+    shift: npt.NDArray[np.float32]
+    """[n, C]: the colour augmentation, to add to pixels in [0, 1]."""
+
+    def part(self, rows: slice) -> "Slot":
+        """Some of its rows, the same memory."""
+        return Slot(self.images[rows], self.labels[rows], self.shift[rows])
+
+
+class Shape(NamedTuple):
+    """Of the images of a slot."""
+
+    samples: int
+    size: int
+    channels: int
+
+    @property
+    def bytes(self) -> int:
+        """Of one slot, a whole number of cache lines."""
+        return -(-self.samples * (self.size**2 * self.channels + 8 + 4 * self.channels) // 64) * 64
+
+    def slots(self, memory: Pixels) -> list[Slot]:
+        """The slots that a stretch of memory holds."""
+        return [self._slot(memory[at : at + self.bytes]) for at in range(0, len(memory), self.bytes)]
+
+    def _slot(self, memory: Pixels) -> Slot:
+        n, size, channels = self
+        ends = np.cumsum([8 * n, 4 * n * channels, n * size * size * channels])  # in the order of their alignment
+        labels, shift, images = np.split(memory[: ends[-1]], ends[:-1])
+        return Slot(
+            images.reshape(n, size, size, channels), labels.view(np.int64), shift.view(np.float32).reshape(n, channels)
+        )
+
+
+Make = Callable[[Samples, Slot], tuple[str, ...]]
+"""Writes samples into a slot; the names of files that it had to do without. Raises `BadInput`."""
+
+
+def fill(
+    make: Make, wanted: Iterator[Samples], shape: Shape, workers: int, device: torch.device
+) -> Generator[tuple[Slot, tuple[str, ...]]]:
+    """The wanted batches in order, each in a slot that is overwritten once the next one is asked for.
+
+    The memory is pinned where the device is a GPU. Raises `BadInput` where `make` did, at the batch that it concerns,
+    or if a worker was killed.
+    """
+    memory = _Memory(shape.bytes * (_SLOTS if workers else 1))
+    slots = shape.slots(memory.bytes)
+    with _pinned(memory.bytes, device):
+        if not workers:
+            for samples in wanted:
+                yield slots[0], make(samples, slots[0])
+            return
+        rows = -(-shape.samples // (2 * workers))  # of a part: small enough for the workers to end a batch together
+        parts = [slice(first, first + rows) for first in range(0, shape.samples, rows)]
+        with _hired(make, shape, memory, workers) as (tasks, pipes):
+            asked = enumerate(wanted)
+            answers: dict[int, list[tuple[str, ...] | BadInput]] = {}
+
+            def ask(count: int) -> None:
+                for number, samples in islice(asked, count):
+                    answers[number] = []
+                    for part in parts:
+                        tasks.put((number, part, samples.part(part)))
+
+            ask(_SLOTS)
+            current = 0
+            while current in answers:
+                while len(answers[current]) < len(parts):
+                    for number, answer in _received(pipes):
+                        answers[number].append(answer)
+                skipped: list[str] = []
+                for answer in answers.pop(current):
+                    if isinstance(answer, BadInput):
+                        raise answer
+                    skipped += answer
+                yield slots[current % _SLOTS], tuple(skipped)
+                current += 1
+                ask(1)
+
+
+class _Memory:
+    """Memory that processes share. Anonymous, so it needs no room in /dev/shm and is gone with its last process."""
+
+    def __init__(self, size: int, handle: int | None = None) -> None:
+        self.handle = os.memfd_create("batches") if handle is None else handle
+        os.ftruncate(self.handle, size)
+        self.bytes: Pixels = np.frombuffer(mmap.mmap(self.handle, size), np.uint8)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _attached, (reduction.DupFd(self.handle), len(self.bytes))
+
+    def __del__(self) -> None:
+        os.close(self.handle)
+
+
+def _attached(handle: Any, size: int) -> _Memory:
+    return _Memory(size, handle.detach())
+
+
+@contextmanager
+def _pinned(memory: Pixels, device: torch.device) -> Iterator[None]:
+    """Within the block a GPU copies from this memory without waiting for the CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    cuda = torch.cuda.cudart()
+    torch.cuda.check_error(int(cuda.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)))
+    try:
+        yield
+    finally:
+        torch.cuda.synchronize(device)  # or a copy that is still on its way would read what is no longer pinned
+        cuda.cudaHostUnregister(memory.ctypes.data)
+
+
+_Pipes = dict[Connection, BaseProcess]
+
+
+@contextmanager
+def _hired(make: Make, shape: Shape, memory: _Memory, workers: int) -> Iterator[tuple["SimpleQueue[Any]", _Pipes]]:
+    """Workers that take tasks from one queue and answer each through a pipe of its own; ended with the block."""
+    shield_helpers()
+    context = multiprocessing.get_context("forkserver")  # not fork: this process has threads, perhaps a CUDA context
+    tasks = context.SimpleQueue()
+    pipes: _Pipes = {}
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe(duplex=False)
+            arguments = (os.getpid(), make, shape, memory, tasks, theirs)
+            pipes[ours] = context.Process(target=_work, args=arguments, daemon=True)
+            pipes[ours].start()
+            theirs.close()
+        yield tasks, pipes
+    finally:
+        for pipe, worker in pipes.items():
+            worker.kill()  # it holds nothing that could be lost, and defers SIGTERM
+            worker.join()
+            pipe.close()
+        tasks.close()
+
+
+def _work(trainer: int, make: Make, shape: Shape, memory: _Memory, tasks: "SimpleQueue[Any]", pipe: Connection) -> None:
+    begin(trainer)
+    torch.set_num_threads(1)
+    slots = shape.slots(memory.bytes)
+    while True:
+        number, rows, samples = tasks.get()
+        answer: tuple[str, ...] | BadInput
+        try:
+            answer = make(samples, slots[number % _SLOTS].part(rows))
+        except BadInput as error:
+            answer = error
+        pipe.send((number, answer))
+
+
+def _received(pipes: _Pipes) -> Iterator[tuple[int, tuple[str, ...] | BadInput]]:
+    """What workers have answered, at least one. Raises `BadInput` where one was killed."""
+    ready: Sequence[Any] = connection.wait(list(pipes))
+    for pipe in ready:
+        try:
+            yield pipe.recv()
+        except EOFError:
+            pipes[pipe].join()
+            code = pipes[pipe].exitcode or 0
+            if code >= 0:
+                raise RuntimeError("a data worker failed; its traceback is above") from None
+            name = signal.Signals(-code).name
+            raise BadInput(
+                f"a data worker was killed by {name}, perhaps because memory ran out: lower data.workers, and run again"
+            ) from None
