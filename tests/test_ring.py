@@ -1,0 +1,82 @@
+"""The ring of batches: worker processes that fill it, and their end."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_train.data import ring
+from resnet_train.data.order import Samples
+from resnet_train.data.ring import Shape, Slot
+from resnet_train.errors import BadInput
+
+CPU = torch.device("cpu")
+SHAPE = Shape(samples=5, size=3, channels=1)
+
+
+def write(samples: Samples, slot: Slot) -> tuple[str, ...]:
+    """Every pixel is its sample's index; 13 is missing, 66 is broken, and at 99 the worker is killed."""
+    slot.images[:] = samples.indices[:, None, None, None]
+    slot.labels[:] = samples.epochs
+    slot.shift[:] = os.getpid()
+    if 66 in samples.indices:
+        raise BadInput("66 is broken")
+    if 99 in samples.indices:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return tuple("13" for index in samples.indices if index == 13)
+
+
+def wanted(*firsts: int) -> Iterator[Samples]:
+    return (Samples(np.full(5, first), np.arange(first, first + 5)) for first in firsts)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_come_whole_and_in_order(workers: int) -> None:
+    firsts = [0, 50, 10, 70, 20, 30]
+    for first, (slot, skipped) in zip(firsts, ring.fill(write, wanted(*firsts), SHAPE, workers, CPU), strict=True):
+        assert np.array_equal(slot.images[:, 0, 0, 0], np.arange(first, first + 5))
+        assert (slot.images == slot.images[:, :1, :1]).all()
+        assert (slot.labels == first).all()
+        assert skipped == (("13",) if first == 10 else ())
+        assert (os.getpid() in slot.shift) == (workers == 0)
+
+
+def test_a_slot_stays_as_it_is_until_the_next_is_asked_for() -> None:
+    batches = ring.fill(write, wanted(*range(0, 200, 5)), SHAPE, 2, CPU)
+    for number, (slot, _) in enumerate(batches):
+        before = slot.images.copy()
+        assert (before.ravel()[0], len(multiprocessing.active_children())) == (5 * number, 2)
+        if number == 4:
+            break
+    batches.close()
+    assert np.array_equal(slot.images, before)
+    assert not multiprocessing.active_children()
+
+
+def test_a_bad_image_is_told_at_its_batch() -> None:
+    batches = ring.fill(write, wanted(0, 5, 66), SHAPE, 2, CPU)
+    assert [slot.images[0, 0, 0, 0] for slot, _ in (next(batches), next(batches))] == [0, 5]
+    with pytest.raises(BadInput, match="66 is broken"):
+        next(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_a_killed_worker_is_told_and_nothing_hangs() -> None:
+    with pytest.raises(BadInput, match=r"killed by SIGKILL, .* lower data.workers"):
+        list(ring.fill(write, wanted(0, 99), SHAPE, 2, CPU))
+    assert not multiprocessing.active_children()
+
+
+def test_memory_needs_no_room_in_shared_memory_and_is_aligned() -> None:
+    before = set(Path("/dev/shm").iterdir())
+    [(slot, _), *_] = ring.fill(write, wanted(0), SHAPE, 1, CPU)
+    assert set(Path("/dev/shm").iterdir()) - before == set()
+    for array in ring.Shape(3, 5, 3).slots(np.zeros(ring.Shape(3, 5, 3).bytes, np.uint8))[0]:
+        assert array.flags.aligned
+        assert len(array) == 3
+    assert slot.images.shape == (5, 3, 3, 1)
