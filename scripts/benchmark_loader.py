@@ -4,12 +4,12 @@
     python scripts/benchmark_loader.py /data/imagenet --soak 10000   # does memory grow? does a late step start late?
 
 Every loader crops the same boxes of the same files, flipped alike, but timm's and DALI's, which draw their own. Each
-round runs all of them in random order, each from the arrival of its first batch to that of its last, and gives ratios to
-the reference of that round; the second reference is the control, whose spread is the noise. Packed forms are made by
-`resnet-train prepare` in a temporary folder. Pixels are compared with the reference's, on the 0 to 255 scale.
+round runs all of them in random order, each from the arrival of its first batch to that of its last, and gives ratios
+to the reference of that round; the second reference is the control, whose spread is the noise. Packed forms are made
+by `resnet-train prepare` in a temporary folder. Pixels are compared with the reference's, on the 0 to 255 scale.
 
 Not alike: the reference also makes floats and normalises them, as it ships; the rest leave uint8 for the device to
-normalise, and "reference, uint8" does without floats, too. FFCV is not among them: it reads a form of its own, re-encoded.
+normalise, and "reference, uint8" does without floats, too. FFCV is not among them: it re-encodes what it reads.
 """
 
 import argparse
