@@ -6,10 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resnet_train import __version__
 from resnet_train.errors import BadInput, report
+
+if TYPE_CHECKING:
+    from resnet_train.config.schema import Experiment, Run
 
 _EPILOG = """exit codes:
   0    done
@@ -66,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print the resolved experiment and what it costs")
     run.add_argument("--fresh", action="store_true", help="start anew; older run folders are moved aside")
     _json(run)
+
+    bench = verb("bench", _bench, "tell where the time of a training goes here, and what to change", words="overrides")
+    bench.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    bench.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as data.workers=16")
+    bench.add_argument("--only", metavar="NETWORK", help="the network to train (default: the first)")
+    bench.add_argument("--seconds", type=_count, default=10, help="for each measurement (default: 10)")
+    bench.add_argument("--profile", type=Path, metavar="FOLDER", help="write a trace for TensorBoard or Perfetto")
+    _json(bench)
 
     evaluate = verb("eval", _eval, "print the error of checkpoints, and of their ensemble", words="checkpoints")
     evaluate.add_argument(
@@ -145,13 +156,7 @@ def _run(args: argparse.Namespace) -> None:
     from resnet_train.config import load
 
     experiment = load.load(args.config, args.overrides)
-    members = list(load.runs(experiment))
-    if args.only:
-        names = [network.name for network in experiment.networks]
-        for name in args.only:
-            if name not in names:
-                raise BadInput(f"--only {name}: the networks of {args.config} are {', '.join(names)}")
-        members = [run for run in members if run.network.name in args.only]
+    members = _members(args.config, experiment, args.only or [])
     if args.dry_run:
         from resnet_train import dry_run
 
@@ -160,6 +165,26 @@ def _run(args: argparse.Namespace) -> None:
         from resnet_train import grid
 
         grid.train_all(members, experiment.output, experiment.train.device, args.fresh, args.json)
+
+
+def _members(config: Path, experiment: "Experiment", only: Sequence[str]) -> list["Run"]:
+    """The runs of an experiment, or of some of its networks. Raises `BadInput`."""
+    from resnet_train.config import load
+
+    names = [network.name for network in experiment.networks]
+    for name in only:
+        if name not in names:
+            raise BadInput(f"--only {name}: the networks of {config} are {', '.join(names)}")
+    return [run for run in load.runs(experiment) if not only or run.network.name in only]
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from resnet_train.config import load
+
+    [run, *_] = _members(args.config, load.load(args.config, args.overrides), [args.only] if args.only else [])
+    from resnet_train import bench
+
+    bench.bench(run, args.seconds, args.profile, args.json)
 
 
 def _eval(args: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ FLOORS: dict[str, int] = {
     "dry_run": 6,
     "grid": 7,
     "results": 7,
+    "bench": 7,
     "cli": 8,
     "__main__": 9,
 }

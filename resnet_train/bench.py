@@ -1,0 +1,201 @@
+"""The verb `bench`: where the time of a training goes on this machine, and what would change it."""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.profiler import profile, tensorboard_trace_handler
+
+from resnet_train.config.schema import Run
+from resnet_train.data import loader, sources
+from resnet_train.data.loader import Batch, StepData, TrainingData
+from resnet_train.data.normalize import Normalization
+from resnet_train.data.sources import AnySource, Files
+from resnet_train.engine import dist
+from resnet_train.engine.dist import World
+from resnet_train.engine.step import new_state, set_precision, train_step
+from resnet_train.errors import BadInput
+from resnet_train.observe import complexity, roofline
+from resnet_train.tables import columns
+
+_WARM_UP = 3
+"""Steps before the clock starts: kernels are chosen and compiled in the first ones."""
+_PROFILED = 5
+_ENDLESS = 2**62
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Images per second of this rank, and what bounds them."""
+
+    network: str
+    device: str
+    ranks: int
+    batch: int
+    """Images of this rank at once."""
+    precision: str
+    loader: float
+    """Batches made and brought to the device, nothing else."""
+    step: float
+    """Training on one batch that lies on the device."""
+    together: float
+    roofline: float
+    """An estimate of the most that the step could reach, from a copy and a matrix product measured here."""
+    largest_batch: int | None
+    """Images at once that the device has memory for, a power of two times the batch; None: not tried on a CPU."""
+
+
+def bench(run: Run, seconds: float, trace: Path | None, as_json: bool) -> None:
+    """Print where the time goes, each part measured for so many seconds, and advice. Raises `BadInput`."""
+    with dist.start(run.train.device) as world:
+        set_precision(run.train.precision, world.device)
+        train_set, _ = dist.first_before_others(world, lambda: sources.open_data(run.data))
+        data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
+        found = _measure(run, data, seconds, world)
+        if trace is not None:
+            _profile(run, data, trace, world)
+        if world.first:
+            print(json.dumps(asdict(found), indent=2) if as_json else _told(found, run, train_set))
+
+
+def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Measured:
+    images, device, source = data.stream.share * data.stream.accumulate, world.device, data.source
+
+    def speed(shares: Iterable[StepData], use: Callable[[StepData], object]) -> float:
+        return images / _each(shares, use, seconds, device)
+
+    with closing(data.from_step(0, 1)) as shares:
+        resting = _copied(next(shares))
+    train = _trainer(run, source, world)
+    limits = roofline.measure(device, run.train.precision)
+    parts = complexity.stages(run.network, data.image_size, len(source.classes), source.channels)
+    return Measured(
+        network=run.network.name,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        ranks=world.size,
+        batch=data.stream.share,
+        precision=run.train.precision,
+        loader=speed(data.from_step(0, _ENDLESS), lambda share: None),
+        step=speed(itertools.repeat(resting), train),
+        together=speed(data.from_step(0, _ENDLESS), train),
+        roofline=roofline.images_per_second(parts, limits, run.train.precision),
+        largest_batch=_largest(run, source, resting.batches[0], world) if device.type == "cuda" else None,
+    )
+
+
+def _each(shares: Iterable[StepData], use: Callable[[StepData], object], seconds: float, device: torch.device) -> float:
+    """Seconds of a step, warm."""
+    found = iter(shares)
+    for share in itertools.islice(found, _WARM_UP):
+        use(share)
+    roofline.wait(device)
+    begin = time.perf_counter()
+    steps = 0
+    for share in found:
+        use(share)
+        steps += 1
+        if time.perf_counter() - begin > seconds:
+            break
+    roofline.wait(device)
+    took = (time.perf_counter() - begin) / steps
+    if hasattr(found, "close"):
+        found.close()
+    return took
+
+
+def _trainer(run: Run, source: AnySource, world: World) -> Callable[[StepData], object]:
+    """A training step of a new state; images are normalised, though not by their own statistics."""
+    state = new_state(run, len(source.classes), source.channels, world)
+    mean, std = torch.full((1, 1, source.channels), 127.5), torch.full((source.channels,), 64.0)
+    normalization = Normalization(mean, std).to(world.device)
+    return lambda share: train_step(state, share, normalization, run.optimizer.lr, run.train)
+
+
+def _copied(share: StepData) -> StepData:
+    """A share that stays when the loader goes on."""
+    return share._replace(batches=[Batch(b.images.clone(), b.labels.clone(), b.shift.clone()) for b in share.batches])
+
+
+def _largest(run: Run, source: AnySource, batch: Batch, world: World) -> int:
+    """The most images at once, by doubling until memory ends."""
+    fitting = len(batch.labels)
+    try:
+        while True:
+            images, labels, shift = (
+                torch.cat([tensor, tensor]) for tensor in (batch.images, batch.labels, batch.shift)
+            )
+            batch = Batch(images, labels, shift)
+            train = _trainer(run, source, world)
+            for _ in range(2):
+                train(StepData([batch], [0], 0.0))
+            roofline.wait(world.device)
+            fitting = len(batch.labels)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return fitting
+
+
+def _profile(run: Run, data: TrainingData, folder: Path, world: World) -> None:
+    """A trace of some warm steps, for TensorBoard or Perfetto."""
+    train = _trainer(run, data.source, world)
+    try:
+        with closing(data.from_step(0, _WARM_UP + _PROFILED)) as shares:
+            for share in itertools.islice(shares, _WARM_UP):
+                train(share)
+            with profile(on_trace_ready=tensorboard_trace_handler(str(folder))):
+                for share in shares:
+                    train(share)
+                roofline.wait(world.device)
+    except OSError as error:
+        raise BadInput(f"--profile: cannot write {folder}: {error.strerror}") from None
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _told(found: Measured, run: Run, source: AnySource) -> str:
+    slower = min(found.loader, found.step)
+    rows = [
+        ("", "images/s", ""),
+        ("loader alone", f"{found.loader:,.0f}", _loading(run, source)),
+        ("step alone", f"{found.step:,.0f}", f"{found.step / found.roofline:.0%} of the roofline (an estimate)"),
+        ("both together", f"{found.together:,.0f}", f"{found.together / slower:.0%} of the slower one"),
+    ]
+    head = f"{found.network}, {found.batch} images at once, {found.precision}, {found.ranks} x {found.device}"
+    most = found.largest_batch
+    room = [] if most is None else [f"memory: enough for {most} images at once, not for twice that"]
+    return "\n".join([head, columns(rows), *room, *advice(found, run, source)])
+
+
+def _loading(run: Run, source: AnySource) -> str:
+    return f"{run.data.processes} workers" if isinstance(source, Files) else "images held on the device"
+
+
+def advice(found: Measured, run: Run, source: AnySource) -> list[str]:
+    """What binds, and what to change, the cheapest first."""
+    if found.loader < found.step:
+        said = ["the loader binds:"]
+        cores = len(os.sched_getaffinity(0)) // found.ranks
+        if isinstance(source, Files):
+            if run.data.processes < cores - 1:
+                said.append(f"- data.workers={cores - 1}: there are {cores} cores for each rank")
+            if run.data.kind == "imagefolder":
+                said.append("- resnet-train prepare --tiled packs the same images so that a crop is decoded alone")
+            said.append("- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed")
+        return said
+    said = ["the step binds:"]
+    if run.train.precision == "fp32":
+        said.append("- train.precision=bf16")
+    if found.device != "CPU" and not run.train.compile:
+        said.append("- train.compile=true fuses what stands between convolutions, after a minute of compiling")
+    if found.largest_batch is not None and found.largest_batch > found.batch and run.train.accumulate > 1:
+        said.append(f"- train.accumulate={max(1, run.train.accumulate * found.batch // found.largest_batch)}")
+    if found.together < 0.95 * found.step:
+        said.append("- the loader takes time from the step: fewer data.workers, or packed images")
+    return said
