@@ -23,7 +23,10 @@ def uniform(seed: int, epoch: Ints, index: Ints, count: int) -> Floats:
 def permutation(seed: int, epoch: int, n: int) -> Ints:
     """The order of `n` samples in an epoch. Different from every stream of `uniform`."""
     key = _absorb(_absorb(_words(1), _words(seed)), _words(epoch))
-    return np.argsort(_absorb(key, np.arange(n, dtype=np.uint64)), kind="stable").astype(np.int64)
+    index = np.arange(n, dtype=np.uint64)
+    low = np.uint64((1 << n.bit_length()) - 1)
+    # Sorted with the index in its lowest bits, a word tells where it came from; much faster than to sort indirectly.
+    return (np.sort(_absorb(key, index) & ~low | index) & low).astype(np.int64)
 
 
 def seeds(seed: int, numbers: Ints) -> list[int]:
