@@ -8,6 +8,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -139,17 +140,20 @@ def _attached(handle: Any, size: int) -> _Memory:
 
 @contextmanager
 def _pinned(memory: Pixels, device: torch.device) -> Iterator[None]:
-    """Within the block a GPU copies from this memory without waiting for the CPU."""
+    """Within the block a GPU copies from this memory by itself; where it may not be pinned, with the CPU's help."""
     if device.type != "cuda":
         yield
         return
     cuda = torch.cuda.cudart()
-    torch.cuda.check_error(int(cuda.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)))
+    refused = int(cuda.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
+    if refused:
+        print(f"warning: batches cannot be pinned (CUDA error {refused}), so copying them is slower", file=sys.stderr)
     try:
         yield
     finally:
         torch.cuda.synchronize(device)  # or a copy that is still on its way would read what is no longer pinned
-        cuda.cudaHostUnregister(memory.ctypes.data)
+        if not refused:
+            cuda.cudaHostUnregister(memory.ctypes.data)
 
 
 _Pipes = dict[Connection, BaseProcess]
