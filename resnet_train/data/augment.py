@@ -107,17 +107,18 @@ def cut_and_resize(picture: Picture, box: Floats, flip: bool, cfg: ScaleCrop | R
         window = np.concatenate([np.floor(box[:2] - reach), np.ceil(box[2:] + reach)]).astype(int)
         left, top, right, bottom = np.clip(window, 0, np.tile(picture.size, 2)).tolist()
         part = picture.region((left, top, right, bottom))
-        inside = box - (part.left, part.top, part.left, part.top)
-        resized = np.asarray(
-            Image.fromarray(part.pixels).resize((cfg.size, cfg.size), Image.Resampling.BILINEAR, tuple(inside))
-        )
+        inside = tuple(box - (part.left, part.top, part.left, part.top))
+        image = Image.fromarray(part.pixels).resize((cfg.size, cfg.size), Image.Resampling.BILINEAR, inside)
+        out[:] = np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image)
     else:
         left, top, right, bottom = box.astype(int).tolist()
         part = picture.region((left, top, right, bottom))
         rows, columns = slice(top - part.top, bottom - part.top), slice(left - part.left, right - part.left)
-        cut = torch.from_numpy(part.pixels[rows, columns]).permute(2, 0, 1)[None]
-        resized = F.interpolate(cut, cfg.size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
-    out[:] = resized[:, ::-1] if flip else resized
+        # In one piece, and with a first dimension of its own before it is permuted, torch takes it for channels last
+        # and resizes it three times as fast.
+        cut = torch.from_numpy(np.ascontiguousarray(part.pixels[rows, columns]))[None].permute(0, 3, 1, 2)
+        resized = F.interpolate(cut, cfg.size, mode="bilinear", antialias=True)
+        out[:] = (resized.flip(3) if flip else resized)[0].permute(1, 2, 0).numpy()
 
 
 def pad_and_crop(images: Tensor, rows: Tensor, corners: Tensor, flip: Tensor, mode: str) -> Tensor:
