@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from resnet_train.config.section import Count, Positive, Section
+from resnet_train.config.section import Count, Fraction, Positive, Section
 
 
 class DataSection(Section):
@@ -159,11 +159,72 @@ class PadCrop(Section):
 Crop = Annotated[ScaleCrop | RandomResizedCrop | PadCrop, Field(discriminator="kind")]
 
 
-class Augment(Section):
-    """What happens to a training image; every draw is a function of (seed, epoch, index) alone."""
+class TrivialAugment(Section):
+    """One of 14 operations at one of 31 magnitudes, both drawn: TA (wide) of Müller and Hutter 2021, table 7."""
 
+    kind: Literal["trivial-augment"]
+
+
+class RandAugment(Section):
+    """Some of 14 operations, drawn, one after the other at one magnitude (Cubuk et al. 2019)."""
+
+    kind: Literal["rand-augment"]
+    operations: Annotated[int, Field(ge=1, le=4)] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Out of 30."""
+
+
+Policy = Annotated[TrivialAugment | RandAugment, Field(discriminator="kind")]
+
+
+class Augment(Section):
+    """What happens to a training image, in the order that it happens.
+
+    Every draw is a function of (seed, epoch, index) alone; of mixup and cutmix of (seed, step, share of the batch).
+    """
+
+    repeat: Count = 1
+    """Copies of each image in a batch, each augmented in its own way (Hoffer et al. 2020). An epoch is as many samples
+    as before, and so a part of the images; after `repeat` epochs each image was in one batch."""
     crop: Crop | None = None
+    resize: dict[Fraction, Count] | None = None
+    """Progressive resizing: from which fraction of the training on the crop becomes how many pixels wide and high, such
+    as {0: 128, 0.4: 160, 0.8: 192}. The last is `crop.size`, which evaluation goes by; what is cut stays the same."""
     flip: bool = False
     """Mirror left and right with probability one half."""
     color: bool = False
     """The AlexNet colour augmentation: a shift along the principal components of ImageNet's RGB values."""
+    policy: Policy | None = None
+    """Geometry and colour by chance, with torchvision's operations."""
+    erase: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that a rectangle becomes the mean of all images (Zhong et al. 2017): of 0.02 to 0.33 of the area."""
+    mixup: Positive | None = None
+    """alpha of Beta(alpha, alpha), from which each batch draws how much of its neighbour is mixed into each image and
+    its label (Zhang et al. 2017)."""
+    cutmix: Positive | None = None
+    """alpha of the same for a rectangle that is cut out of the neighbour (Yun et al. 2019). With both, each batch draws
+    one of them."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch go into each other."""
+        return self.mixup is not None or self.cutmix is not None
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        if self.repeat > 1 and not (self.crop or self.flip or self.color or self.policy or self.erase):
+            raise ValueError(f"repeat {self.repeat} would make {self.repeat} equal copies: add what makes them differ")
+        if self.resize is not None:
+            self._check_resize(self.resize)
+        return self
+
+    def _check_resize(self, resize: dict[float, int]) -> None:
+        if self.crop is None or self.crop.kind == "pad":
+            raise ValueError("resize needs a crop of kind scale or random-resized")
+        if list(resize) != sorted(resize) or 0 not in resize:
+            raise ValueError("resize begins at 0, and its fractions rise: such as {0: 128, 0.4: 160, 0.8: 192}")
+        if len(resize) < 2:
+            raise ValueError("resize has no effect with one size: remove it")
+        last = resize[max(resize)]
+        if last != self.crop.size:
+            raise ValueError(f"resize ends at {last} and crop.size is {self.crop.size}: make them equal")

@@ -112,8 +112,9 @@ def json_schema() -> Tree:
 def merge(under: Tree, over: Tree, keep_null: bool = False) -> Tree:
     """`over` laid upon `under`, mapping by mapping.
 
-    A section of another `kind` replaces the whole of the old one, a duration of another unit the old unit, and null
-    takes a key back to its default (or stays, where `over` is to be laid upon something else yet).
+    A section of another `kind` replaces the whole of the old one, a duration of another unit the old unit, a mapping of
+    numbers (a schedule) the old one, and null takes a key back to its default (or stays, where `over` is to be laid
+    upon something else yet).
     """
     merged = copy.deepcopy(under)
     if "kind" in under and over.get("kind") not in (None, under["kind"]):
@@ -125,7 +126,8 @@ def merge(under: Tree, over: Tree, keep_null: bool = False) -> Tree:
             merged.pop(key, None)
         else:
             nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
-            merged[key] = merge(merged[key], value, keep_null) if nested else copy.deepcopy(value)
+            whole = not nested or any(not isinstance(part, str) for part in value)
+            merged[key] = copy.deepcopy(value) if whole else merge(merged[key], value, keep_null)
     return merged
 
 
@@ -254,7 +256,7 @@ def _keys(loc: Sequence[int | str], tree: Any) -> list[int | str]:
     keys: list[int | str] = []
     for part in loc:
         names_member = isinstance(tree, dict) and _member(tree)[1] == part and part not in tree
-        if not names_member:
+        if not names_member and part != "[key]":  # pydantic's, of a key that is wrong itself
             keys.append(part)
             tree = _child(tree, part)
     return keys

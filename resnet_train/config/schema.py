@@ -77,6 +77,10 @@ Schedule = Annotated[StepSchedule | DecaySchedule, Field(discriminator="kind")]
 class Optimizer(Section):
     """Stochastic gradient descent with momentum: v = momentum * v + g, w = w - lr * v."""
 
+    kind: Literal["sgd", "lars"] = "sgd"
+    """lars: for large batches, each convolution and the head at a rate of its own (You et al. 2017)."""
+    trust: Positive = 0.001
+    """The coefficient of lars: its steps are so small a part of a weight's norm, times `lr`."""
     lr: Positive = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
@@ -89,6 +93,10 @@ class Optimizer(Section):
     def _effective(self) -> Self:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov has no effect with momentum 0: remove one of them")
+        if self.nesterov and self.kind == "lars":
+            raise ValueError("nesterov is for kind sgd: LARS has plain momentum")
+        if self.kind == "sgd" and self.trust != Optimizer.model_fields["trust"].default:
+            raise ValueError("trust has no effect with kind sgd: remove it, or use kind lars")
         if self.decay_on == "matrices" and self.weight_decay == 0:
             raise ValueError("decay_on has no effect with weight_decay 0: remove one of them")
         return self
@@ -257,6 +265,12 @@ class Recipe(Section):
                 raise ValueError(f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole")
             if self.eval.protocol != "one-crop":
                 raise ValueError(f"eval.protocol {self.eval.protocol} is for data.kind imagefolder: use eval.flip")
+        if self.train.batch_size % self.augment.repeat:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} is not divisible by augment.repeat {self.augment.repeat}"
+            )
+        if self.augment.mixes and self.train.batch_size == self.train.accumulate:
+            raise ValueError("augment.mixup and cutmix have no effect on one image at a time: train.accumulate less")
         if self.augment.color and self.data.grey:
             raise ValueError(f"augment.color needs colour images, and those of data.kind {kind} are grey")
         return self
