@@ -12,6 +12,7 @@ from torch import nn
 
 from resnet_train.config.data import Augment, RandAugment, TrivialAugment
 from resnet_train.data import draws, mix, policy
+from resnet_train.data.order import Stream
 from resnet_train.engine.lars import Lars
 
 WIDE, RAND = TrivialAugment(kind="trivial-augment"), RandAugment(kind="rand-augment", operations=2, magnitude=17)
@@ -180,3 +181,21 @@ def test_lars_goes_on_from_its_state() -> None:
     ours.step()
     again.step()
     assert torch.equal(net.weight, other.weight)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_repeated_samples_are_spread_over_the_shares_and_augmented_in_ways_of_their_own(ranks: int) -> None:
+    """Hoffer et al. 2020; torchvision deals the copies of an image to different ranks, too."""
+    n, whole = 50, Stream(3, 50, 32, repeat=4)
+    dealt = [Stream(3, n, 32, 1, rank, ranks, repeat=4) for rank in range(ranks)]
+    once, seen = Stream(3, n, 8), []
+    for step in range(25):  # 200 samples: 4 epochs of 50
+        epochs, indices = whole.batch(step)
+        shares = [stream.own(step) for stream in dealt]
+        assert np.array_equal(np.concatenate([share.indices for share in shares]), indices)
+        assert np.array_equal(np.concatenate([share.epochs for share in shares]), epochs)
+        assert np.array_equal(indices, np.tile(once.batch(step).indices, 4))
+        if ranks == 8:
+            assert all(len(set(share.indices)) == 4 for share in shares)
+        seen += list(zip(epochs.tolist(), indices.tolist(), strict=True))
+    assert sorted(seen) == [(epoch, index) for epoch in range(16) for index in range(n)]

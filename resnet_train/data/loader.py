@@ -113,7 +113,7 @@ class TrainingData:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which every sample is seen once; an epoch need not end with a batch."""
+        """Steps of as many images as there are samples; an epoch need not end with a batch."""
         return self.stream.n / self.stream.batch_size
 
     @property
@@ -206,5 +206,6 @@ def training_data(
             raise BadInput(
                 f"augment.crop.padding = {crop.padding}: reflection needs less than the image's {size} pixels"
             )
-    stream = Stream(seed, len(source), train.batch_size, train.accumulate, rank, ranks)
+    repeat = recipe.augment.repeat
+    stream = Stream(seed, len(source), train.batch_size, train.accumulate, rank, ranks, repeat)
     return TrainingData(source, stream, recipe.augment, device, data.processes, data.skips_bad_images)

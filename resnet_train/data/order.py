@@ -4,6 +4,9 @@ Samples form one endless stream: position p is sample `permutation(seed, p // n)
 the global batch at positions [s * B, (s + 1) * B), cut into `accumulate * ranks` equal shares; rank r's share of pass a
 is number a * ranks + r. So every sample is seen once an epoch, whatever the number of ranks and workers, and any step
 can be the first.
+
+With repeated augmentation a batch is B / m samples m times over: all of them, then all again, otherwise augmented, so
+that a share holds copies of a sample only where there are fewer shares than copies.
 """
 
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ class Samples(NamedTuple):
     """Which samples a batch is made of."""
 
     epochs: Ints
+    """How often each was seen before, which its augmentation is drawn from."""
     indices: Ints
 
     def part(self, rows: slice) -> "Samples":
@@ -37,6 +41,8 @@ class Stream:
     accumulate: int = 1
     rank: int = 0
     ranks: int = 1
+    repeat: int = 1
+    """Copies of each sample in a batch."""
 
     def batch(self, step: int) -> Samples:
         """The global batch of a step."""
@@ -60,11 +66,14 @@ class Stream:
         return draws.seeds(self.seed, numbers)
 
     def _at(self, positions: Ints) -> Samples:
-        epochs, places = np.divmod(positions, self.n)
+        samples = self.batch_size // self.repeat
+        steps, places = np.divmod(positions, self.batch_size)
+        copies, places = np.divmod(places, samples)
+        epochs, places = np.divmod(steps * samples + places, self.n)
         indices = np.empty_like(places)
         for epoch in np.unique(epochs):
             indices[epochs == epoch] = _order(self.seed, int(epoch), self.n)[places[epochs == epoch]]
-        return Samples(epochs, indices)
+        return Samples(epochs * self.repeat + copies, indices)
 
 
 @lru_cache(maxsize=2)

@@ -1,20 +1,27 @@
 """The optimizer and what it decays."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from resnet_train.config.schema import Optimizer
+from resnet_train.engine.lars import Lars
 
 
-def sgd(net: nn.Module, cfg: Optimizer) -> torch.optim.SGD:
-    """SGD as the papers write it. Weight decay is chosen by module type, never by a parameter's name or shape."""
+def optimizer_of(net: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
+    """SGD as the papers write it, or LARS. What is decayed, and what LARS scales, is chosen by module type, never by a
+    parameter's name or shape."""
     matrices = [m.weight for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     ids = {id(weight) for weight in matrices}
     others = [parameter for parameter in net.parameters() if id(parameter) not in ids]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": cfg.weight_decay},
         {"params": others, "weight_decay": cfg.weight_decay if cfg.decay_on == "all" else 0.0},
     ]
+    if cfg.kind == "lars":
+        groups = [group | {"trust": trust} for group, trust in zip(groups, (cfg.trust, None), strict=True)]
+        return Lars(groups, lr=cfg.lr, momentum=cfg.momentum)
     optimizer = torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
     if cfg.momentum:
         # Zero is what the first step starts from. Left to itself, the fused kernel allocates the buffers unwritten, and

@@ -37,6 +37,8 @@ class Plan:
     """The optimizer's rate, after the warm-up and before any decay."""
     warmup: int
     milestones: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Of progressive resizing: from which step on images have how many pixels, in the order of the steps."""
 
     def anything_is_due(self, step: int) -> bool:
         """Whether this step is one at which the loop may wait for the device."""
@@ -47,6 +49,10 @@ class Plan:
         late = [f"the milestone at {milestone}" for milestone in self.milestones if milestone >= self.total]
         late += [f"the end of the warm-up at {self.warmup}"] if self.warmup > self.total else []
         return " and ".join(late)
+
+    def size_at(self, step: int) -> int | None:
+        """Height and width of the images of the step that follows `step` steps; None: as the recipe's crop has them."""
+        return next((size for first, size in reversed(self.sizes) if step >= first), None)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the step that follows `step` steps (so the first one's is `lr_at(0)`)."""
@@ -90,4 +96,5 @@ def plan_of(recipe: Recipe, steps_per_epoch: float) -> Plan:
         peak=recipe.optimizer.lr,
         warmup=round(steps(schedule.warmup)) if schedule.warmup else 0,
         milestones=tuple(round(steps(m)) for m in schedule.milestones) if isinstance(schedule, StepSchedule) else (),
+        sizes=tuple((round(begin * total), size) for begin, size in (recipe.augment.resize or {}).items()),
     )

@@ -69,7 +69,7 @@ def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState
     return TrainState(
         net=net,
         forward=dist.parallel(forward, world),
-        optimizer=optim.sgd(net, run.optimizer),
+        optimizer=optim.optimizer_of(net, run.optimizer),
         scaler=GradScaler(world.device.type, enabled=run.train.precision == "fp16"),
         ema=ema,
         sums=torch.zeros(3, dtype=torch.float64, device=world.device),
