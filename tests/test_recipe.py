@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ import torchvision.transforms.v2 as v2
 from test_augment import photograph
 from torch import nn
 
+from resnet_train.config import load
 from resnet_train.config.data import Augment, RandAugment, TrivialAugment
 from resnet_train.data import draws, mix, policy
 from resnet_train.data.order import Stream
 from resnet_train.engine.lars import Lars
+from resnet_train.engine.plan import plan_of
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 WIDE, RAND = TrivialAugment(kind="trivial-augment"), RandAugment(kind="rand-augment", operations=2, magnitude=17)
 THEIRS = {
     WIDE: v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR),
@@ -199,3 +203,27 @@ def test_repeated_samples_are_spread_over_the_shares_and_augmented_in_ways_of_th
             assert all(len(set(share.indices)) == 4 for share in shares)
         seen += list(zip(epochs.tolist(), indices.tolist(), strict=True))
     assert sorted(seen) == [(epoch, index) for epoch in range(16) for index in range(n)]
+
+
+def test_fast_recipe_is_ffcvs() -> None:
+    """Rate and size of each epoch, by the formulas of its train_imagenet.py."""
+    for run in load.runs(load.load(CONFIGS / "imagenet-fast.yaml")):
+        batch, peak = (4096, 1.7) if run.network.depth == 50 else (1024, 0.5)
+        plan = plan_of(run, 1_281_167 / batch)
+        assert run.train.batch_size == batch
+        for epoch in range(16):
+            step = math.ceil(epoch * 1_281_167 / batch) + 1
+            rate = np.interp(epoch, [0, 2, 16], [1e-4 * peak, peak, 0])
+            assert plan.lr_at(step) == pytest.approx(rate, abs=4e-3 * peak)
+            assert plan.size_at(step) == np.round(np.interp(epoch, [11, 13], [160, 192]) / 32) * 32
+        assert plan.size_at(plan.total - 1) == 192
+
+
+def test_modern_recipe_averages_as_torchvisions() -> None:
+    """Every 32 steps with alpha = (1 - decay) * batch * 32 / epochs: the rule of its references/classification/train.py."""
+    [run] = load.runs(load.load(CONFIGS / "imagenet-modern.yaml"))
+    assert run.train.ema is not None
+    assert run.train.epochs is not None
+    alpha = (1 - 0.99998) * run.train.batch_size * 32 / run.train.epochs
+    assert 1 - run.train.ema**32 == pytest.approx(alpha, rel=0.01)
+    assert plan_of(run, 100.0).size_at(0) is None
