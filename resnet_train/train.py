@@ -56,7 +56,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     if world.first and (beyond := plan.beyond_the_end()):
         print(f"note: the run ends after {plan.total} steps, before {beyond}", file=sys.stderr)
     agreement, stop = Agreement(world), False
-    shares = data.from_step(state.step, until=plan.total)
+    shares = data.from_step(state.step, plan.total, plan.size_at)
     with closing(shares), metrics.open_log(folder, run, state.step, plan.total, kept, later, world) as log:
         if not kept:
             log.write("start", 0, facts(run, data, len(val_set), plan))

@@ -41,8 +41,10 @@ class Part:
         return Region(np.array(self.image.crop(box)), box[0], box[1])
 
 
-def cut(image: Image.Image, box: draws.Floats, flip: bool, cfg: ScaleCrop | RandomResizedCrop) -> np.ndarray:
-    out = np.empty((cfg.size, cfg.size, 3), np.uint8)
+def cut(
+    image: Image.Image, box: draws.Floats, flip: bool, cfg: ScaleCrop | RandomResizedCrop, size: int | None = None
+) -> np.ndarray:
+    out = np.empty((size or cfg.size, size or cfg.size, 3), np.uint8)
     augment.cut_and_resize(Part(image), box, flip, cfg, out)
     return out.astype(int)
 
@@ -141,6 +143,8 @@ def test_scale_crop_is_a_window_on_the_resized_whole(size: tuple[int, int]) -> N
         wanted = np.asarray(whole.crop((left, top, left + 64, top + 64))).astype(int)
         found = cut(image, box, False, cfg)
         assert abs(found - wanted).max() <= 2
+        small = image.resize((40, 40), Image.Resampling.BILINEAR, box=tuple(box))  # as progressive resizing has it
+        assert abs(cut(image, box, False, cfg, 40) - np.asarray(small)).max() <= 1
     assert len(sides) > 6
     assert min(sides) >= 80
     assert max(sides) <= 120

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_train.config.data import Data, Digits, ImageFolder, StoredImages, Synthetic
+from resnet_train.config.data import Augment, Data, Digits, ImageFolder, StoredImages, Synthetic
 from resnet_train.config.schema import Run
 from resnet_train.data import loader, normalize, sources
 from resnet_train.data.augment import Look
@@ -177,10 +177,10 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_run: Callable[..., 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def batches(run: Run, start: int, until: int, **changes: Any) -> list[loader.Batch]:
+def batches(run: Run, start: int, until: int, **more: Any) -> list[loader.Batch]:
     source, _ = sources.open_data(run.data)
     data = loader.training_data(run, source, run.seed, 0, 1, CPU)
-    return [copied(batch) for share in data.from_step(start, until) for batch in share.batches]
+    return [copied(batch) for share in data.from_step(start, until, **more) for batch in share.batches]
 
 
 def copied(batch: loader.Batch) -> loader.Batch:
@@ -226,6 +226,51 @@ def test_workers_change_nothing(tiny_run: Callable[..., Run], folders: Folders) 
     assert first[0].images.shape == (16, 16, 16, 3)
     assert first[0].images.dtype == torch.uint8
     assert first[0].shift.any()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_grow_at_their_step(tiny_run: Callable[..., Run], folders: Folders, workers: int) -> None:
+    """What is cut stays the same, any step can be the first, and the small images are those of a small crop."""
+    path = folders()
+    run = folder_run(tiny_run, path, workers=workers)
+    sizes = [8, 8, 8, 12, 12, 12, 16, 16]
+    found = batches(run, 0, 8, size_at=sizes.__getitem__)
+    assert [batch.images.shape[1] for batch in found] == sizes
+    assert same(batches(run, 2, 8, size_at=sizes.__getitem__), found[2:])
+    assert same(batches(run, 6, 8), found[6:])
+    assert run.augment.crop is not None
+    small = run.augment.crop.model_copy(update={"size": 8})
+    small_run = run.model_copy(update={"augment": run.augment.model_copy(update={"crop": small})})
+    assert same(batches(small_run, 0, 3), found[:3])
+
+
+NEWER = {"policy": {"kind": "rand-augment"}, "erase": 0.5, "mixup": 0.2, "cutmix": 1.0, "repeat": 2}
+
+
+def test_what_is_done_to_a_share_does_not_depend_on_its_rank(tiny_run: Callable[..., Run], folders: Folders) -> None:
+    """Policies, boxes and mixtures: of two passes on one rank those of two ranks; of files and of held images."""
+    for run in (tiny_run(), folder_run(tiny_run, folders())):
+        run = run.model_copy(update={"augment": Augment.model_validate(run.augment.model_dump() | NEWER)})
+        source, _ = sources.open_data(run.data)
+        two = run.model_copy(update={"train": run.train.model_copy(update={"accumulate": 2})})
+        passes = next(loader.training_data(two, source, 0, 0, 1, CPU).from_step(3, 4)).batches
+        shares = [next(loader.training_data(run, source, 0, r, 2, CPU).from_step(3, 4)).batches[0] for r in (0, 1)]
+        for one, other in zip(passes, shares, strict=True):
+            for name in ("images", "labels", "shift", "erased", "blend"):
+                assert torch.equal(getattr(one, name), getattr(other, name)), name
+            assert one.erased is not None
+            assert 0 < (one.erased[:, 2] > 0).sum() < 8
+        assert passes[0].blend is not None
+        assert not torch.equal(passes[0].blend, passes[1].blend)
+        assert torch.equal(passes[0].labels, passes[1].labels)  # copies of the same samples
+        assert not torch.equal(passes[0].images, passes[1].images)
+
+
+def test_one_image_has_nothing_to_mix_with(tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(augment={"mixup": 0.2})
+    source, _ = sources.open_data(run.data)
+    with pytest.raises(BadInput, match="more than one image at a time"):
+        loader.training_data(run, source, 0, 0, 16, CPU)
 
 
 def test_a_bad_image_stops_or_is_skipped(tiny_run: Callable[..., Run], folders: Folders) -> None:

@@ -1,5 +1,6 @@
 """The plan, the step, checkpoints; each against an independent calculation."""
 
+import copy
 import errno
 import math
 import os
@@ -165,6 +166,36 @@ def test_dropout_is_a_function_of_the_step_and_the_share(tiny_run: TinyRun) -> N
     other = new_state(run, 4, 3, CPU)
     train_step(other, share(random_batch())._replace(seeds=[1]), IDENTITY, 0.1, run.train)
     assert not torch.equal(other.net.conv1.weight, nets[0].conv1.weight)
+
+
+def test_mixed_and_erased_batches_are_learnt_as_torchvisions(tiny_run: TinyRun) -> None:
+    """Loss against soft labels; errors against the label that an image has most of."""
+    run, batch = tiny_run(train={"label_smoothing": 0.1}), random_batch()
+    erased = torch.tensor([[1, 2, 5, 4]] * 8 + [[0, 0, 0, 0]] * 8)
+    for blend in ([0.7, 0, 0, 0, 0], [0.2, 0, 0, 0, 0], [1, 2, 0, 8, 4]):
+        state = new_state(run, 4, 3, CPU)
+        net = copy.deepcopy(state.net)
+        mixed = batch._replace(erased=erased, blend=torch.tensor(blend, dtype=torch.float32))
+        train_step(state, share(mixed), IDENTITY, 0.1, run.train)
+        images = batch.images.permute(0, 3, 1, 2) / 255
+        images[:8, :, 2:4, 1:5] = 0
+        rolled, own = images.roll(1, 0), blend[0] if blend[0] < 1 else 1 - 24 / 64
+        if blend[0] < 1:
+            images = own * images + (1 - own) * rolled
+        else:
+            images[:, :, 0:4, 2:8] = rolled[:, :, 0:4, 2:8]
+        one_hot = F.one_hot(batch.labels, 4).float()
+        soft = own * one_hot + (1 - own) * one_hot.roll(1, 0)
+        logits = net.train()(images)
+        loss = F.cross_entropy(logits, soft, label_smoothing=0.1)
+        assert state.sums[0].item() == pytest.approx(16 * loss.item(), rel=1e-5)
+        assert state.sums[1].item() == (logits.argmax(1) != soft.argmax(1)).sum()
+        loss.backward()
+        moved = torch.cat(
+            [(p.detach() - q.detach()).flatten() for p, q in zip(net.parameters(), state.net.parameters(), strict=True)]
+        )
+        wanted = torch.cat([0.1 * (p.grad + 1e-4 * p.detach()).flatten() for p in net.parameters()])
+        torch.testing.assert_close(moved, wanted, rtol=1e-3, atol=1e-6)
 
 
 def test_clipping_shortens_the_gradient_and_reports_it_whole(tiny_run: TinyRun) -> None:

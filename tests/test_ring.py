@@ -46,6 +46,17 @@ def test_batches_come_whole_and_in_order(workers: int) -> None:
         assert (os.getpid() in slot.shift) == (workers == 0)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_smaller_images_lie_in_the_same_memory(workers: int) -> None:
+    sizes, firsts = [1, 3, 2, 2, 1, 3], [0, 10, 20, 30, 40, 50]
+    filled = ring.fill(write, wanted(*firsts), SHAPE, workers, CPU, sizes.__getitem__)
+    for first, size, (slot, _) in zip(firsts, sizes, filled, strict=True):
+        assert slot.images.shape == (5, size, size, 1)
+        assert slot.images.flags.c_contiguous
+        assert (slot.images == np.arange(first, first + 5)[:, None, None, None]).all()
+        assert (slot.labels == first).all()
+
+
 def test_a_slot_stays_as_it_is_until_the_next_is_asked_for() -> None:
     batches = ring.fill(write, wanted(*range(0, 200, 5)), SHAPE, 2, CPU)
     for number, (slot, _) in enumerate(batches):

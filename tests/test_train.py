@@ -75,7 +75,18 @@ def test_running_error_is_that_of_the_window(config: Config, program: Program, m
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 7])
-@pytest.mark.parametrize("changes", [{}, {"train": {"ema": 0.9, "accumulate": 2, "precision": "fp16", "clip": 1.0}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train": {"ema": 0.9, "accumulate": 2, "precision": "fp16", "clip": 1.0}},
+        {
+            "augment": {"policy": {"kind": "trivial-augment"}, "erase": 0.5, "mixup": 0.2, "cutmix": 1.0, "repeat": 2},
+            "optimizer": {"kind": "lars", "lr": 1.0},
+        },
+    ],
+    ids=["plain", "scaled", "newer"],
+)
 def test_resume_is_exact(
     stop_after: int, changes: Any, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +370,7 @@ def test_shipped_files_train_two_steps_on_synthetic_data(path: Path, program: Pr
     if path.stem.startswith("imagenet"):
         crop = {"size": 32} | ({"short_side": [36, 48]} if load.load(path).augment.crop.kind == "scale" else {})
         sizes = [f"augment.crop={json.dumps(crop)}", "eval.view={resize: 36, crop: 32}", "data.workers=0"]
+        sizes += ["augment.resize={0: 16, 0.5: 32}"] if load.load(path).augment.resize else []
         code, _, err = program("run", path, *short, *sizes, f"data.path={images}")
     else:
         data = "data={kind: synthetic, size: 16, train_images: 8, val_images: 4, classes: 10}"
@@ -366,7 +378,7 @@ def test_shipped_files_train_two_steps_on_synthetic_data(path: Path, program: Pr
     assert code == 0, err
     ends = [json.loads(file.read_text().splitlines()[-1]) for file in Path("runs").rglob("metrics.jsonl")]
     assert {(end["kind"], end["step"]) for end in ends} == {("end", 2)}
-    assert len(ends) == len(networks) >= 3
+    assert len(ends) == len(networks) >= 1
 
 
 @pytest.fixture

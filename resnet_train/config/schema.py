@@ -269,8 +269,6 @@ class Recipe(Section):
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} is not divisible by augment.repeat {self.augment.repeat}"
             )
-        if self.augment.mixes and self.train.batch_size == self.train.accumulate:
-            raise ValueError("augment.mixup and cutmix have no effect on one image at a time: train.accumulate less")
         if self.augment.color and self.data.grey:
             raise ValueError(f"augment.color needs colour images, and those of data.kind {kind} are grey")
         return self

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from resnet_train.config.data import Augment, PadCrop, RandomResizedCrop, ScaleCrop
 from resnet_train.config.schema import Eval, View
+from resnet_train.data import mix, policy
 from resnet_train.data.draws import Floats
 from resnet_train.data.pictures import Picture, Pixels
 
 # Each draw has columns of its own, so that switching one augmentation on leaves the others' draws as they were.
 _FLIP, _LEFT, _TOP, _SIDE, _COLOR, _TRIES = 0, 1, 2, 3, slice(4, 8), slice(8, 28)
 DRAWS = 28
+ERASE = slice(DRAWS, DRAWS + mix.ERASE_DRAWS)
+POLICY = slice(ERASE.stop, None)
 
 # Principal components of the RGB values of ImageNet's training images, scaled to [0, 1]: the square roots of the
 # covariance's eigenvalues and its eigenvectors (Krizhevsky et al. 2012, section 4.1; figures of fb.resnet.torch).
@@ -38,8 +41,15 @@ class Plan(NamedTuple):
     """[n, 3] float32, to add to RGB in [0, 1]."""
 
 
+def columns(cfg: Augment) -> int:
+    """How many columns a recipe reads."""
+    if cfg.policy is not None:
+        return ERASE.stop + policy.draws_of(cfg.policy)
+    return ERASE.stop if cfg.erase else DRAWS
+
+
 def plan(cfg: Augment, draws: Floats, sizes: Floats) -> Plan:
-    """[n, DRAWS] draws and [n, 2] sizes (width, height) -> a plan."""
+    """[n, DRAWS or more] draws and [n, 2] sizes (width, height) -> a plan."""
     match cfg.crop:
         case ScaleCrop():
             boxes = _scale_boxes(cfg.crop, draws, sizes)
@@ -102,13 +112,14 @@ def cut_and_resize(picture: Picture, box: Floats, flip: bool, cfg: ScaleCrop | R
     itself (as in torchvision); torch's filter is the faster and differs from Pillow's by 1 of 255 at most.
     Raises `BadInput`.
     """
+    size = len(out)  # of progressive resizing, the step's and not the recipe's
     if isinstance(cfg, ScaleCrop):
-        reach = max(1.0, (box[2] - box[0]) / cfg.size)
+        reach = max(1.0, (box[2] - box[0]) / size)
         window = np.concatenate([np.floor(box[:2] - reach), np.ceil(box[2:] + reach)]).astype(int)
         left, top, right, bottom = np.clip(window, 0, np.tile(picture.size, 2)).tolist()
         part = picture.region((left, top, right, bottom))
         inside = tuple(box - (part.left, part.top, part.left, part.top))
-        image = Image.fromarray(part.pixels).resize((cfg.size, cfg.size), Image.Resampling.BILINEAR, inside)
+        image = Image.fromarray(part.pixels).resize((size, size), Image.Resampling.BILINEAR, inside)
         out[:] = np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image)
     else:
         left, top, right, bottom = box.astype(int).tolist()
@@ -117,7 +128,7 @@ def cut_and_resize(picture: Picture, box: Floats, flip: bool, cfg: ScaleCrop | R
         # In one piece, and with a first dimension of its own before it is permuted, torch takes it for channels last
         # and resizes it three times as fast.
         cut = torch.from_numpy(np.ascontiguousarray(part.pixels[rows, columns]))[None].permute(0, 3, 1, 2)
-        resized = F.interpolate(cut, cfg.size, mode="bilinear", antialias=True)
+        resized = F.interpolate(cut, size, mode="bilinear", antialias=True)
         out[:] = (resized.flip(3) if flip else resized)[0].permute(1, 2, 0).numpy()
 
 

@@ -1,7 +1,7 @@
 """Batches for training, on the device: image files cut by workers, images of one size cut where they are held."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resnet_train.config.data import Augment, PadCrop
 from resnet_train.config.schema import Recipe
-from resnet_train.data import augment, draws, ring
+from resnet_train.data import augment, draws, mix, policy, ring
 from resnet_train.data.order import Samples, Stream
 from resnet_train.data.pictures import Picture, Pixels
 from resnet_train.data.ring import Shape, Slot
@@ -35,6 +35,10 @@ class Batch(NamedTuple):
     """float32 [n, 3 or 1]: the colour augmentation, to add to RGB in [0, 1]."""
     skipped: tuple[str, ...] = ()
     """Files that could not be decoded and in whose place the next one stands."""
+    erased: Tensor | None = None
+    """int64 [n, 4]: what `mix.erase` leaves out of each normalised image."""
+    blend: Tensor | None = None
+    """float32 [5]: how `mix.mix` mixes them."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
@@ -77,7 +81,7 @@ class _Cut:
         crop, source = self.cfg.crop, self.source
         assert crop is not None
         assert not isinstance(crop, PadCrop)
-        random = draws.uniform(self.seed, samples.epochs, samples.indices, augment.DRAWS)
+        random = draws.uniform(self.seed, samples.epochs, samples.indices, augment.columns(self.cfg))
         found = [usable(source, index, self.skip_bad, lambda picture: picture) for index in samples.indices.tolist()]
         plan = augment.plan(self.cfg, random, np.array([picture.size for picture, _, _ in found], float))
         indices, skipped = [], []
@@ -95,6 +99,8 @@ class _Cut:
                 names += more
             indices.append(index)
             skipped += names
+        if self.cfg.policy is not None:
+            policy.apply(slot.images, policy.plan(self.cfg.policy, random[:, augment.POLICY], slot.images.shape[1]))
         slot.labels[:] = source.labels[indices]
         slot.shift[:] = plan.shift
         return tuple(skipped)
@@ -125,28 +131,45 @@ class TrainingData:
         assert not isinstance(self.augment.crop, PadCrop)
         return self.augment.crop.size
 
-    def from_step(self, start: int, until: int) -> Generator[StepData]:
+    def from_step(
+        self, start: int, until: int, size_at: Callable[[int], int | None] = lambda _: None
+    ) -> Generator[StepData]:
         """Batches for steps [start, until), each good until the next is asked for. Close it to end its workers.
 
+        `size_at` says the height and width of a step's images, where they are not those of the recipe's crop.
         Raises `BadInput` at an image that cannot be decoded, or if a worker was killed.
         """
-        source = self.source
-        shares = self._cut(source, start, until) if isinstance(source, Files) else self._held(source, start, until)
+        source, steps = self.source, range(start, until)
+        shares = self._cut(source, steps, size_at) if isinstance(source, Files) else self._held(source, steps)
         with closing(shares):
-            for step in range(start, until):
+            for step in steps:
                 begin = time.perf_counter()
-                ready = next(shares)
-                yield StepData(
-                    ready.split(self.stream.accumulate), self.stream.seeds(step), time.perf_counter() - begin
-                )
+                ready, seeds = next(shares).split(self.stream.accumulate), self.stream.seeds(step)
+                yield StepData(self._planned(ready, step, seeds), seeds, time.perf_counter() - begin)
 
-    def _cut(self, source: Files, start: int, until: int) -> Generator[Batch]:
+    def _planned(self, batches: list[Batch], step: int, seeds: list[int]) -> list[Batch]:
+        """With what the device is to do to them once they are normalised."""
+        cfg, (height, width) = self.augment, batches[0].images.shape[1:3]
+        if cfg.erase:
+            samples = self.stream.own(step)
+            random = draws.uniform(self.stream.seed, samples.epochs, samples.indices, augment.ERASE.stop)
+            boxes = _sent(mix.erase_boxes(cfg.erase, random[:, augment.ERASE], height, width), self.device).chunk(
+                len(batches)
+            )
+            batches = [batch._replace(erased=part) for batch, part in zip(batches, boxes, strict=True)]
+        if cfg.mixes:
+            blends = (_sent(mix.plan(cfg, seed, height, width), self.device) for seed in seeds)
+            batches = [batch._replace(blend=blend) for batch, blend in zip(batches, blends, strict=True)]
+        return batches
+
+    def _cut(self, source: Files, steps: range, size_at: Callable[[int], int | None]) -> Generator[Batch]:
         """Files: each worker cuts its crops out of them, and a stream of its own copies these to the device."""
         make = _Cut(source, self.augment, self.stream.seed, self.skip_bad)
         shape = Shape(self.stream.share * self.stream.accumulate, self.image_size, source.channels)
-        wanted = (self.stream.own(step) for step in range(start, until))
+        wanted = (self.stream.own(step) for step in steps)
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        with closing(ring.fill(make, wanted, shape, self.workers, self.device)) as slots:
+        filled = ring.fill(make, wanted, shape, self.workers, self.device, lambda number: size_at(steps[number]))
+        with closing(filled) as slots:
             for slot, skipped in slots:
                 images, labels, shift = map(torch.from_numpy, slot)
                 batch = Batch(images, labels, shift, skipped)
@@ -162,26 +185,32 @@ class TrainingData:
                 yield moved
                 copied.synchronize()  # the slot is about to be written again
 
-    def _held(self, source: Stored | Generated, start: int, until: int) -> Generator[Batch]:
-        """Images of one size: held, cut and mirrored on the device, after plans for many steps at a time."""
+    def _held(self, source: Stored | Generated, steps: range) -> Generator[Batch]:
+        """Images of one size: held, cut and mirrored on the device, after plans for many steps at a time.
+
+        On the CPU where a policy edits them.
+        """
         cfg, n = self.augment, self.stream.share * self.stream.accumulate
         mode = cfg.crop.mode if isinstance(cfg.crop, PadCrop) else "zero"
         together = _PLANNED_TOGETHER if isinstance(source, Stored) else 1
-        for first in range(start, until, together):
-            own = [self.stream.own(step) for step in range(first, min(first + together, until))]
-            epochs, indices = map(np.concatenate, zip(*own, strict=True))
-            random = draws.uniform(self.stream.seed, epochs, indices, augment.DRAWS)
+        place = self.device if cfg.policy is None else torch.device("cpu")
+        for first in range(0, len(steps), together):
+            own = [self.stream.own(step) for step in steps[first : first + together]]
+            epochs, indices = (np.concatenate([samples[i] for samples in own]) for i in (0, 1))
+            random = draws.uniform(self.stream.seed, epochs, indices, augment.columns(cfg))
             plan = augment.plan(cfg, random, np.full((len(indices), 2), source.size, float))
-            held, rows = source.held(indices, self.device)
+            held, rows = source.held(indices, place)
             corners, shift = plan.boxes[:, :2].astype(np.int64), plan.shift[:, : source.channels]
             planned = (
-                _sent(array, self.device).split(n)
-                for array in (rows, corners, plan.flip, source.labels[indices], shift)
+                _sent(array, place).split(n) for array in (rows, corners, plan.flip, source.labels[indices], shift)
             )
-            for row, corner, flip, label, color in zip(*planned, strict=True):
+            for i, (row, corner, flip, label, color) in enumerate(zip(*planned, strict=True)):
                 moved = cfg.crop is not None or cfg.flip
                 images = augment.pad_and_crop(held, row, corner, flip, mode) if moved else held[row]
-                yield Batch(images, label, color)
+                if cfg.policy is not None:
+                    drawn = random[i * n : (i + 1) * n, augment.POLICY]
+                    policy.apply(images.numpy(), policy.plan(cfg.policy, drawn, source.size))
+                yield Batch(images, label, color).to(self.device)
 
     def describe(self, step: int) -> list[str]:
         """The samples of a step's global batch: the paths of files, the numbers of stored images."""
@@ -208,4 +237,9 @@ def training_data(
             )
     repeat = recipe.augment.repeat
     stream = Stream(seed, len(source), train.batch_size, train.accumulate, rank, ranks, repeat)
+    if recipe.augment.mixes and stream.share == 1:
+        raise BadInput(
+            "augment.mixup and cutmix need more than one image at a time: a larger train.batch_size, or less "
+            "train.accumulate or ranks"
+        )
     return TrainingData(source, stream, recipe.augment, device, data.processes, data.skips_bad_images)

@@ -6,20 +6,22 @@ Boxes are (left, top, right, bottom) in pixels of the images as the network sees
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from resnet_train.config.data import Augment
 from resnet_train.data import draws
-from resnet_train.data.draws import Floats
+from resnet_train.data.draws import Floats, Ints
 
 ERASE_DRAWS = 23
 
 _AREA, _RATIO = (0.02, 0.33), (0.3, 3.3)  # of Zhong et al. 2017, and torchvision's
 
 
-def erase_boxes(probability: float, draws: Floats, height: int, width: int) -> Tensor:
-    """[n, ERASE_DRAWS] draws -> int64 [n, 4]: what is erased of each image; an empty box is nothing.
+def erase_boxes(probability: float, draws: Floats, height: int, width: int) -> Ints:
+    """[n, ERASE_DRAWS] draws -> [n, 4]: what is erased of each image; an empty box is nothing.
 
     The first of ten draws of area and aspect that is smaller than the image, else nothing, as in torchvision.
     """
@@ -33,7 +35,8 @@ def erase_boxes(probability: float, draws: Floats, height: int, width: int) -> T
     size = np.take_along_axis(sizes, fits.argmax(axis=1)[:, None, None], axis=1)[:, 0]
     corner = np.floor(draws[:, 1:3] * (limits - size + 1))
     chosen = fits.any(axis=1) & (draws[:, 0] < probability)
-    return torch.from_numpy((np.concatenate([corner, corner + size], axis=1) * chosen[:, None]).astype(np.int64))
+    boxes: Floats = np.concatenate([corner, corner + size], axis=1) * chosen[:, None]
+    return boxes.astype(np.int64)
 
 
 def erase(images: Tensor, boxes: Tensor) -> Tensor:
@@ -43,8 +46,8 @@ def erase(images: Tensor, boxes: Tensor) -> Tensor:
     return torch.where(rows[:, None, :, None] & columns[:, None, None, :], 0.0, images)  # keeps the strides
 
 
-def plan(cfg: Augment, seed: int, height: int, width: int) -> Tensor:
-    """How the images of a share go into each other -> float32 [5]: `own`, and a box.
+def plan(cfg: Augment, seed: int, height: int, width: int) -> npt.NDArray[np.float32]:
+    """How the images of a share go into each other -> [5]: `own`, and a box.
 
     Each image keeps the part `own` of its pixels outside the box and none within. With mixup the box is empty, with
     cutmix `own` is 1; with both in the recipe, one of them is drawn.
@@ -52,10 +55,10 @@ def plan(cfg: Augment, seed: int, height: int, width: int) -> Tensor:
     [[which, u, v, x, y]] = draws.uniform(seed, np.zeros(1, np.int64), np.zeros(1, np.int64), 5)
     if cfg.cutmix is None or (cfg.mixup is not None and which < 0.5):
         assert cfg.mixup is not None
-        return torch.tensor([symmetric_beta(cfg.mixup, u, v), 0.0, 0.0, 0.0, 0.0])
+        return np.array([symmetric_beta(cfg.mixup, u, v), 0.0, 0.0, 0.0, 0.0], np.float32)
     half = 0.5 * math.sqrt(1.0 - symmetric_beta(cfg.cutmix, u, v))
     x, y, dx, dy = int(x * width), int(y * height), int(half * width), int(half * height)
-    return torch.tensor([1.0, max(x - dx, 0), max(y - dy, 0), min(x + dx, width), min(y + dy, height)])
+    return np.array([1.0, max(x - dx, 0), max(y - dy, 0), min(x + dx, width), min(y + dy, height)], np.float32)
 
 
 def mix(images: Tensor, blend: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,6 +70,19 @@ def mix(images: Tensor, blend: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = _within(top[None], bottom[None], images.shape[2]), _within(left[None], right[None], images.shape[3])
     weight = torch.where(rows[0, :, None] & columns[0], 0.0, own)  # [H, W]
     return torch.lerp(neighbours(images), images, weight), weight.mean()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, own: Tensor | None, smoothing: float) -> Tensor:
+    """Against the labels of mixed images: of each its own and its neighbour's, by their parts. `own` None: unmixed."""
+    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    if own is None:
+        return loss
+    return torch.lerp(F.cross_entropy(logits, neighbours(labels), label_smoothing=smoothing), loss, own)
+
+
+def majority(labels: Tensor, own: Tensor | None) -> Tensor:
+    """The label that each mixed image has most of."""
+    return labels if own is None else torch.where(own < 0.5, neighbours(labels), labels)
 
 
 def neighbours(batch: Tensor) -> Tensor:

@@ -46,9 +46,17 @@ class Slot(NamedTuple):
         """Some of its rows, the same memory."""
         return Slot(self.images[rows], self.labels[rows], self.shift[rows])
 
+    def sized(self, size: int | None) -> "Slot":
+        """For smaller images, which lie one after the other at the beginning of the same memory."""
+        if size is None:
+            return self
+        n, channels = len(self.images), self.images.shape[3]
+        images = self.images.reshape(-1)[: n * size * size * channels].reshape(n, size, size, channels)
+        return self._replace(images=images)
+
 
 class Shape(NamedTuple):
-    """Of the images of a slot."""
+    """Of the images of a slot, where they are largest."""
 
     samples: int
     size: int
@@ -77,19 +85,25 @@ Make = Callable[[Samples, Slot], tuple[str, ...]]
 
 
 def fill(
-    make: Make, wanted: Iterator[Samples], shape: Shape, workers: int, device: torch.device
+    make: Make,
+    wanted: Iterator[Samples],
+    shape: Shape,
+    workers: int,
+    device: torch.device,
+    size_of: Callable[[int], int | None] = lambda _: None,
 ) -> Generator[tuple[Slot, tuple[str, ...]]]:
     """The wanted batches in order, each in a slot that is overwritten once the next one is asked for.
 
-    The memory is pinned where the device is a GPU. Raises `BadInput` where `make` did, at the batch that it concerns,
-    or if a worker was killed.
+    `size_of` says the size of a batch, by its number, where it is not the largest. The memory is pinned where the
+    device is a GPU. Raises `BadInput` where `make` did, at the batch that it concerns, or if a worker was killed.
     """
     memory = _Memory(shape.bytes * (_SLOTS if workers else 1))
     slots = shape.slots(memory.bytes)
     with _pinned(memory.bytes, device):
         if not workers:
-            for samples in wanted:
-                yield slots[0], make(samples, slots[0])
+            for number, samples in enumerate(wanted):
+                slot = slots[0].sized(size_of(number))
+                yield slot, make(samples, slot)
             return
         rows = -(-shape.samples // (2 * workers))  # of a part: small enough for the workers to end a batch together
         parts = [slice(first, first + rows) for first in range(0, shape.samples, rows)]
@@ -101,7 +115,7 @@ def fill(
                 for number, samples in islice(asked, count):
                     answers[number] = []
                     for part in parts:
-                        tasks.put((number, part, samples.part(part)))
+                        tasks.put((number, part, samples.part(part), size_of(number)))
 
             ask(_SLOTS)
             current = 0
@@ -114,7 +128,7 @@ def fill(
                     if isinstance(answer, BadInput):
                         raise answer
                     skipped += answer
-                yield slots[current % _SLOTS], tuple(skipped)
+                yield slots[current % _SLOTS].sized(size_of(current)), tuple(skipped)
                 current += 1
                 ask(1)
 
@@ -187,10 +201,10 @@ def _work(trainer: int, make: Make, shape: Shape, memory: _Memory, tasks: "Simpl
     torch.set_num_threads(1)
     slots = shape.slots(memory.bytes)
     while True:
-        number, rows, samples = tasks.get()
+        number, rows, samples, size = tasks.get()
         answer: tuple[str, ...] | BadInput
         try:
-            answer = make(samples, slots[number % _SLOTS].part(rows))
+            answer = make(samples, slots[number % _SLOTS].sized(size).part(rows))
         except BadInput as error:
             answer = error
         pipe.send((number, answer))

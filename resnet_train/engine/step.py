@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resnet_train.config.schema import Run, Train
+from resnet_train.data import mix
 from resnet_train.data.loader import StepData
 from resnet_train.data.normalize import Normalization
 from resnet_train.engine import dist, optim
@@ -107,13 +107,17 @@ def train_step(
     state.optimizer.zero_grad()
     for i, (batch, seed) in enumerate(zip(share.batches, share.seeds, strict=True)):
         torch.manual_seed(seed)  # for dropout, the only thing here that draws
-        images = normalization(batch)
+        images, own = normalization(batch), None
+        if batch.erased is not None:
+            images = mix.erase(images, batch.erased)
+        if batch.blend is not None:
+            images, own = mix.mix(images, batch.blend)
         with _unsynchronised(state.forward, i < len(share.batches) - 1):
             with autocast(cfg.precision, images.device):
                 logits = state.forward(images)
-            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=cfg.label_smoothing)
+            loss = mix.cross_entropy(logits.float(), batch.labels, own, cfg.label_smoothing)
             state.scaler.scale(loss / len(share.batches)).backward()
-        _count(state, loss.detach(), logits.detach(), batch.labels)
+        _count(state, loss.detach(), logits.detach(), mix.majority(batch.labels, own))
 
     state.scaler.unscale_(state.optimizer)
     gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
