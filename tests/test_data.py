@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnet_train.config.data import Augment, Data, Digits, ImageFolder, StoredImages, Synthetic
 from resnet_train.config.schema import Run
-from resnet_train.data import loader, normalize, sources
+from resnet_train.data import augment, draws, loader, mix, normalize, sources
 from resnet_train.data.augment import Look
 from resnet_train.data.order import Stream
 from resnet_train.data.views import EvaluationData
@@ -260,6 +260,10 @@ def test_what_is_done_to_a_share_does_not_depend_on_its_rank(tiny_run: Callable[
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
             assert one.erased is not None
             assert 0 < (one.erased[:, 2] > 0).sum() < 8
+        samples = Stream(0, len(source), 16, repeat=2).batch(3)
+        random = draws.uniform(0, samples.epochs, samples.indices, augment.columns(run.augment))[:, augment.ERASE]
+        boxes = mix.erase_boxes(0.5, random, *passes[0].images.shape[1:3])
+        assert np.array_equal(np.concatenate([np.asarray(share.erased) for share in shares]), boxes)
         assert passes[0].blend is not None
         assert not torch.equal(passes[0].blend, passes[1].blend)
         assert torch.equal(passes[0].labels, passes[1].labels)  # copies of the same samples

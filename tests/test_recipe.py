@@ -13,9 +13,11 @@ from torch import nn
 
 from resnet_train.config import load
 from resnet_train.config.data import Augment, RandAugment, TrivialAugment
+from resnet_train.config.schema import Optimizer
 from resnet_train.data import draws, mix, policy
 from resnet_train.data.order import Stream
 from resnet_train.engine.lars import Lars
+from resnet_train.engine.optim import optimizer_of
 from resnet_train.engine.plan import plan_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -170,6 +172,21 @@ def test_lars_is_the_papers(lr: float | torch.Tensor) -> None:
         ours.step()
     for weight, wanted in zip(weights, exact, strict=True):
         torch.testing.assert_close(weight.detach().double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_lars_trusts_weights_of_convolutions_and_the_head_alone() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    made = optimizer_of(net, Optimizer(kind="lars", trust=0.01, weight_decay=1e-3, decay_on="matrices"))
+    assert isinstance(made, Lars)
+    found = {
+        id(parameter): (group["trust"], group["weight_decay"])
+        for group in made.param_groups
+        for parameter in group["params"]
+    }
+    wanted = {
+        id(p): (0.01, 1e-3) if name in ("0.weight", "3.weight") else (None, 0.0) for name, p in net.named_parameters()
+    }
+    assert found == wanted
 
 
 def test_lars_goes_on_from_its_state() -> None:

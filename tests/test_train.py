@@ -81,27 +81,34 @@ def test_running_error_is_that_of_the_window(config: Config, program: Program, m
         {},
         {"train": {"ema": 0.9, "accumulate": 2, "precision": "fp16", "clip": 1.0}},
         {
-            "augment": {"policy": {"kind": "trivial-augment"}, "erase": 0.5, "mixup": 0.2, "cutmix": 1.0, "repeat": 2},
+            "data": {"kind": "imagefolder", "path": "imagenet", "workers": 0},
+            "augment": {
+                "repeat": 2,
+                "crop": {"kind": "random-resized", "size": 32},
+                "resize": {0: 16, 0.5: 24, 0.75: 32},
+                "policy": {"kind": "trivial-augment"},
+                "erase": 0.5,
+                "mixup": 0.2,
+                "cutmix": 1.0,
+            },
             "optimizer": {"kind": "lars", "lr": 1.0},
         },
     ],
     ids=["plain", "scaled", "newer"],
 )
 def test_resume_is_exact(
-    stop_after: int, changes: Any, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+    stop_after: int, changes: Any, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:
     """A run that stops and resumes must be the run that never stopped: bit for bit, not nearly."""
     path = config(**changes)
     whole = finish(program, path, output="whole")
 
-    received = metrics.Log.received
-    steps = 0
+    received, sizes = metrics.Log.received, []
 
     def interrupt(self: metrics.Log, share: Any) -> None:
-        nonlocal steps
         received(self, share)
-        steps += 1
-        if steps == stop_after:
+        sizes.append(share.batches[0].images.shape[1])
+        if len(sizes) == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(metrics.Log, "received", interrupt)
@@ -109,6 +116,7 @@ def test_resume_is_exact(
     assert (code, f"stopped at step {stop_after} of 8, saved" in err) == (Interrupted.exit_code, True)
     assert "Traceback" not in err
     parts = finish(program, path, output="parts")
+    assert sizes == ([16] * 4 + [24] * 2 + [32] * 2 if "data" in changes else [8] * 8)
     assert figures(parts) == figures(whole)
     assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")
     assert scalars(parts) == scalars(whole)
