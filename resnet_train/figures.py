@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 _FAMILY = {
-    True: (("#D55E00", "s"), ("#E69F00", "D"), ("#000000", "X")),
-    False: (("#0072B2", "o"), ("#009E73", "^"), ("#CC79A7", "v"), ("#56B4E9", "P")),
+    "plain": (("#D55E00", "#E69F00"), "sDdp"),
+    "residual": (("#0072B2", "#009E73", "#CC79A7", "#56B4E9"), "o^vP<>*"),
+    "VGG": (("#000000",), "X8"),
 }
-"""Colours and markers of plain and of residual families: Okabe and Ito's, which the colour-blind can tell apart."""
+"""Colours and markers of the families of each kind: Okabe and Ito's, which the colour-blind can tell apart."""
 
 _LINES = ("-", "--", ":", "-.")
 
@@ -79,15 +80,16 @@ def _looks(made: Sequence[Group]) -> list[dict[str, Any]]:
 
 def _family_looks(made: Sequence[Group]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each network, by its label, which are those of its family."""
-    found: dict[str, tuple[str, str]] = {}
-    names: dict[bool, list[str]] = {True: [], False: []}
-    for family in families(made):
-        plain = family.members[0].plain
-        if family.name not in names[plain]:
-            names[plain].append(family.name)
-        look = _FAMILY[plain][names[plain].index(family.name) % len(_FAMILY[plain])]
-        found |= {group.label: look for group in family.members}
-    return found
+    found = families(made)
+    names: dict[str, list[str]] = {}
+    for family in sorted(found, key=lambda family: len(family.name)):  # the plainest name has the first look
+        of_kind = names.setdefault(family.kind, [])
+        of_kind += [family.name] * (family.name not in of_kind)
+    looks: dict[str, tuple[str, str]] = {}
+    for family in found:
+        (colours, markers), i = _FAMILY[family.kind], names[family.kind].index(family.name)
+        looks |= {group.label: (colours[i % len(colours)], markers[i % len(markers)]) for group in family.members}
+    return looks
 
 
 def _curve(ax: "Axes", group: Group, kind: str, key: str, over: str = "step", **look: Any) -> None:
@@ -182,7 +184,7 @@ def _scale(ax: "Axes", values: Sequence[float]) -> None:
 
     if values and max(values) > 8 * min(values):
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 50 * min(values) else (1, 3)))
         ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
@@ -199,30 +201,40 @@ def _explain(ax: "Axes", made: Sequence[Group], curves: "Axes") -> None:
         Line2D([], [], color="0.3", marker="o", fillstyle="none", linestyle=":", label="training (clean), by depth"),
     ]
     ax.axis("off")
-    top = ax.legend(handles=handles, ncols=2, loc="upper left", title="points: mean over seeds, bars: deviation")
+    ax.text(0.01, 0.0, notes := "\n".join(footnotes(made)), transform=ax.transAxes, fontsize=8, wrap=True)
+    top = ax.legend(handles=handles, loc="upper left", title="points: mean over seeds, bars: deviation", fontsize=9)
     ax.add_artist(top)
     ax.legend(
         handles=curves.get_lines(),
         ncols=2 if len(made) > 6 else 1,
-        loc="center left",
+        loc="lower left",
+        bbox_to_anchor=(0, 0.05 * len(notes.splitlines())),
         title="curves over hours",
         fontsize=9,
     )
-    ax.text(0.01, 0.0, "\n".join(footnotes(made)), transform=ax.transAxes, fontsize=8, wrap=True)
 
 
 _PLACES = tuple(
-    (r * math.cos(a), r * math.sin(a)) for r in (7, 16, 28, 42) for a in (0.7, 2.4, -0.7, -2.4, 0, 3.14, 1.57, -1.57)
+    (r * math.cos(a), r * math.sin(a))
+    for r in (7, 16, 28, 42, 60, 80)
+    for a in (0.7, 2.4, -0.7, -2.4, 0, 3.14, 1.57, -1.57)
 )
 """Where a name may stand around its point, in points of print; the nearest first."""
 
 
 def _separate(figure: "Figure", named: "Sequence[Annotation]") -> None:
-    """Put each name near its point where it covers no other name and little of lines and points."""
+    """Put each name near its point, nearer than to others', where it covers no other name and little of lines."""
     from matplotlib.text import Text
 
     figure.draw_without_rendering()  # which lays the panels out
     figure.set_layout_engine("none")
+    lines: dict[Any, list[Any]] = {
+        ax: [line.get_transform().transform_path(line.get_path()).interpolated(20).vertices for line in ax.lines]
+        for ax in figure.axes
+    }
+    points: dict[Any, list[Any]] = {ax: [] for ax in figure.axes}
+    for name in named:
+        points[name.axes].append(_point(name))
     taken: list[Bbox] = []
 
     def put(name: "Annotation", place: tuple[float, float]) -> "Bbox":
@@ -238,9 +250,22 @@ def _separate(figure: "Figure", named: "Sequence[Annotation]") -> None:
         box, ax = put(name, place), name.axes
         assert ax is not None
         outside = not (ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max))
-        lines = [line.get_transform().transform_path(line.get_path()).interpolated(20).vertices for line in ax.lines]
-        far, hidden = math.hypot(*place) / 6, sum(box.padded(2).count_contains(at) for at in lines)
-        return far + hidden + 20 * box.count_overlaps(taken) + 50 * outside
+        far, hidden = math.hypot(*place) / 6, sum(box.padded(2).count_contains(at) for at in lines[ax])
+        own = _distance(box, _point(name))
+        astray = any(_distance(box, point) < own for point in points[ax])
+        return far + hidden + 8 * astray + 20 * box.count_overlaps(taken) + 50 * outside
 
     for name in named:
         taken.append(put(name, min(_PLACES, key=partial(covered, name))))
+
+
+def _point(name: "Annotation") -> tuple[float, float]:
+    """Where the point is that it names, in pixels."""
+    assert name.axes is not None
+    x, y = name.axes.transData.transform(name.xy)
+    return x, y
+
+
+def _distance(box: "Bbox", point: tuple[float, float]) -> float:
+    x, y = point
+    return math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1))

@@ -49,6 +49,11 @@ class Group:
         return self.network.plain
 
     @property
+    def kind(self) -> str:
+        """plain, residual or VGG."""
+        return "VGG" if self.network.unit == "vgg" else "plain" if self.plain else "residual"
+
+    @property
     def depth(self) -> int:
         return self.network.depth
 
@@ -135,8 +140,9 @@ _TELLING = (
 class Family:
     """Networks that differ in nothing but depth, of one experiment and under one protocol."""
 
+    kind: str
     name: str
-    """plain, residual or VGG and, where there are several, what tells them apart: residual (pre-activation)."""
+    """Its kind and, where there are several of that, what tells it apart: residual (pre-activation)."""
     members: tuple[Group, ...]
     """Shallow before deep."""
 
@@ -146,19 +152,15 @@ def families(made: Sequence[Group]) -> list[Family]:
     forms = [_form(group.network) for group in made]
     # Basic units have no stride_on, so they belong to the bottlenecks of either kind, the first where there are both.
     whole = [max((other for other in forms if form.items() <= other.items()), key=len) for form in forms]
-    found: dict[tuple[str, str, str], list[Group]] = {}
+    found: dict[tuple[str, str, str, str], list[Group]] = {}
     for group, form in zip(made, whole, strict=True):
-        kind = _kind(group)
-        told = _told(form, [other for one, other in zip(made, whole, strict=True) if _kind(one) == kind])
-        name = f"{kind} ({told})" if told else kind
-        found.setdefault((name, group.experiment, group.protocol), []).append(group)
+        told = _told(form, [other for one, other in zip(made, whole, strict=True) if one.kind == group.kind])
+        name = f"{group.kind} ({told})" if told else group.kind
+        found.setdefault((group.kind, name, group.experiment, group.protocol), []).append(group)
     return [
-        Family(name, tuple(sorted(members, key=lambda group: group.depth))) for (name, _, _), members in found.items()
+        Family(kind, name, tuple(sorted(members, key=lambda group: group.depth)))
+        for (kind, name, _, _), members in found.items()
     ]
-
-
-def _kind(group: Group) -> str:
-    return "VGG" if group.network.unit == "vgg" else "plain" if group.plain else "residual"
 
 
 def _form(network: AnyNet) -> dict[str, Any]:
@@ -174,10 +176,10 @@ def _form(network: AnyNet) -> dict[str, Any]:
 def _told(form: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
     """The words that tell a form from others of its kind; of what is so by default none."""
     said: list[str] = []
-    apart = 1
     for key in _TELLING:
-        if (more := len({str([one.get(k) for k in (*said, key)]) for one in others})) > apart:
-            said, apart = [*said, key], more
+        if any(other.get(key) != form.get(key) for other in others):
+            said.append(key)
+            others = [other for other in others if other.get(key) == form.get(key)]
     default = {key: field.default for key, field in NetConfig.model_fields.items()} | {"batch_norm": False}
     return ", ".join(_words(key, form[key]) for key in said if form.get(key, default[key]) != default[key])
 

@@ -287,7 +287,7 @@ def test_folders_without_runs_are_named(tmp_path: Path, recorded: Callable[..., 
                 "VGG": [16],
                 "VGG (batch norm)": [16],
                 "residual (widths 64/128/256/512)": [34, 50, 101],
-                "residual (pre-activation, widths 64/128/256/512)": [50],
+                "residual (pre-activation)": [50],
                 "residual (widths 128/256/512/1024)": [50],
             },
         ),
@@ -305,9 +305,9 @@ def test_folders_without_runs_are_named(tmp_path: Path, recorded: Callable[..., 
             ],
             {
                 "residual (basic, shortcut A)": [56, 110],
-                "residual (bottleneck, shortcut B)": [164],
+                "residual (bottleneck)": [164],
                 "residual (basic, shortcut C)": [110],
-                "residual (shortcut-gating bias -6, basic, shortcut A)": [20],
+                "residual (shortcut-gating bias -6)": [20],
             },
         ),
         (["wrn-16-4", "wrn-40-4", "wrn-40-4-dropout"], {"residual": [14, 38], "residual (dropout 0.3)": [38]}),
@@ -332,6 +332,12 @@ def test_only_members_of_a_family_are_joined(recorded: Callable[..., Path], draw
     assert len({bars[0].get_color() for bars in validation}) == 3
     legend = figure.axes[-1].artists[0]
     assert [text.get_text() for text in legend.get_texts()][:2] == ["residual (pre-activation)", "residual"]
+    for wide in ("wrn-10-2", "wrn-16-2", "wrn-10-4", "wrn-16-4", "cifar-resnet-20-C", "cifar-resnet-56-C"):
+        recorded(wide, 0, 5.0)
+    figure = drawn()
+    keys = [key.get_window_extent() for key in (figure.axes[-1].artists[0], figure.axes[-1].get_legend())]
+    assert not keys[0].overlaps(keys[1])
+    assert all(figure.bbox.contains(*key.min) and figure.bbox.contains(*key.max) for key in keys)
 
 
 def test_many_networks_of_one_depth_have_lines_of_their_own(recorded: Callable[..., Path]) -> None:
