@@ -160,7 +160,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.dry_run:
         from resnet_train import dry_run
 
-        print(dry_run.report(experiment, members, args.json))
+        print(dry_run.report(experiment, members, args.fresh, args.json))
     else:
         from resnet_train import grid
 

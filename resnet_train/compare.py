@@ -9,7 +9,7 @@ from typing import Any
 from resnet_train import figures, run_folder
 from resnet_train.config.load import dump
 from resnet_train.errors import BadInput
-from resnet_train.groups import ERRORS, Group, errors_of, footnotes, protocols, rows
+from resnet_train.groups import ERRORS, Group, errors_of, families, footnotes, protocols, rows
 from resnet_train.run_folder import Record, Recorded
 from resnet_train.tables import columns, percent, short
 
@@ -57,22 +57,17 @@ def _hours(row: Record) -> str:
 
 
 def findings(made: Sequence[Group]) -> list[str]:
-    """What depth did to the training error, in a sentence for the plain and one for the residual networks; then what is
-    both cheaper and better.
+    """What depth did to the training error, in a sentence for each family; then what is both cheaper and better.
 
     A difference no larger than the deviation over seeds is none. Networks of different experiments are not set against
     each other: they differ in more than depth. Nor are those of different protocols, which the clean training error
     is taken under as well.
     """
     said = []
-    alike: dict[tuple[str, str], list[Group]] = {}
-    for group in made:
-        alike.setdefault((group.experiment, group.protocol), []).append(group)
-    for members, (kind, plain) in itertools.product(alike.values(), (("plain", True), ("residual", False))):
-        family = [group for group in members if group.plain == plain]
-        if len(family) < 2 or family[0].depth == family[-1].depth:
+    for family in families(made):
+        shallow, deep = family.members[0], family.members[-1]
+        if shallow.depth == deep.depth:
             continue
-        shallow, deep = family[0], family[-1]
         name = "clean_train_error" if shallow.row()["clean_train_error"] is not None else "train_error"
         a, b = shallow.row()[name], deep.row()[name]
         if a is None or b is None:
@@ -80,9 +75,12 @@ def findings(made: Sequence[Group]) -> list[str]:
         spread = max(group.row()[f"{name}_std"] or 0.0 for group in (shallow, deep))
         verdict = "higher" if b - a > spread else "lower" if a - b > spread else "the same"
         said.append(
-            f"{kind}: the deeper network's training error is {verdict}: "
+            f"{family.name}: the deeper network's training error is {verdict}: "
             f"{deep.label} {b:.2f} %, {shallow.label} {a:.2f} % ({ERRORS[name].split('(')[1][:-1]})"
         )
+    alike: dict[tuple[str, str], list[Group]] = {}
+    for group in made:
+        alike.setdefault((group.experiment, group.protocol), []).append(group)
     return said + [line for members in alike.values() for line in _cheaper(members)]
 
 

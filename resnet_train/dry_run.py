@@ -15,6 +15,7 @@ from resnet_train.config.network import AnyNet
 from resnet_train.config.schema import Experiment, Run
 from resnet_train.data import loader, sources
 from resnet_train.data.sources import AnySource
+from resnet_train.engine import transfer
 from resnet_train.engine.plan import plan_of
 from resnet_train.errors import BadInput
 from resnet_train.observe import complexity
@@ -41,8 +42,12 @@ def summary(networks: Sequence[AnyNet], size: int | None, classes: int | None, a
     return json.dumps(told, indent=2) if as_json else "\n".join(lines).rstrip()
 
 
-def report(experiment: Experiment, runs: Sequence[Run], as_json: bool) -> str:
-    """The resolved experiment, and each of its networks with parameters, multiply-adds, steps and memory."""
+def report(experiment: Experiment, runs: Sequence[Run], fresh: bool, as_json: bool) -> str:
+    """The resolved experiment, and each of its networks with parameters, multiply-adds, steps and memory.
+
+    Raises `BadInput` where a run could not begin with the weights that it names.
+    """
+    transfer.check(runs, experiment.output, fresh)
     told = [_cost(run) for run in runs if run.seed == experiment.seeds[0]]
     if as_json:
         return json.dumps({"experiment": dump(experiment), "networks": told}, indent=2)

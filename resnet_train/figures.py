@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_train.groups import Group, footnotes, protocols
-from resnet_train.run_folder import Record
+from resnet_train.groups import Group, families, footnotes, protocols
 from resnet_train.tables import short
 
 if TYPE_CHECKING:
@@ -17,8 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-_FAMILY = {True: ("plain", "#D55E00", "s"), False: ("residual", "#0072B2", "o")}
-"""Name, colour and marker; the colours are Okabe and Ito's, which the colour-blind can tell apart."""
+_FAMILY = {
+    "plain": (("#D55E00", "#E69F00"), "sDdp"),
+    "residual": (("#0072B2", "#009E73", "#CC79A7", "#56B4E9"), "o^vP<>*"),
+    "VGG": (("#000000",), "X8"),
+}
+"""Colours and markers of the families of each kind: Okabe and Ito's, which the colour-blind can tell apart."""
+
+_LINES = ("-", "--", ":", "-.")
 
 _COSTS = {
     "depth": "depth (layers)",
@@ -56,15 +61,34 @@ def draw(made: Sequence[Group], path: Path) -> None:
 
 
 def _looks(made: Sequence[Group]) -> list[dict[str, Any]]:
-    """A colour for each depth; networks of one family and depth differ in their lines."""
+    """A colour for each depth, within which networks differ in their lines; for each network, if those are too many."""
     from matplotlib import colormaps
 
     depths = sorted({group.depth for group in made})
-    looks = []
-    for i, group in enumerate(made):
-        before = sum((other.plain, other.depth) == (group.plain, group.depth) for other in made[:i])
-        colour = colormaps["viridis"](depths.index(group.depth) / max(1, len(depths) - 0.5))
-        looks.append({"color": colour, "linestyle": ("-", "--", ":", "-.")[before % 4]})
+    before = [
+        sum((one.plain, one.depth) == (group.plain, group.depth) for one in made[:i]) for i, group in enumerate(made)
+    ]
+    places = [depths.index(group.depth) for group in made]
+    if max(before) >= len(_LINES):
+        before = places = [sum(one.plain == group.plain for one in made[:i]) for i, group in enumerate(made)]
+    span = max(1, max(places) + 0.5)
+    return [
+        {"color": colormaps["viridis"](place / span), "linestyle": _LINES[n % len(_LINES)]}
+        for place, n in zip(places, before, strict=True)
+    ]
+
+
+def _family_looks(made: Sequence[Group]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each network, by its label, which are those of its family."""
+    found = families(made)
+    names: dict[str, list[str]] = {}
+    for family in sorted(found, key=lambda family: len(family.name)):  # the plainest name has the first look
+        of_kind = names.setdefault(family.kind, [])
+        of_kind += [family.name] * (family.name not in of_kind)
+    looks: dict[str, tuple[str, str]] = {}
+    for family in found:
+        (colours, markers), i = _FAMILY[family.kind], names[family.kind].index(family.name)
+        looks |= {group.label: (colours[i % len(colours)], markers[i % len(markers)]) for group in family.members}
     return looks
 
 
@@ -100,7 +124,7 @@ def _label(group: Group, made: Sequence[Group]) -> str:
 def draw_costs(made: Sequence[Group], path: Path) -> None:
     """Final errors against depth, parameters, multiply-adds and hours, and validation error over the hours of training.
 
-    Lines join networks of one family, experiment and protocol. The depth panel has the clean training error as well: a
+    Lines join the members of a family. The depth panel has the clean training error as well: a
     deeper plain network is worse where it learns.
     """
     from matplotlib.figure import Figure
@@ -116,8 +140,9 @@ def draw_costs(made: Sequence[Group], path: Path) -> None:
         _scale(ax, [x for group in made if (x := group.row()[cost])])
         ax.set(xlabel=xlabel, ylabel=_Y if cost != "depth" else "top-1 error (%)")
         ax.margins(0.12, 0.12)
+    family_looks = _family_looks(made)
     for group, look in zip(made, _looks(made), strict=True):
-        marker = {"marker": _FAMILY[group.plain][2], "markersize": 4}
+        marker = {"marker": family_looks[group.label][1], "markersize": 4}
         _curve(curves, group, "eval", "val_error_top1", "seconds", label=_label(group, made), **look, **marker)
     curves.set(xlabel="hours of training", ylabel=_Y)
     for ax in (*panels, curves):
@@ -129,14 +154,13 @@ def draw_costs(made: Sequence[Group], path: Path) -> None:
 
 def _points(ax: "Axes", made: Sequence[Group], x: str, y: str, **look: Any) -> None:
     """A point for each network, with its deviation over seeds, and the lines that join what may be joined."""
-    series: dict[tuple[bool, str, str], list[Record]] = {}
-    for group in made:
-        row = group.row()
-        if row[x] is not None and row[y] is not None:
-            series.setdefault((group.plain, group.experiment, group.protocol), []).append(row)
-    for (plain, _, _), found in series.items():
-        _, colour, marker = _FAMILY[plain]
-        found.sort(key=lambda row: float(row[x]))
+    looks = _family_looks(made)
+    for family in families(made):
+        rows = [row for group in family.members if (row := group.row())[x] is not None and row[y] is not None]
+        if not rows:
+            continue
+        colour, marker = looks[family.members[0].label]
+        found = sorted(rows, key=lambda row: float(row[x]))
         spread = [math.nan if row[f"{y}_std"] is None else row[f"{y}_std"] for row in found]  # NaN: no bar
         xs, ys = [row[x] for row in found], [row[y] for row in found]
         ax.errorbar(xs, ys, spread, color=colour, marker=marker, linewidth=1.2, capsize=3, **look)
@@ -144,9 +168,9 @@ def _points(ax: "Axes", made: Sequence[Group], x: str, y: str, **look: Any) -> N
 
 def _names(ax: "Axes", made: Sequence[Group], x: str, y: str) -> "list[Annotation]":
     """The network of each point, still on top of it, with a line that leads to it from wherever it goes."""
-    named = []
+    named, looks = [], _family_looks(made)
     for group in made:
-        row, colour = group.row(), _FAMILY[group.plain][1]
+        row, colour = group.row(), looks[group.label][0]
         if row[x] is not None and row[y] is not None:
             line = {"arrowstyle": "-", "linewidth": 0.5, "color": colour, "shrinkA": 0, "shrinkB": 0}
             text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": colour, "arrowprops": line}
@@ -160,7 +184,7 @@ def _scale(ax: "Axes", values: Sequence[float]) -> None:
 
     if values and max(values) > 8 * min(values):
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 50 * min(values) else (1, 3)))
         ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
@@ -169,37 +193,48 @@ def _explain(ax: "Axes", made: Sequence[Group], curves: "Axes") -> None:
     """What colours, markers and numbers mean, in a panel of its own, so that it covers no point."""
     from matplotlib.lines import Line2D
 
-    families = [look for plain, look in _FAMILY.items() if any(group.plain == plain for group in made)]
-    handles = [Line2D([], [], color=colour, marker=marker, label=name) for name, colour, marker in families]
+    looks = _family_looks(made)
+    joined = {family.name: looks[family.members[0].label] for family in families(made) if len(family.members) > 1}
+    handles = [Line2D([], [], color=colour, marker=marker, label=name) for name, (colour, marker) in joined.items()]
     handles += [
         Line2D([], [], color="0.3", marker="o", label="validation"),
         Line2D([], [], color="0.3", marker="o", fillstyle="none", linestyle=":", label="training (clean), by depth"),
     ]
     ax.axis("off")
-    top = ax.legend(handles=handles, ncols=2, loc="upper left", title="points: mean over seeds, bars: deviation")
+    ax.text(0.01, 0.0, notes := "\n".join(footnotes(made)), transform=ax.transAxes, fontsize=8, wrap=True)
+    top = ax.legend(handles=handles, loc="upper left", title="points: mean over seeds, bars: deviation", fontsize=9)
     ax.add_artist(top)
     ax.legend(
         handles=curves.get_lines(),
         ncols=2 if len(made) > 6 else 1,
-        loc="center left",
+        loc="lower left",
+        bbox_to_anchor=(0, 0.05 * len(notes.splitlines())),
         title="curves over hours",
         fontsize=9,
     )
-    ax.text(0.01, 0.0, "\n".join(footnotes(made)), transform=ax.transAxes, fontsize=8, wrap=True)
 
 
 _PLACES = tuple(
-    (r * math.cos(a), r * math.sin(a)) for r in (7, 16, 28, 42) for a in (0.7, 2.4, -0.7, -2.4, 0, 3.14, 1.57, -1.57)
+    (r * math.cos(a), r * math.sin(a))
+    for r in (7, 16, 28, 42, 60, 80)
+    for a in (0.7, 2.4, -0.7, -2.4, 0, 3.14, 1.57, -1.57)
 )
 """Where a name may stand around its point, in points of print; the nearest first."""
 
 
 def _separate(figure: "Figure", named: "Sequence[Annotation]") -> None:
-    """Put each name near its point where it covers no other name and little of lines and points."""
+    """Put each name near its point, nearer than to others', where it covers no other name and little of lines."""
     from matplotlib.text import Text
 
     figure.draw_without_rendering()  # which lays the panels out
     figure.set_layout_engine("none")
+    lines: dict[Any, list[Any]] = {
+        ax: [line.get_transform().transform_path(line.get_path()).interpolated(20).vertices for line in ax.lines]
+        for ax in figure.axes
+    }
+    points: dict[Any, list[Any]] = {ax: [] for ax in figure.axes}
+    for name in named:
+        points[name.axes].append(_point(name))
     taken: list[Bbox] = []
 
     def put(name: "Annotation", place: tuple[float, float]) -> "Bbox":
@@ -215,9 +250,22 @@ def _separate(figure: "Figure", named: "Sequence[Annotation]") -> None:
         box, ax = put(name, place), name.axes
         assert ax is not None
         outside = not (ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max))
-        lines = [line.get_transform().transform_path(line.get_path()).interpolated(20).vertices for line in ax.lines]
-        far, hidden = math.hypot(*place) / 6, sum(box.padded(2).count_contains(at) for at in lines)
-        return far + hidden + 20 * box.count_overlaps(taken) + 50 * outside
+        far, hidden = math.hypot(*place) / 6, sum(box.padded(2).count_contains(at) for at in lines[ax])
+        own = _distance(box, _point(name))
+        astray = any(_distance(box, point) < own for point in points[ax])
+        return far + hidden + 8 * astray + 20 * box.count_overlaps(taken) + 50 * outside
 
     for name in named:
         taken.append(put(name, min(_PLACES, key=partial(covered, name))))
+
+
+def _point(name: "Annotation") -> tuple[float, float]:
+    """Where the point is that it names, in pixels."""
+    assert name.axes is not None
+    x, y = name.axes.transData.transform(name.xy)
+    return x, y
+
+
+def _distance(box: "Bbox", point: tuple[float, float]) -> float:
+    x, y = point
+    return math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1))

@@ -11,7 +11,7 @@ import torch
 
 from resnet_train import compare, run_folder
 from resnet_train.config.schema import Run
-from resnet_train.engine import dist
+from resnet_train.engine import dist, transfer
 from resnet_train.engine.dist import World
 from resnet_train.engine.interrupt import listening
 from resnet_train.errors import BadInput, Diverged
@@ -35,6 +35,7 @@ def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, as_jso
                 pending.append((run, folder, _work(run)))
             elif world.first:
                 print(f"{folder}: {over} already", file=sys.stderr)
+        dist.decide(world, lambda: transfer.check((run for run, _, _ in pending), output, fresh))
         for i, (run, folder, work) in enumerate(pending):
             later = sum(other for _, _, other in pending[i + 1 :]) / work
             try:

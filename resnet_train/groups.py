@@ -1,9 +1,11 @@
-"""Runs of one network under one recipe, and their figures: means and deviations over seeds. No torch."""
+"""Runs of one network under one recipe, their figures (means and deviations over seeds), their families. No torch."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from resnet_train.config.network import AnyNet, NetConfig, in_full
 from resnet_train.errors import BadInput
 from resnet_train.run_folder import Record, Recorded
 
@@ -39,12 +41,21 @@ class Group:
     runs: tuple[Recorded, ...]
 
     @property
+    def network(self) -> AnyNet:
+        return self.runs[0].run.network
+
+    @property
     def plain(self) -> bool:
-        return self.runs[0].run.network.plain
+        return self.network.plain
+
+    @property
+    def kind(self) -> str:
+        """plain, residual or VGG."""
+        return "VGG" if self.network.unit == "vgg" else "plain" if self.plain else "residual"
 
     @property
     def depth(self) -> int:
-        return self.runs[0].run.network.depth
+        return self.network.depth
 
     @property
     def experiment(self) -> str:
@@ -105,6 +116,85 @@ def groups_of(runs: Iterable[Recorded]) -> list[Group]:
     several = len({experiment for experiment, _, _ in by_name}) > 1
     made = [Group(f"{exp}/{net}" if several else net, tuple(found)) for (exp, net, _), found in by_name.items()]
     return sorted(made, key=lambda group: (not group.plain, group.depth, group.label))
+
+
+# --- families ---------------------------------------------------------------------------------------------------------
+
+_TELLING = (
+    "order",
+    "addition",
+    "widths",
+    "unit",
+    "shortcut",
+    "dropout",
+    "expansion",
+    "stride_on",
+    "stem",
+    "stem_width",
+    "batch_norm",
+)
+"""What tells families apart, in the order in which it is said."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks that differ in nothing but depth, of one experiment and under one protocol."""
+
+    kind: str
+    name: str
+    """Its kind and, where there are several of that, what tells it apart: residual (pre-activation)."""
+    members: tuple[Group, ...]
+    """Shallow before deep."""
+
+
+def families(made: Sequence[Group]) -> list[Family]:
+    """The groups by family, in the order of their first members. A name is the same in every experiment."""
+    forms = [_form(group.network) for group in made]
+    # Basic units have no stride_on, so they belong to the bottlenecks of either kind, the first where there are both.
+    whole = [max((other for other in forms if form.items() <= other.items()), key=len) for form in forms]
+    found: dict[tuple[str, str, str, str], list[Group]] = {}
+    for group, form in zip(made, whole, strict=True):
+        told = _told(form, [other for one, other in zip(made, whole, strict=True) if one.kind == group.kind])
+        name = f"{group.kind} ({told})" if told else group.kind
+        found.setdefault((group.kind, name, group.experiment, group.protocol), []).append(group)
+    return [
+        Family(kind, name, tuple(sorted(members, key=lambda group: group.depth)))
+        for (kind, name, _, _), members in found.items()
+    ]
+
+
+def _form(network: AnyNet) -> dict[str, Any]:
+    """What networks have in common that differ in nothing but depth."""
+    form = {key: value for key, value in in_full(network).items() if key not in ("depths", "depth")}
+    if form.get("stem") == "imagenet" and form["expansion"] in (None, 4):
+        del form["unit"], form["expansion"]  # from 50 layers on they are bottlenecks (He et al. 2015, table 1)
+    if form.get("stride_on", ...) is None:
+        del form["stride_on"]
+    return form
+
+
+def _told(form: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
+    """The words that tell a form from others of its kind; of what is so by default none."""
+    said: list[str] = []
+    for key in _TELLING:
+        if any(other.get(key) != form.get(key) for other in others):
+            said.append(key)
+            others = [other for other in others if other.get(key) == form.get(key)]
+    default = {key: field.default for key, field in NetConfig.model_fields.items()} | {"batch_norm": False}
+    return ", ".join(_words(key, form[key]) for key in said if form.get(key, default[key]) != default[key])
+
+
+def _words(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join([value["kind"], *(f"{k} {v:g}" for k, v in value.items() if k != "kind")])
+    if isinstance(value, list):
+        value = "/".join(map(str, value))
+    if key in ("order", "unit"):
+        return str(value)
+    return key.replace("_", " ") + (f" {value}" if value is not True else "")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def protocols(made: Sequence[Group]) -> list[str]:

@@ -18,7 +18,7 @@ from matplotlib.text import Annotation, Text
 from resnet_train import compare, figures, run_folder
 from resnet_train.config import load
 from resnet_train.errors import BadInput
-from resnet_train.groups import COLUMNS, Group, groups_of
+from resnet_train.groups import COLUMNS, Group, families, groups_of
 
 Program = Callable[..., tuple[int, str, str]]
 
@@ -272,3 +272,75 @@ def test_folders_without_runs_are_named(tmp_path: Path, recorded: Callable[..., 
     assert (code, "metrics.jsonl, line 2: not a JSON object" in err) == (2, True)
     (folder / "metrics.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
     assert "has a line of training" in program("compare", "runs")[2]
+
+
+@pytest.mark.parametrize(
+    ("networks", "expected"),
+    [
+        (
+            ["plain-18", "plain-34", "resnet-18", "resnet-34", "resnet-50", "resnet-152", "vgg-16", "vgg-19"],
+            {"plain": [18, 34], "residual": [18, 34, 50, 152], "VGG": [16, 19]},
+        ),
+        (
+            ["resnet-34", "resnet-50-v1.5", "resnet-101-v1.5", "preact-resnet-50", "wrn-50-2", "vgg-16", "vgg-16-bn"],
+            {
+                "VGG": [16],
+                "VGG (batch norm)": [16],
+                "residual (widths 64/128/256/512)": [34, 50, 101],
+                "residual (pre-activation)": [50],
+                "residual (widths 128/256/512/1024)": [50],
+            },
+        ),
+        (
+            ["resnet-18", "resnet-50", "resnet-50-v1.5"],
+            {"residual (stride on 1x1)": [18, 50], "residual (stride on 3x3)": [50]},
+        ),
+        (
+            [
+                "cifar-resnet-110",
+                "cifar-resnet-164",
+                "cifar-resnet-110-C",
+                {"base": "cifar-resnet-20", "name": "gated", "addition": {"kind": "shortcut-gating", "bias": -6}},
+                {"base": "cifar-resnet-56", "name": "full", "stem_width": 16},
+            ],
+            {
+                "residual (basic, shortcut A)": [56, 110],
+                "residual (bottleneck)": [164],
+                "residual (basic, shortcut C)": [110],
+                "residual (shortcut-gating bias -6)": [20],
+            },
+        ),
+        (["wrn-16-4", "wrn-40-4", "wrn-40-4-dropout"], {"residual": [14, 38], "residual (dropout 0.3)": [38]}),
+    ],
+)
+def test_a_family_differs_in_nothing_but_depth(
+    networks: list[Any], expected: dict[str, list[int]], recorded: Callable[..., Path]
+) -> None:
+    for network in networks:
+        recorded(network, 0, 5.0)
+    found = families(groups())
+    assert {family.name: [group.depth for group in family.members] for family in found} == expected
+    assert len(compare.findings(groups())) == sum(len(set(depths)) > 1 for depths in expected.values())
+
+
+def test_only_members_of_a_family_are_joined(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
+    for network in ("cifar-resnet-20", "cifar-resnet-56", "cifar-preact-20", "cifar-preact-56", "cifar-plain-20"):
+        recorded(network, 0, 5.0)
+    figure = drawn()
+    validation = figure.axes[0].containers[3:]
+    assert [list(bars[0].get_xdata()) for bars in validation] == [[20], [20, 56], [20, 56]]
+    assert len({bars[0].get_color() for bars in validation}) == 3
+    legend = figure.axes[-1].artists[0]
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["residual (pre-activation)", "residual"]
+    for wide in ("wrn-10-2", "wrn-16-2", "wrn-10-4", "wrn-16-4", "cifar-resnet-20-C", "cifar-resnet-56-C"):
+        recorded(wide, 0, 5.0)
+    figure = drawn()
+    keys = [key.get_window_extent() for key in (figure.axes[-1].artists[0], figure.axes[-1].get_legend())]
+    assert not keys[0].overlaps(keys[1])
+    assert all(figure.bbox.contains(*key.min) and figure.bbox.contains(*key.max) for key in keys)
+
+
+def test_many_networks_of_one_depth_have_lines_of_their_own(recorded: Callable[..., Path]) -> None:
+    for i in range(6):
+        recorded({"base": "cifar-resnet-20", "name": f"net-{i}", "dropout": i / 10}, 0, 5.0)
+    assert len({str(look) for look in figures._looks(groups())}) == 6

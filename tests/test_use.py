@@ -320,3 +320,30 @@ def test_torchvisions_weights_are_fine_tuned(config: Config, program: Program) -
     torch.testing.assert_close(now["layer4.2.conv3.weight"], then["layer4.2.conv3.weight"], rtol=1e-3, atol=1e-5)
     code, _, err = program("run", config(networks=["resnet-50"], train=train, data=data, eval=every))
     assert (code, "stride_on is 3x3 there and 1x1 here" in err) == (2, True)
+
+
+def test_a_source_that_fits_one_network_of_several_is_refused_before_any_is_trained(
+    checkpoint: str, config: Config, program: Program
+) -> None:
+    both = [{"base": "cifar-resnet-8", "widths": [4, 8, 8]}, {"base": "cifar-resnet-14", "widths": [4, 8, 8]}]
+    new = config(name="new", networks=both, train={"from": checkpoint})
+    for how in ((), ("--dry-run",)):
+        code, _, err = program("run", new, *how)
+        assert (code, "does not fit cifar-resnet-14: depths is [1, 1, 1] there and [2, 2, 2] here" in err) == (2, True)
+    assert not Path("runs/new").exists()
+    assert program("run", new, "--only", "cifar-resnet-8")[0] == 0
+    Path(checkpoint).unlink()  # which a run that has begun needs no more
+    assert program("run", new, "--only", "cifar-resnet-8", "--dry-run")[0] == 0
+    assert "no such checkpoint" in program("run", new, "--only", "cifar-resnet-8", "--dry-run", "--fresh")[2]
+
+
+def test_what_is_unset_is_what_it_stands_for(config: Config, program: Program) -> None:
+    bottleneck = {"base": "cifar-resnet-11-bottleneck", "name": "net", "widths": [4, 8, 8]}
+    assert program("run", config(networks=[bottleneck], train={"steps": 1}))[0] == 0
+    train = {"steps": 1, "from": LAST.format("net")}
+    assert (
+        program("run", config(name="new", networks=[bottleneck | {"expansion": 4, "stem_width": 4}], train=train))[0]
+        == 0
+    )
+    code, _, err = program("run", config(name="other", networks=[bottleneck | {"expansion": 2}], train=train))
+    assert (code, "expansion is 4 there and 2 here" in err) == (2, True)

@@ -1,6 +1,6 @@
 """The grammar of networks: what a stem, a unit, its order and its shortcut can be."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -125,3 +125,12 @@ class VGGConfig(Section):
 
 AnyNet = Annotated[NetConfig | VGGConfig, Field(discriminator="unit")]
 ANY_NET: TypeAdapter[NetConfig | VGGConfig] = TypeAdapter(AnyNet)
+
+
+def in_full(network: NetConfig | VGGConfig) -> dict[str, Any]:
+    """A network but for its name, with what is unset as what it stands for: two that compute the same are equal."""
+    fields = network.model_dump(mode="json", exclude={"name"})
+    if isinstance(network, NetConfig):
+        fields["stem_width"] = network.outputs[0]
+        fields["expansion"] = None if network.unit == "basic" else network.expansion or 4
+    return fields

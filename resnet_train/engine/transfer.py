@@ -1,17 +1,31 @@
 """Where fine-tuning begins: the weights of another training, with a head for other classes."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from resnet_train.config.load import dump
-from resnet_train.config.network import NetConfig, VGGConfig
+from resnet_train.config.network import NetConfig, VGGConfig, in_full
+from resnet_train.config.schema import Run
 from resnet_train.engine import dist, trained
 from resnet_train.engine.dist import World
 from resnet_train.engine.step import TrainState
 from resnet_train.errors import BadInput
+from resnet_train.models.network import build
+from resnet_train.run_folder import folder_of
+
+
+def check(runs: Iterable[Run], output: str, fresh: bool) -> None:
+    """Raise `BadInput` where a run that is yet to begin could not: before hours are spent on those before it."""
+    for run in runs:
+        begun = not fresh and any(folder_of(output, run).glob("checkpoints/*.pt"))
+        if run.train.from_ is not None and not begun:
+            with torch.device("meta"):
+                net = build(run.network, classes=2, channels=1 if run.data.grey else 3)  # the head may be another
+            _fitting(run.train.from_, run.network, net, speaks=False)
 
 
 def start_from(source: str, network: NetConfig | VGGConfig, state: TrainState, world: World) -> None:
@@ -60,4 +74,4 @@ def _read(source: str, network: NetConfig | VGGConfig) -> tuple[dict[str, Tensor
 
 def _function(network: NetConfig | VGGConfig) -> dict[str, Any]:
     """What a network computes once it is trained."""
-    return {key: value for key, value in dump(network).items() if key not in ("name", "dropout")}
+    return {key: value for key, value in in_full(network).items() if key != "dropout"}
