@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,16 +18,16 @@ CPU = torch.device("cpu")
 SHAPE = Shape(samples=5, size=3, channels=1)
 
 
-def write(samples: Samples, slot: Slot) -> tuple[str, ...]:
+def write(slot: Slot) -> tuple[str, ...]:
     """Every pixel is its sample's index; 13 is missing, 66 is broken, and at 99 the worker is killed."""
-    slot.images[:] = samples.indices[:, None, None, None]
-    slot.labels[:] = samples.epochs
+    slot.images[:] = slot.indices[:, None, None, None]
+    slot.labels[:] = slot.epochs
     slot.shift[:] = os.getpid()
-    if 66 in samples.indices:
+    if 66 in slot.indices:
         raise BadInput("66 is broken")
-    if 99 in samples.indices:
+    if 99 in slot.indices:
         os.kill(os.getpid(), signal.SIGKILL)
-    return tuple("13" for index in samples.indices if index == 13)
+    return tuple("13" for index in slot.indices if index == 13)
 
 
 def wanted(*firsts: int) -> Iterator[Samples]:
@@ -83,11 +82,11 @@ def test_a_killed_worker_is_told_and_nothing_hangs() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_memory_needs_no_room_in_shared_memory_and_is_aligned() -> None:
-    before = set(Path("/dev/shm").iterdir())
-    [(slot, _), *_] = ring.fill(write, wanted(0), SHAPE, 1, CPU)
-    assert set(Path("/dev/shm").iterdir()) - before == set()
-    for array in ring.Shape(3, 5, 3).slots(np.zeros(ring.Shape(3, 5, 3).bytes, np.uint8))[0]:
+def test_arrays_of_a_slot_are_aligned_and_their_own() -> None:
+    one, other = Shape(3, 5, 3).slots(np.zeros(2 * Shape(3, 5, 3).bytes, np.uint8))
+    for number, array in enumerate(one, 1):
         assert array.flags.aligned
-        assert len(array) == 3
-    assert slot.images.shape == (5, 3, 3, 1)
+        array[:] = number
+    assert [np.unique(array).tolist() for array in one] == [[number] for number in range(1, 6)]
+    assert not any(array.any() for array in other)
+    assert one.images.shape == (3, 5, 5, 3)

@@ -14,7 +14,7 @@ from torch import Tensor
 from resnet_train.config.data import Augment, PadCrop
 from resnet_train.config.schema import Recipe
 from resnet_train.data import augment, draws, mix, policy, ring
-from resnet_train.data.order import Samples, Stream
+from resnet_train.data.order import Stream
 from resnet_train.data.pictures import Picture, Pixels
 from resnet_train.data.ring import Shape, Slot
 from resnet_train.data.sources import AnySource, Files, Generated, Stored, usable
@@ -77,12 +77,12 @@ class _Cut:
     seed: int
     skip_bad: bool
 
-    def __call__(self, samples: Samples, slot: Slot) -> tuple[str, ...]:
+    def __call__(self, slot: Slot) -> tuple[str, ...]:
         crop, source = self.cfg.crop, self.source
         assert crop is not None
         assert not isinstance(crop, PadCrop)
-        random = draws.uniform(self.seed, samples.epochs, samples.indices, augment.columns(self.cfg))
-        found = [usable(source, index, self.skip_bad, lambda picture: picture) for index in samples.indices.tolist()]
+        random = draws.uniform(self.seed, slot.epochs, slot.indices, augment.columns(self.cfg))
+        found = [usable(source, index, self.skip_bad, lambda picture: picture) for index in slot.indices.tolist()]
         plan = augment.plan(self.cfg, random, np.array([picture.size for picture, _, _ in found], float))
         indices, skipped = [], []
         for row, (picture, index, names) in enumerate(found):
@@ -171,7 +171,7 @@ class TrainingData:
         filled = ring.fill(make, wanted, shape, self.workers, self.device, lambda number: size_at(steps[number]))
         with closing(filled) as slots:
             for slot, skipped in slots:
-                images, labels, shift = map(torch.from_numpy, slot)
+                images, labels, shift = map(torch.from_numpy, slot[:3])
                 batch = Batch(images, labels, shift, skipped)
                 if side is None:
                     yield batch

@@ -26,10 +26,6 @@ class Samples(NamedTuple):
     """How often each was seen before, which its augmentation is drawn from."""
     indices: Ints
 
-    def part(self, rows: slice) -> "Samples":
-        """Some of them."""
-        return Samples(self.epochs[rows], self.indices[rows])
-
 
 @dataclass(frozen=True)
 class Stream:

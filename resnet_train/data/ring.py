@@ -41,10 +41,13 @@ class Slot(NamedTuple):
     """[n]."""
     shift: npt.NDArray[np.float32]
     """[n, C]: the colour augmentation, to add to pixels in [0, 1]."""
+    epochs: Ints
+    indices: Ints
+    """[n] and [n]: the samples that are wanted. Here, so that what a worker is told is no longer than a line."""
 
     def part(self, rows: slice) -> "Slot":
         """Some of its rows, the same memory."""
-        return Slot(self.images[rows], self.labels[rows], self.shift[rows])
+        return Slot(*(array[rows] for array in self))  # type: ignore[arg-type]
 
     def sized(self, size: int | None) -> "Slot":
         """For smaller images, which lie one after the other at the beginning of the same memory."""
@@ -65,7 +68,7 @@ class Shape(NamedTuple):
     @property
     def bytes(self) -> int:
         """Of one slot, a whole number of cache lines."""
-        return -(-self.samples * (self.size**2 * self.channels + 8 + 4 * self.channels) // 64) * 64
+        return -(-self.samples * (self.size**2 * self.channels + 3 * 8 + 4 * self.channels) // 64) * 64
 
     def slots(self, memory: Pixels) -> list[Slot]:
         """The slots that a stretch of memory holds."""
@@ -73,15 +76,17 @@ class Shape(NamedTuple):
 
     def _slot(self, memory: Pixels) -> Slot:
         n, size, channels = self
-        ends = np.cumsum([8 * n, 4 * n * channels, n * size * size * channels])  # in the order of their alignment
-        labels, shift, images = np.split(memory[: ends[-1]], ends[:-1])
+        numbers, rest = np.split(memory, [3 * 8 * n])  # in the order of their alignment
+        shift, images, _ = np.split(rest, np.cumsum([4 * n * channels, n * size * size * channels]))
         return Slot(
-            images.reshape(n, size, size, channels), labels.view(np.int64), shift.view(np.float32).reshape(n, channels)
+            images.reshape(n, size, size, channels),
+            shift=shift.view(np.float32).reshape(n, channels),
+            **dict(zip(("labels", "epochs", "indices"), numbers.view(np.int64).reshape(3, n), strict=True)),
         )
 
 
-Make = Callable[[Samples, Slot], tuple[str, ...]]
-"""Writes samples into a slot; the names of files that it had to do without. Raises `BadInput`."""
+Make = Callable[[Slot], tuple[str, ...]]
+"""Writes the wanted samples into a slot; the names of files that it had to do without. Raises `BadInput`."""
 
 
 def fill(
@@ -103,7 +108,8 @@ def fill(
         if not workers:
             for number, samples in enumerate(wanted):
                 slot = slots[0].sized(size_of(number))
-                yield slot, make(samples, slot)
+                slot.epochs[:], slot.indices[:] = samples
+                yield slot, make(slot)
             return
         rows = -(-shape.samples // (2 * workers))  # of a part: small enough for the workers to end a batch together
         parts = [slice(first, first + rows) for first in range(0, shape.samples, rows)]
@@ -114,8 +120,10 @@ def fill(
             def ask(count: int) -> None:
                 for number, samples in islice(asked, count):
                     answers[number] = []
+                    slot = slots[number % _SLOTS]
+                    slot.epochs[:], slot.indices[:] = samples
                     for part in parts:
-                        tasks.put((number, part, samples.part(part), size_of(number)))
+                        tasks.put((number, part, size_of(number)))
 
             ask(_SLOTS)
             current = 0
@@ -201,10 +209,10 @@ def _work(trainer: int, make: Make, shape: Shape, memory: _Memory, tasks: "Simpl
     torch.set_num_threads(1)
     slots = shape.slots(memory.bytes)
     while True:
-        number, rows, samples, size = tasks.get()
+        number, rows, size = tasks.get()
         answer: tuple[str, ...] | BadInput
         try:
-            answer = make(samples, slots[number % _SLOTS].sized(size).part(rows))
+            answer = make(slots[number % _SLOTS].sized(size).part(rows))
         except BadInput as error:
             answer = error
         pipe.send((number, answer))
