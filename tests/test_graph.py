@@ -87,7 +87,10 @@ def test_a_graph_resumes_where_it_was_saved(tiny_run: TinyRun, tmp_path: Any) ->
         if step == 6:
             checkpoint.save(graph, About(run, ("a", "b", "c", "d"), 40, IDENTITY), tmp_path, [], CPU)
             _, graph = states(run)
+            rate = graph.optimizer.param_groups[0]["lr"]
             checkpoint.restore(graph, checkpoint.read(tmp_path / "last.pt"), CPU)
+            # Not the file's, which is on the CPU: a graph of CUDA's would repeat the rate of its recording.
+            assert all(group["lr"] is rate for group in graph.optimizer.param_groups)
         for state in (eager, graph):
             train_step(state, share(random_batch(seed=step)), IDENTITY, 0.2 / (1 + step), run.train)
     assert_same(eager, graph)
