@@ -1,7 +1,9 @@
 """The hall: one run, from config to final checkpoint, top to bottom."""
 
+import gc
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from resnet_train import evaluate, probe, run_folder
@@ -57,7 +59,11 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
         print(f"note: the run ends after {plan.total} steps, before {beyond}", file=sys.stderr)
     agreement, stop = Agreement(world), False
     shares = data.from_step(state.step, plan.total, plan.size_at)
-    with closing(shares), metrics.open_log(folder, run, state.step, plan.total, kept, later, world) as log:
+    with (
+        garbage_kept(),
+        closing(shares),
+        metrics.open_log(folder, run, state.step, plan.total, kept, later, world) as log,
+    ):
         if not kept:
             log.write("start", 0, facts(run, data, len(val_set), plan))
             for kind in (kind for kind in plan.probes if kind != "lesion"):
@@ -69,6 +75,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
             improved = False
 
             if stop or plan.anything_is_due(state.step):
+                gc.collect()
                 stop_if_diverged(state, run, data, checkpoints, log, world)
             if plan.log.is_due(state.step):
                 averages = metrics.running(world, state.sums) | {"lr": plan.lr_at(state.step - 1)}
@@ -97,6 +104,24 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
         interrupted = Interrupted(f"{name} stopped at step {state.step} of {plan.total}, saved; run again to continue")
         interrupted.told = not world.first
         raise interrupted
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Within the block garbage is collected when the loop says so, which is on all ranks at the same step.
+
+    Else each rank would stop at a step of its own, and the others wait for it. What was made before is not searched.
+    """
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
 
 
 def facts(run: Run, data: TrainingData, val_images: int, plan: Plan) -> Record:

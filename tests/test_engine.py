@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import gc
 import math
 import os
 from collections.abc import Callable
@@ -382,3 +383,26 @@ def test_statistics_travel_with_the_checkpoint(saved: Any, tiny_run: TinyRun, tm
     data = loader.training_data(run, source, 0, 0, 1, torch.device("cpu"))
     batch = next(data.from_step(0, 1)).batches[0]
     assert torch.equal(found(batch), norm(batch))
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lr", [0.1, 1e30])
+def test_garbage_is_collected_at_steps_that_are_due(lr: float, config: Any, program: Any, monkeypatch: Any) -> None:
+    """On all ranks alike, and never between; automatic again after a run, also one that failed."""
+    taken, collected = [], []
+
+    def step(*arguments: Any) -> Any:
+        assert not gc.isenabled()
+        assert gc.get_freeze_count()
+        taken.append(1)
+        return train_step(*arguments)
+
+    monkeypatch.setattr("resnet_train.train.train_step", step)
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(len(taken)))
+    code, _, err = program("run", config(optimizer={"lr": lr}))
+    assert code == (0 if lr == 0.1 else 1), err
+    assert collected == ([0, 2, 3, 4, 6, 8] if lr == 0.1 else [0, 2])
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0

@@ -124,6 +124,8 @@ class Train(Section):
     """auto: CUDA where there is one."""
     compile: bool = False
     """torch.compile: faster on a GPU, after a minute or more; batch norm then differs from cuDNN's in the last bits."""
+    cuda_graph: bool = False
+    """Launch a step's kernels together, as one CUDA graph: for small networks, which are bound by launches. One GPU."""
     sync_bn: bool = False
     """Batch statistics over all ranks instead of each rank's own share of the batch."""
     clip: Positive | None = None
@@ -140,6 +142,8 @@ class Train(Section):
             raise ValueError("give exactly one of epochs, steps")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        if self.cuda_graph and self.accumulate > 1:
+            raise ValueError("cuda_graph records steps of one pass: set accumulate to 1, or cuda_graph to false")
         if self.device == "cpu" and self.precision == "tf32":
             raise ValueError("precision tf32 has no effect with device cpu: use fp32 or bf16")
         return self

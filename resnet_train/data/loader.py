@@ -1,7 +1,7 @@
 """Batches for training, on the device: image files cut by workers, images of one size cut where they are held."""
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -44,6 +44,15 @@ class Batch(NamedTuple):
         """The same on a device."""
         images, labels, shift = (tensor.to(device, non_blocking=True) for tensor in self[:3])
         return Batch(images, labels, shift, self.skipped)
+
+    def tensors(self) -> list[Tensor]:
+        """All that it has."""
+        return [value for value in self if isinstance(value, Tensor)]
+
+    def of(self, tensors: Iterable[Tensor]) -> "Batch":
+        """The same with other tensors, in the order of its own."""
+        others = iter(tensors)
+        return Batch(*(next(others) if isinstance(value, Tensor) else value for value in self))  # type: ignore[arg-type]
 
     def split(self, parts: int) -> list["Batch"]:
         """As many equal parts; the first has the names of what was skipped."""

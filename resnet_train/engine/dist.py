@@ -130,12 +130,16 @@ class Agreement:
         return agreed
 
 
-def parallel(net: nn.Module, world: World) -> nn.Module:
-    """The network under DistributedDataParallel where there are several ranks. Its buffers stay each rank's own."""
+def parallel(net: nn.Module, world: World, accumulates: bool) -> nn.Module:
+    """The network under DistributedDataParallel where there are several ranks. Its buffers stay each rank's own.
+
+    The graph of a step is told to be static but where passes accumulate: torch then reduces no gradient from the
+    second step on (pytorch pull request 187732).
+    """
     if world.size == 1:
         return net
     ids = [world.device] if world.device.type == "cuda" else None
-    wrapped = DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True, static_graph=not accumulates)
     wrapped.broadcast_buffers = False  # set here because the argument's name differs between torch releases
     return wrapped
 

@@ -4,6 +4,7 @@ import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resnet_train.config.schema import Run, Train
 from resnet_train.data import mix
-from resnet_train.data.loader import StepData
+from resnet_train.data.loader import Batch, StepData
 from resnet_train.data.normalize import Normalization
-from resnet_train.engine import dist, optim
+from resnet_train.engine import dist, graph, optim
 from resnet_train.engine.dist import World
+from resnet_train.engine.graph import Launch, Measured
 from resnet_train.errors import BadInput
 from resnet_train.models.network import build, initialise
 
@@ -30,6 +32,8 @@ class TrainState:
     """The bare network: what is saved."""
     forward: nn.Module
     """The same weights, compiled and under DDP: what is called."""
+    launch: Launch
+    """How the last pass of a step is done: as it is, or as a CUDA graph."""
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
     ema: nn.Module | None
@@ -38,6 +42,8 @@ class TrainState:
     """float64 [3]: loss, errors and samples of this rank since the last log line."""
     diverged_at: Tensor
     """int64: the first step whose loss or gradient was not finite, -1 if none. No checkpoint is made after it."""
+    now: Tensor
+    """int64: the step that is being taken, where the device can read it."""
     step: int = 0
     best: float = math.inf
     """The lowest `val_error_top1` of an evaluation so far."""
@@ -65,16 +71,29 @@ def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState
     forward: nn.Module = net
     if run.train.compile:
         torch.compiler.reset()  # or the ninth network of a process is one recompilation too many, and runs eagerly
-        forward = torch.compile(net)  # type: ignore[assignment]
+        # Before DDP, which hooks the weights' gradients and is not to be compiled; shapes never change in a training.
+        forward = torch.compile(net, dynamic=False)  # type: ignore[assignment]
     return TrainState(
         net=net,
-        forward=dist.parallel(forward, world),
+        forward=dist.parallel(forward, world, accumulates=run.train.accumulate > 1),
+        launch=_launch(run.train, world),
         optimizer=optim.optimizer_of(net, run.optimizer),
         scaler=GradScaler(world.device.type, enabled=run.train.precision == "fp16"),
         ema=ema,
         sums=torch.zeros(3, dtype=torch.float64, device=world.device),
         diverged_at=torch.full((), -1, device=world.device),
+        now=torch.zeros((), dtype=torch.int64, device=world.device),
     )
+
+
+def _launch(cfg: Train, world: World) -> Launch:
+    if not cfg.cuda_graph:
+        return graph.eagerly
+    if world.device.type != "cuda":
+        raise BadInput("train.cuda_graph has no effect on the CPU: set it to false")
+    if world.size > 1:
+        raise BadInput(f"train.cuda_graph is for one GPU, and there are {world.size} ranks: set it to false")
+    return graph.on_cuda(world.device)
 
 
 def set_precision(precision: str, device: torch.device) -> None:
@@ -101,44 +120,67 @@ def train_step(
 ) -> dict[str, Tensor]:
     """One optimizer step over this rank's share of a batch. Waits for nothing on the device.
 
-    Returns the gradient's norm before clipping, as a device tensor; loss and errors are added to `state.sums`.
+    Returns the gradient's norm before clipping, as a device tensor that is good until the next step; loss and errors
+    are added to `state.sums`.
     """
-    state.forward.train()
-    state.optimizer.zero_grad()
-    for i, (batch, seed) in enumerate(zip(share.batches, share.seeds, strict=True)):
-        torch.manual_seed(seed)  # for dropout, the only thing here that draws
-        images, own = normalization(batch), None
-        if batch.erased is not None:
-            images = mix.erase(images, batch.erased)
-        if batch.blend is not None:
-            images, own = mix.mix(images, batch.blend)
-        with _unsynchronised(state.forward, i < len(share.batches) - 1):
-            with autocast(cfg.precision, images.device):
-                logits = state.forward(images)
-            loss = mix.cross_entropy(logits.float(), batch.labels, own, cfg.label_smoothing)
-            state.scaler.scale(loss / len(share.batches)).backward()
-        _count(state, loss.detach(), logits.detach(), mix.majority(batch.labels, own))
+    optim.set_rate(state.optimizer, lr)
+    state.now.fill_(state.step)
+    backward = partial(_backward, state, normalization, cfg, len(share.batches))
 
+    *earlier, (last, last_seed) = zip(share.batches, share.seeds, strict=True)
+
+    def finish(*tensors: Tensor) -> Measured:
+        backward(last.of(tensors))
+        return {"grad_norm": _update(state, cfg)}
+
+    for batch, seed in earlier:
+        torch.manual_seed(seed)  # for dropout, the only thing here that draws
+        with _unsynchronised(state.forward):
+            backward(batch)
+    torch.manual_seed(last_seed)
+    measured = state.launch(finish, last.tensors())
+    state.step += 1
+    return measured
+
+
+# What follows may be recorded as a CUDA graph: it reads no number of Python's that changes from step to step.
+
+
+def _backward(state: TrainState, normalization: Normalization, cfg: Train, passes: int, batch: Batch) -> None:
+    """Add the gradient of one of a step's passes, its loss and its errors."""
+    state.forward.train()
+    images, own = normalization(batch), None
+    if batch.erased is not None:
+        images = mix.erase(images, batch.erased)
+    if batch.blend is not None:
+        images, own = mix.mix(images, batch.blend)
+    with autocast(cfg.precision, images.device):
+        logits = state.forward(images)
+    loss = mix.cross_entropy(logits.float(), batch.labels, own, cfg.label_smoothing)
+    state.scaler.scale(loss / passes).backward()
+    _count(state, loss.detach(), logits.detach(), mix.majority(batch.labels, own))
+
+
+def _update(state: TrainState, cfg: Train) -> Tensor:
+    """Move the weights, and their average; the gradient's norm before clipping."""
     state.scaler.unscale_(state.optimizer)
     gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if cfg.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(state.net.parameters(), cfg.clip, norm)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
     if not state.scaler.is_enabled():  # which leaves out steps whose gradient overflowed, as it should
         _note_divergence(state, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    state.optimizer.zero_grad()
     if state.ema is not None and cfg.ema is not None:
         _average(state.ema, state.net, cfg.ema)
-    state.step += 1
-    return {"grad_norm": norm}
+    return norm
 
 
-def _unsynchronised(forward: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
+def _unsynchronised(forward: nn.Module) -> AbstractContextManager[None]:
     """DDP reduces gradients over ranks in each backward pass; only the last one of a step needs it."""
-    return forward.no_sync() if more_to_come and hasattr(forward, "no_sync") else nullcontext()  # type: ignore[operator]
+    return forward.no_sync() if hasattr(forward, "no_sync") else nullcontext()  # type: ignore[operator]
 
 
 @torch.no_grad()
@@ -151,7 +193,7 @@ def _count(state: TrainState, loss: Tensor, logits: Tensor, labels: Tensor) -> N
 
 def _note_divergence(state: TrainState, value: Tensor) -> None:
     first = (state.diverged_at < 0) & ~torch.isfinite(value)
-    state.diverged_at = torch.where(first, state.step, state.diverged_at)
+    state.diverged_at.copy_(torch.where(first, state.now, state.diverged_at))
 
 
 @torch.no_grad()
