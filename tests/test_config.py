@@ -139,6 +139,12 @@ def test_progressive_resizing_is_one_schedule(config: Callable[..., Path]) -> No
         assert said in refusal(path, f"augment.resize={value}")
 
 
+def test_a_scaler_that_waits_is_no_part_of_a_graph(config: Callable[..., Path]) -> None:
+    path = config(train={"cuda_graph": True, "precision": "fp16", "device": "cuda"})
+    assert "train.cuda_graph needs precision bf16 with" in refusal(path, "optimizer.kind=lars")
+    assert load.load(path, ["optimizer.kind=lars", "train.precision=bf16"]).train.cuda_graph
+
+
 def test_twins_stand_beside_residual_networks_that_have_none(config: Callable[..., Path]) -> None:
     gated = {"base": "cifar-resnet-14", "name": "gated", "addition": {"kind": "shortcut-gating"}}
     path = config(networks=["cifar-resnet-8", "cifar-plain-8", gated], twins=True)

@@ -80,6 +80,21 @@ def test_a_graph_takes_the_same_steps(precision: str, changes: dict[str, Any], t
     assert graph.launch.calls == 9  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("kind", ["sgd", "lars"])
+def test_a_graph_erases_and_mixes_as_each_batch_says(kind: str, tiny_run: TinyRun) -> None:
+    run = tiny_run(optimizer={"kind": kind})
+    eager, graph = states(run)
+    for step in range(6):
+        left = torch.arange(16) % (step + 1)
+        erased = torch.stack([left, left, left + 2, left + 3], dim=1)
+        blend = torch.tensor([1, step % 3, 1, 6, 7] if step % 2 else [0.1 * step, 0, 0, 0, 0], dtype=torch.float32)
+        batch = random_batch(seed=step)._replace(erased=erased, blend=blend)
+        for state in (eager, graph):
+            train_step(state, share(batch), IDENTITY, 0.2 / (1 + step), run.train)
+        assert_same(eager, graph)
+    assert graph.launch.calls == 6  # type: ignore[attr-defined]
+
+
 def test_a_graph_resumes_where_it_was_saved(tiny_run: TinyRun, tmp_path: Any) -> None:
     run = tiny_run(train={"precision": "fp16", **EVERYTHING})
     eager, graph = states(run)

@@ -269,6 +269,8 @@ class Recipe(Section):
                 raise ValueError(f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole")
             if self.eval.protocol != "one-crop":
                 raise ValueError(f"eval.protocol {self.eval.protocol} is for data.kind imagefolder: use eval.flip")
+        if self.train.cuda_graph and self.train.precision == "fp16" and self.optimizer.kind == "lars":
+            raise ValueError("train.cuda_graph needs precision bf16 with optimizer.kind lars: fp16's scaler would wait")
         if self.train.batch_size % self.augment.repeat:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} is not divisible by augment.repeat {self.augment.repeat}"

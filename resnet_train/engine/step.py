@@ -71,7 +71,7 @@ def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState
     forward: nn.Module = net
     if run.train.compile:
         torch.compiler.reset()  # or the ninth network of a process is one recompilation too many, and runs eagerly
-        # Before DDP, which hooks the weights' gradients and is not to be compiled; shapes never change in a training.
+        # Before DDP, which hooks the weights' gradients and is not to be compiled. Shapes are few, so each is compiled.
         forward = torch.compile(net, dynamic=False)  # type: ignore[assignment]
     return TrainState(
         net=net,
