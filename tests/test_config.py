@@ -171,7 +171,7 @@ def test_scalars_are_those_of_yaml_1_2(config: Callable[..., Path]) -> None:
         ("train.accumulate=3", "train: batch_size 16 is not divisible by accumulate 3"),
         ("optimizer.lr=.nan", "optimizer.lr = NaN: input should be a finite number"),
         ("data.workers=2", "data.workers: has no effect with kind synthetic: remove it"),
-        ("data.kind=imagenet", "data.kind: 'imagenet' is none of 'imagefolder', 'cifar10'"),
+        ("data.kind=imagenet", "data.kind: 'imagenet' is none of 'imagefolder', 'shards'"),
         ("networks=[resnet-35]", "unknown network 'resnet-35': the nearest depths are resnet-34 and resnet-50"),
         ("networks=[cifar-plain-57]", "unknown network 'cifar-plain-57': depths are 6n+2, the nearest cifar-plain-56"),
         ("networks=[resent-34]", "unknown network 'resent-34': did you mean resnet-34"),

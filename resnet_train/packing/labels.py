@@ -106,16 +106,19 @@ def numbered(known: Known, names: Sequence[str], classes: Sequence[str], where: 
     return np.array(labels, np.int64)
 
 
-def read_names(path: Path, classes: Sequence[str], numbers_only: bool) -> tuple[list[str], list[str]]:
+def read_names(path: Path | None, classes: list[str], bare: bool = False) -> tuple[list[str], list[str]]:
     """Ids and human names of classes, from lines such as `n01440764 tench, Tinca tinca`. Raises `BadInput`.
 
-    A class is found by its id. Where the source has none, only numbers or names, line i + 1 is class i.
+    A class is found by its id; where the source has none but only numbers or names (`bare`), line i + 1 is class i.
+    Without a file the ids are the names.
     """
+    if path is None:
+        return classes, classes
     lines = [line.strip().split(maxsplit=1) for line in _text(path).splitlines() if line.strip()]
     table = {words[0]: words[-1] for words in lines}
     if set(classes) <= table.keys():
         return list(classes), [table[id_] for id_ in classes]
-    if not numbers_only:
+    if not bare:
         missing = next(id_ for id_ in classes if id_ not in table)
         raise BadInput(
             f"--class-names: {path} has no line for class {missing}: expected lines such as `{missing} NAME`"

@@ -22,7 +22,7 @@ def _library() -> Any:
 
 
 def read(files: Sequence[Path]) -> tuple[InParquet, list[str] | None]:
-    """The rows of some files and the names of their classes, if they are known. Raises `BadInput`."""
+    """The rows of some files, their names without a class, and the names of the classes, if any. Raises `BadInput`."""
     names: list[str] = []
     columns: list[list[Any]] = [[], [], [], []]
     classes: list[str] | None = None
@@ -41,11 +41,9 @@ def read(files: Sequence[Path]) -> tuple[InParquet, list[str] | None]:
             for column, values in zip(columns, (labels, number, group, range(len(labels))), strict=True):
                 column += [values] * len(labels) if isinstance(values, int) else values
     label, *places = (np.array(column, np.int64) for column in columns)
-    known = classes or [str(i) for i in range(label.max(initial=-1) + 1)]
-    if label.max(initial=-1) >= len(known):
-        raise BadInput(f"{files[0]}: label {label.max()} is not one of its {len(known)} class names")
-    listed = [os.fsencode(f"{known[i].replace('/', '_')}/{name}") for i, name in zip(label, names, strict=True)]
-    return InParquet(np.array(listed, np.bytes_), label, tuple(files), *places), classes
+    if classes is not None and label.max(initial=-1) >= len(classes):
+        raise BadInput(f"{files[0]}: label {label.max()} is not one of its {len(classes)} class names")
+    return InParquet(np.array([*map(os.fsencode, names)], np.bytes_), label, tuple(files), *places), classes
 
 
 def _classes(metadata: dict[bytes, bytes] | None) -> list[str] | None:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,16 +44,17 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; expected a folder that holds {EXPECTED}") from None
     used = _Labels(path, val_labels)
+
     if _TRAIN_TAR in held or _VAL_TAR in held:
-        found = _imagenet(path, held, used)
+        found = _imagenet(path, held, used, class_names)
     elif kind := stored_kind(path):
-        found = _stored(path, kind)
+        found = _stored(path, kind, class_names)
     elif files := _files(path, ".parquet"):
-        found = _parquet(files)
+        found = _parquet(files, class_names)
     elif files := _files(path, ".tar"):
-        found = _webdataset(path, files)
+        found = _webdataset(path, files, class_names)
     elif "train" in held or "val" in held:
-        found = _folders(path, held, used)
+        found = _folders(path, held, used, class_names)
     else:
         raise BadInput(f"{path} holds nothing that can be packed; expected {EXPECTED}")
     if val_labels is not None and not used.asked:
@@ -60,10 +62,6 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
     for part, listing in found.parts.items():
         if not len(listing):
             raise BadInput(f"{path} holds no image of its {part} part")
-    if class_names is not None:
-        bare = all(name.isdigit() for name in found.classes) or found.kind == "parquet files"
-        ids, names = labels.read_names(class_names, found.classes, bare)
-        return found._replace(classes=ids, names=names)
     return found
 
 
@@ -89,7 +87,7 @@ class _Labels:
         return labels.numbered(known, names, classes, given)
 
 
-def _folders(path: Path, held: list[str], used: _Labels) -> Source:
+def _folders(path: Path, held: list[str], used: _Labels, class_names: Path | None) -> Source:
     parts: dict[str, Listing] = {}
     classes: list[str] = []
     for part in ("train", "val"):
@@ -113,7 +111,7 @@ def _folders(path: Path, held: list[str], used: _Labels) -> Source:
             raise BadInput(f"train and val have different classes: {odd} is only in {where}")
         classes = list(folder.classes)
         parts[part] = InFolder(folder.names, folder.labels, root, folder.names)
-    return Source("class folders", parts, classes, classes)
+    return Source("class folders", parts, *labels.read_names(class_names, classes))
 
 
 def _loose(root: Path) -> list[str]:
@@ -127,7 +125,7 @@ def _loose(root: Path) -> list[str]:
     return sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in sources.IMAGE_SUFFIXES)
 
 
-def _imagenet(path: Path, held: list[str], used: _Labels) -> Source:
+def _imagenet(path: Path, held: list[str], used: _Labels, class_names: Path | None) -> Source:
     parts: dict[str, Listing] = {}
     if _TRAIN_TAR in held:
         parts["train"], classes = tars.of_tars(path / _TRAIN_TAR)
@@ -141,32 +139,42 @@ def _imagenet(path: Path, held: list[str], used: _Labels) -> Source:
         listed = zip(members, names, found, strict=True)
         made = [Found(f"{classes[i]}/{name}", i, 0, one.offset, one.length) for one, name, i in listed]
         parts["val"] = tars.listed([path / _VAL_TAR], made)
-    names = [(known.names if known else {}).get(id_, id_) for id_ in classes]
-    return Source("ILSVRC2012's tar files", parts, classes, names)
+    ids, names = labels.read_names(class_names, classes)
+    if class_names is None:
+        names = [(known.names if known else {}).get(id_, id_) for id_ in ids]
+    return Source("ILSVRC2012's tar files", parts, ids, names)
 
 
-def _parquet(files: dict[str, list[Path]]) -> Source:
+def _parquet(files: dict[str, list[Path]], class_names: Path | None) -> Source:
     parts: dict[str, Listing] = {}
     classes: list[str] = []
     for part, paths in files.items():
-        parts[part], named = parquet.read(paths)
-        count = int(parts[part].labels.max(initial=-1)) + 1
-        found = named or [str(i) for i in range(max(count, len(classes)))]
-        if named and classes and named != classes:
-            raise BadInput(f"{paths[0]} and the training part name different classes")
-        classes = found
-    return Source("parquet files", parts, classes, classes)
+        parts[part], found = parquet.read(paths)
+        if found and classes and found != classes:
+            raise BadInput(f"{paths[0]} and the files of the training part name different classes")
+        highest = int(parts[part].labels.max(initial=-1))
+        classes = found or [str(i) for i in range(max(highest + 1, len(classes)))]
+    ids, names = labels.read_names(class_names, classes, bare=True)
+    return Source("parquet files", {part: _in_classes(parts[part], ids) for part in parts}, ids, names)
 
 
-def _webdataset(path: Path, files: dict[str, list[Path]]) -> Source:
+def _in_classes(listing: Listing, classes: Sequence[str]) -> Listing:
+    """A list of bare names, each put into its class."""
+    folders = [os.fsencode(name.replace("/", "_")) for name in classes]
+    found = [folders[label] + b"/" + name for label, name in zip(listing.labels, listing.names, strict=True)]
+    return replace(listing, names=np.array(found, np.bytes_))
+
+
+def _webdataset(path: Path, files: dict[str, list[Path]], class_names: Path | None) -> Source:
     found = {
         part: [(number, pair) for number, tar in enumerate(paths) for pair in tars.pairs(tar)]
         for part, paths in files.items()
     }
     highest = max((pair.label for pairs in found.values() for _, pair in pairs), default=-1)
-    classes = names = [str(i) for i in range(highest + 1)]
     if (path / PACKED).is_file():  # shards of our own, to be packed in another way
         classes, names = ([*column] for column in zip(*shards.about(path)["classes"], strict=True))
+    else:
+        classes, names = labels.read_names(class_names, [str(i) for i in range(highest + 1)], bare=True)
     parts: dict[str, Listing] = {}
     for part, pairs in found.items():
         made = []
@@ -177,7 +185,7 @@ def _webdataset(path: Path, files: dict[str, list[Path]]) -> Source:
     return Source("WebDataset shards", parts, classes, names)
 
 
-def _stored(path: Path, kind: str) -> Source:
+def _stored(path: Path, kind: str, class_names: Path | None) -> Source:
     parts: dict[str, Listing] = {}
     for part in ("train", "val"):
         held = stored(path, kind, part == "train")
@@ -186,7 +194,7 @@ def _stored(path: Path, kind: str) -> Source:
             [f"{held.classes[label].replace('/', '_')}/{i:05}.png" for i, label in enumerate(held.labels)], "S"
         )
         parts[part] = InMemory(names, held.labels, path, kind, part == "train", numbers)
-    return Source(f"torchvision's files of {kind}", parts, list(held.classes), list(held.classes))
+    return Source(f"torchvision's files of {kind}", parts, *labels.read_names(class_names, list(held.classes)))
 
 
 def _files(path: Path, suffix: str) -> dict[str, list[Path]]:
