@@ -138,6 +138,29 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("--out", type=Path, metavar="FILE.png", help="the picture of --vs (default: summary.png)")
     _json(summary)
 
+    prepare = verb(
+        "prepare", _prepare, "pack a data set into shards, whatever form it has, to train on faster", words="paths"
+    )
+    prepare.add_argument(
+        "paths",
+        nargs="+",
+        metavar="SOURCE DEST",
+        help="class folders, ILSVRC2012's tar files, parquet files, WebDataset shards or torchvision's files, all with "
+        "a train and a val part; and a new folder (with --verify the packed folder alone)",
+    )
+    prepare.add_argument("--tiled", action="store_true", help="JPEG of which crops are decoded alone, same pixels")
+    prepare.add_argument(
+        "--raw-fraction", type=_share, default=0.0, metavar="P", help="store this share as bare pixels"
+    )
+    prepare.add_argument("--short-side", type=_count, metavar="N", help="reduce images: another recipe, less disk")
+    prepare.add_argument("--val-labels", type=Path, metavar="FILE", help="IMAGE,CLASS lines, or the development kit")
+    prepare.add_argument("--class-names", type=Path, metavar="FILE", help="lines such as `n01440764 tench`")
+    prepare.add_argument("--on-bad-image", choices=("stop", "skip"), help="skip: leave out and list it (default: stop)")
+    prepare.add_argument("--shard-images", type=_count, metavar="N", help="images of a shard (default: 2048)")
+    prepare.add_argument("--workers", type=_count, metavar="N", help="processes (default: one for each processor)")
+    prepare.add_argument("--verify", action="store_true", help="check every byte, pixel and label of what was packed")
+    _json(prepare)
+
     verb("schema", _schema, "print the JSON Schema of experiment files, for editors")
     return parser
 
@@ -150,6 +173,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return share
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -251,6 +284,30 @@ def _summary(args: argparse.Namespace) -> None:
     from resnet_train import dry_run
 
     print(dry_run.summary(networks, args.size, args.classes, args.json))
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    paths, workers = [Path(path) for path in args.paths], args.workers or len(os.sched_getaffinity(0))
+    if len(paths) != (1 if args.verify else 2):
+        raise BadInput("give the packed folder alone with --verify, else SOURCE and DEST")
+    how = (args.tiled, args.raw_fraction, args.short_side, args.val_labels, args.class_names, args.on_bad_image)
+    if args.verify:
+        if any(how) or args.shard_images:
+            raise BadInput(
+                "--verify reads what was packed: of the other options only --workers and --json have an effect"
+            )
+        from resnet_train.packing import verify
+
+        images = verify.verify(paths[0], workers)
+        print(json.dumps(images) if args.json else f"{paths[0]}: {verify.told(images)}")
+        return
+    from resnet_train.packing import prepare, report, store
+
+    options = store.Options(args.tiled, args.short_side, args.raw_fraction)
+    skip, per_shard = args.on_bad_image == "skip", args.shard_images or 2048
+    source, dest = paths
+    made = prepare.prepare(source, dest, options, per_shard, workers, skip, args.val_labels, args.class_names)
+    print(json.dumps(made, indent=2) if args.json else report.text(made, dest))
 
 
 def _schema(args: argparse.Namespace) -> None:

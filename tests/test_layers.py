@@ -16,6 +16,7 @@ FLOORS: dict[str, int] = {
     "models": 2,
     "data": 2,
     "engine": 3,
+    "packing": 3,
     "groups": 3,
     "figures": 4,
     "compare": 5,

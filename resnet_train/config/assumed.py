@@ -1,10 +1,11 @@
 """The run of a network that has none: weights of another program, or no training yet."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from resnet_train.config import zoo
-from resnet_train.config.load import read_run
+from resnet_train.config.load import dump, read_run
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
 
@@ -15,6 +16,8 @@ _MARKS = {
     "FashionMNIST": "fashion-mnist",
 }
 """What torchvision calls the folder of a data set."""
+PACKED = "index.json"
+"""What `prepare` writes into a folder of shards, last of all."""
 
 
 def run_of(network: str, data: str) -> Run:
@@ -25,7 +28,7 @@ def run_of(network: str, data: str) -> Run:
     fields = zoo.network(network)
     section = data_of(data)
     tree: dict[str, Any] = {"experiment": "none", "network": fields, "seed": 0, "data": section, "train": {"epochs": 1}}
-    if section["kind"] == "imagefolder":
+    if section["kind"] in ("imagefolder", "shards"):
         tree["augment"] = {"crop": {"kind": "random-resized", "size": 32 if fields.get("stem") == "cifar" else 224}}
     return read_run(tree, f"{network} on {data}")
 
@@ -36,5 +39,20 @@ def data_of(data: str) -> dict[str, Any]:
         return {"kind": data}
     if not Path(data).is_dir():
         raise BadInput(f"--data {data}: no such folder; digits and synthetic need none")
-    kinds = [kind for mark, kind in _MARKS.items() if (Path(data) / mark).is_dir()]
-    return {"kind": kinds[0] if kinds else "imagefolder", "path": data}
+    return {"kind": stored_kind(Path(data)) or _files_kind(data), "path": data}
+
+
+def stored_kind(folder: Path) -> str | None:
+    """The kind of data that torchvision's files in a folder are, if it holds any."""
+    return next((kind for mark, kind in _MARKS.items() if (folder / mark).is_dir()), None)
+
+
+def elsewhere(run: Run, data: str) -> list[str]:
+    """Changes that let a run read its data from another place; class folders and shards stand for each other."""
+    if not run.data.any_size:
+        return [f"data.path={json.dumps(data)}"]
+    return [f"data={json.dumps({**dump(run)['data'], 'kind': _files_kind(data), 'path': data})}"]
+
+
+def _files_kind(data: str) -> str:
+    return "shards" if (Path(data) / PACKED).is_file() else "imagefolder"

@@ -36,10 +36,9 @@ class DataSection(Section):
         return False
 
 
-class ImageFolder(DataSection):
-    """Class folders of images: PATH/train/CLASS/IMAGE and PATH/val/CLASS/IMAGE."""
+class FileSection(DataSection):
+    """What every kind of image files of any size has."""
 
-    kind: Literal["imagefolder"]
     path: str
     workers: Annotated[int, Field(ge=0)] = 8
     """Decoding processes of each rank."""
@@ -57,6 +56,18 @@ class ImageFolder(DataSection):
     @property
     def any_size(self) -> bool:
         return True
+
+
+class ImageFolder(FileSection):
+    """Class folders of images: PATH/train/CLASS/IMAGE and PATH/val/CLASS/IMAGE."""
+
+    kind: Literal["imagefolder"]
+
+
+class Shards(FileSection):
+    """Images packed into tar files by `resnet-train prepare`."""
+
+    kind: Literal["shards"]
 
 
 class StoredImages(DataSection):
@@ -109,7 +120,7 @@ class Synthetic(DataSection):
         return self.channels == 1
 
 
-Data = Annotated[ImageFolder | StoredImages | Digits | Synthetic, Field(discriminator="kind")]
+Data = Annotated[ImageFolder | Shards | StoredImages | Digits | Synthetic, Field(discriminator="kind")]
 
 
 class ScaleCrop(Section):

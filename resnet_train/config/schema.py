@@ -167,10 +167,10 @@ class Eval(Section):
 
     every: Duration = Duration(epochs=1)
     view: View | None = None
-    """For `imagefolder` only (the training crop from 256/224 of it unless given): others are seen whole."""
+    """For `imagefolder` and `shards` (the training crop from 256/224 of it unless given): others are seen whole."""
     protocol: Literal["one-crop", "ten-crop", "multi-scale"] = "one-crop"
     """ten-crop: corners, centre and their mirror images. multi-scale: whole images at `short_sides`, fully
-    convolutional (He et al. 2015, section 3.4). Both are for `imagefolder`."""
+    convolutional (He et al. 2015, section 3.4). Both are for `imagefolder` and `shards`."""
     short_sides: Annotated[tuple[Count, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
     """The scales of `multi-scale`, in pixels."""
     flip: bool = False
@@ -260,15 +260,19 @@ class Recipe(Section):
         if self.data.any_size:
             if crop is None or crop.kind == "pad":
                 raise ValueError(
-                    "augment.crop must be of kind scale or random-resized: folders hold images of any size"
+                    f"augment.crop must be of kind scale or random-resized: data.kind {kind} has images of any size"
                 )
         else:
             if crop is not None and crop.kind != "pad":
-                raise ValueError(f"augment.crop of kind {crop.kind} is for data.kind imagefolder: use kind pad")
+                raise ValueError(
+                    f"augment.crop of kind {crop.kind} is for image files (imagefolder, shards): use kind pad"
+                )
             if self.eval.view is not None:
                 raise ValueError(f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole")
             if self.eval.protocol != "one-crop":
-                raise ValueError(f"eval.protocol {self.eval.protocol} is for data.kind imagefolder: use eval.flip")
+                raise ValueError(
+                    f"eval.protocol {self.eval.protocol} is for image files (imagefolder, shards): use eval.flip"
+                )
         if self.train.cuda_graph and self.train.precision == "fp16" and self.optimizer.kind == "lars":
             raise ValueError("train.cuda_graph needs precision bf16 with optimizer.kind lars: fp16's scaler would wait")
         if self.train.batch_size % self.augment.repeat:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from resnet_train.config.data import Data, Digits, ImageFolder, StoredImages, Synthetic
+from resnet_train.config.data import Data, Digits, ImageFolder, Shards, StoredImages, Synthetic
 from resnet_train.data import draws, pictures
 from resnet_train.data.draws import Ints
 from resnet_train.data.pictures import Picture, Pixels
@@ -160,8 +160,13 @@ def open_data(cfg: Data) -> tuple[AnySource, AnySource]:
 
 
 def open_validation(cfg: Data) -> AnySource:
-    """The validation samples alone; of an image folder, its training part need not be there. Raises `BadInput`."""
-    return _folder(Path(cfg.path) / "val") if isinstance(cfg, ImageFolder) and not cfg.holdout else open_data(cfg)[1]
+    """The validation samples alone; of image files, the training part need not be there. Raises `BadInput`."""
+    match cfg:
+        case ImageFolder(holdout=0):
+            return folder(Path(cfg.path) / "val")
+        case Shards(holdout=0):
+            return _packed(Path(cfg.path), "val")
+    return open_data(cfg)[1]
 
 
 def evenly_spaced(n: int, count: int) -> Ints:
@@ -173,6 +178,8 @@ def _open(cfg: Data) -> tuple[AnySource, AnySource]:
     match cfg:
         case ImageFolder():
             return _folders(Path(cfg.path))
+        case Shards():
+            return _packed(Path(cfg.path), "train"), _packed(Path(cfg.path), "val")
         case StoredImages():
             return _torchvision(cfg, train=True), _torchvision(cfg, train=False)
         case Digits():
@@ -180,6 +187,12 @@ def _open(cfg: Data) -> tuple[AnySource, AnySource]:
         case Synthetic():
             train, every = np.arange(cfg.train_images), np.arange(cfg.train_images + cfg.val_images)
             return Generated(cfg, train), Generated(cfg, every[cfg.train_images :])
+
+
+def _packed(root: Path, part: str) -> Files:
+    from resnet_train.data import shards  # here, since they are Files
+
+    return shards.open_shards(root, part)
 
 
 def _digits() -> tuple[Stored, Stored]:
@@ -217,7 +230,7 @@ def _torchvision(cfg: StoredImages, train: bool) -> Stored:
 
 
 def _folders(root: Path) -> tuple[Folder, Folder]:
-    train, val = _folder(root / "train"), _folder(root / "val")
+    train, val = folder(root / "train"), folder(root / "val")
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))
         where = "train" if odd[0] in train.classes else "val"
@@ -225,7 +238,8 @@ def _folders(root: Path) -> tuple[Folder, Folder]:
     return train, val
 
 
-def _folder(root: Path) -> Folder:
+def folder(root: Path) -> Folder:
+    """Class folders: classes in the order of their names, and so their images. Raises `BadInput`."""
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:

@@ -1,6 +1,5 @@
 """A network and what is needed to use it: from a checkpoint, a state dict of torchvision's, or fresh from the zoo."""
 
-import json
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -66,7 +65,7 @@ def load(source: str, network: str | None = None, data: str | None = None, overr
     if network is not None:
         return _bare(path, network, data, overrides)
     saved = checkpoint.read(path)
-    paths = [] if data is None else [f"data.path={json.dumps(data)}"]
+    paths = [] if data is None else assumed.elsewhere(saved.about.run, data)
     run = override_run(saved.about.run, [*paths, *overrides])
     net = build(run.network, len(saved.about.classes), saved.about.channels)
     net.load_state_dict(saved.payload["net"] if saved.payload["ema"] is None else saved.payload["ema"])

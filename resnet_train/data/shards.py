@@ -1,0 +1,204 @@
+"""Packed images: ordinary WebDataset tar files and an index of them.
+
+index.json           format, classes, shards with their sizes, and how it was made
+classes.txt          a class's name a line, in the order of the labels
+odd.csv              what was noticed while packing: part, image, what
+train/000000.tar     members KEY.jpg (or .png, .ppm …) and KEY.cls, the label as a decimal number
+train/index.npy      one ENTRY a sample, in the order of class folders: classes, then names
+val/                 the same
+
+Samples are read by position, not by memory map: a file that is cut short or lost is then an error with a name, not a
+signal that kills the process. The index is mapped: all processes share it, and none reads more of it than it uses.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from resnet_train.config.assumed import PACKED
+from resnet_train.data import pictures
+from resnet_train.data.draws import Ints
+from resnet_train.data.pictures import Box, Picture, Pixels, Region
+from resnet_train.data.sources import Files
+from resnet_train.data.tiles import Tiled
+from resnet_train.errors import BadInput
+
+FORMAT = 1
+ENCODED, TILED, RAW = range(3)
+"""How an image is stored: as an image file, as restart-tiled JPEG, as bare pixels (PPM)."""
+BLOCK = 512
+"""Bytes of a tar member's header."""
+ENTRY = np.dtype(
+    [
+        ("offset", "<i8"),
+        ("label", "<i8"),
+        ("length", "<u4"),
+        ("shard", "<u4"),
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("crc32", "<u4"),
+        ("form", "<u4"),
+    ]
+)
+"""A sample: where its bytes lie in which shard, its label, its size in pixels, the checksum of its bytes, its form."""
+
+_AGAIN = "; pack it again with resnet-train prepare"
+_OPEN = 256
+"""Shards that a process holds open: well below what a system allows."""
+
+
+class Place(NamedTuple):
+    """Where one sample's bytes are: an ENTRY as numbers."""
+
+    offset: int
+    label: int
+    length: int
+    shard: int
+    width: int
+    height: int
+    crc32: int
+    form: int
+
+
+class OpenFile:
+    """A file that is open for reading, closed when nothing refers to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class Shards(Files):
+    """One part, train or val, of a packed set. Pickled it is its paths, and its rows where it is a subset."""
+
+    def __init__(self, folder: Path, shards: Sequence[str], classes: Sequence[str], rows: Ints | None = None) -> None:
+        self.folder, self.shards, self.classes, self.rows = folder, tuple(shards), tuple(classes), rows
+        self.entries = _mapped(folder / "index.npy")
+        labels = self.entries["label"]
+        self.labels = labels if rows is None else labels[rows]
+        self._file = functools.lru_cache(_OPEN)(OpenFile)
+        if folder.name == "train":
+            self.cure = "; data.on_bad_image=skip leaves it out"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shards, (self.folder, self.shards, self.classes, self.rows)
+
+    def subset(self, indices: Ints) -> "Shards":
+        return Shards(self.folder, self.shards, self.classes, indices if self.rows is None else self.rows[indices])
+
+    def place(self, index: int) -> Place:
+        """Where a sample is."""
+        return Place(*self.entries[index if self.rows is None else self.rows[index]].item())
+
+    def name(self, index: int) -> str:
+        return self._name(self.place(index))
+
+    def picture(self, index: int) -> Picture:
+        place = self.place(index)
+        name, size = self._name(place), (place.width, place.height)
+        if place.form == RAW:
+            return _Raw(self, place, name, size)
+        data = self.bytes_of(place).tobytes()
+        return Tiled(data, name, size) if place.form == TILED else pictures.encoded(data, name)
+
+    def bytes_of(self, place: Place, start: int = 0, length: int | None = None) -> Pixels:
+        """uint8 [length] of a sample's stored bytes, or a part of them. Raises `BadInput`."""
+        data = np.empty(place.length - start if length is None else length, np.uint8)
+        try:
+            count = os.preadv(
+                self._file(self.folder / self.shards[place.shard]).number, [data.data], place.offset + start
+            )
+        except OSError as error:
+            raise BadInput(f"cannot read {self.folder / self.shards[place.shard]}: {error.strerror}") from None
+        if count != len(data):
+            raise BadInput(f"cannot read {self.folder / self.shards[place.shard]}: it is cut short{_AGAIN}")
+        return data
+
+    def _name(self, place: Place) -> str:
+        """The shard and its member, by which `tar` finds it."""
+        try:
+            header = self.bytes_of(place, -BLOCK, BLOCK).tobytes()
+        except BadInput:
+            header = b""
+        return f"{self.folder / self.shards[place.shard]}:{os.fsdecode(header[:100].partition(bytes(1))[0])}"
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """Bare pixels, of which only the rows of a box are read."""
+
+    shards: Shards
+    place: Place
+    name: str
+    size: tuple[int, int]
+
+    def region(self, box: Box) -> Region:
+        """Exactly the box. Raises `BadInput`."""
+        left, top, right, bottom = box
+        width, height = self.size
+        start = self.place.length - 3 * width * height  # after the PPM's header
+        rows = self.shards.bytes_of(self.place, start + 3 * width * top, 3 * width * (bottom - top))
+        return Region(rows.reshape(-1, width, 3)[:, left:right], left, top)
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What `index.json` says. Raises `BadInput` where there is none, or one of another format."""
+    try:
+        told: dict[str, Any] = json.loads((folder / PACKED).read_text())
+        version = told["format"]
+    except OSError as error:
+        said = f"{error.strerror}; expected a folder made by resnet-train prepare"
+        raise BadInput(f"data.path: cannot read {folder / PACKED}: {said}") from None
+    except (ValueError, TypeError, KeyError):
+        raise BadInput(f"data.path: {folder / PACKED} is damaged{_AGAIN}") from None
+    if version != FORMAT:
+        raise BadInput(f"data.path: {folder} is of format {version}, this program reads {FORMAT}{_AGAIN}")
+    return told
+
+
+def open_shards(folder: Path, part: str) -> Shards:
+    """The `train` or `val` part of a packed set. Raises `BadInput` where its shards are not those of its index.
+
+    A shard that is missing or of another size is noticed, by its size alone: `prepare --verify` reads everything.
+    """
+    told = about(folder)
+    if part not in told["parts"]:
+        raise BadInput(f"data.path: {folder} was packed without its {part} part")
+    listed = told["parts"][part]
+    for name, size in listed["shards"]:
+        path = folder / part / name
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            raise BadInput(f"data.path: the index of {folder} names {path}: {error.strerror}{_AGAIN}") from None
+        if found != size:
+            raise BadInput(f"data.path: {path} has {found:,} bytes, and {size:,} by the index{_AGAIN}")
+    source = Shards(folder / part, [name for name, _ in listed["shards"]], [id_ for id_, _ in told["classes"]])
+    if len(source) != listed["images"]:
+        raise BadInput(
+            f"data.path: {folder / part / 'index.npy'} lists {len(source):,} images, and {folder / PACKED} "
+            f"{listed['images']:,}{_AGAIN}"
+        )
+    return source
+
+
+def _mapped(path: Path) -> npt.NDArray[np.void]:
+    try:
+        entries = np.asarray(np.load(path, mmap_mode="r"))
+    except OSError as error:
+        raise BadInput(f"data.path: cannot read {path}: {error.strerror or error}{_AGAIN}") from None
+    except ValueError:
+        raise BadInput(f"data.path: {path} is damaged{_AGAIN}") from None
+    if entries.dtype != ENTRY or entries.ndim != 1:
+        raise BadInput(f"data.path: {path} is no index of samples{_AGAIN}")
+    return entries

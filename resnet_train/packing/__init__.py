@@ -1,0 +1,1 @@
+"""From what people hold to shards: the verb `prepare`."""

@@ -1,0 +1,147 @@
+"""What is to be packed: lists of samples, each with a name and a label, whose bytes are read when they are due."""
+
+import functools
+import hashlib
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from resnet_train.config.data import StoredImages
+from resnet_train.data import sources
+from resnet_train.data.draws import Ints
+from resnet_train.data.shards import OpenFile
+from resnet_train.errors import BadInput
+
+Names = npt.NDArray[np.bytes_]
+
+
+@dataclass(frozen=True)
+class Listing(ABC):
+    """Samples in the order in which they lie in their source: nothing is sought for twice."""
+
+    names: Names
+    """[n], CLASS/FILE as class folders would have it."""
+    labels: Ints
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, row: int) -> bytes:
+        """A sample's file. Raises `BadInput` where it cannot be read."""
+
+    def name(self, row: int) -> str:
+        """Of a sample."""
+        return os.fsdecode(self.names[row])
+
+    def part(self, rows: slice | Ints) -> Self:
+        """These samples only."""
+        return replace(self, **{name: array[rows] for name, array in self._arrays()})
+
+    def digest(self) -> str:
+        """What tells this list from any other."""
+        found = hashlib.sha256()
+        for _, array in self._arrays():
+            found.update(str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
+
+    def _arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                yield field.name, value
+
+
+@dataclass(frozen=True)
+class InFolder(Listing):
+    """Image files."""
+
+    root: Path
+    paths: Names
+    """[n], below the root."""
+
+    def read(self, row: int) -> bytes:
+        path = self.root / os.fsdecode(self.paths[row])
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise BadInput(f"cannot read {path}: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class InTars(Listing):
+    """Members of tar files, or of tar files in them."""
+
+    tars: tuple[Path, ...]
+    tar: Ints
+    """[n], which of them."""
+    offsets: Ints
+    lengths: Ints
+
+    def read(self, row: int) -> bytes:
+        path, length = self.tars[self.tar[row]], int(self.lengths[row])
+        try:
+            data = os.pread(_open(path).number, length, int(self.offsets[row]))
+        except OSError as error:
+            raise BadInput(f"cannot read {path}: {error.strerror}") from None
+        if len(data) < length:
+            raise BadInput(f"cannot read {self.name(row)} in {path}: the file is cut short")
+        return data
+
+
+@dataclass(frozen=True)
+class InParquet(Listing):
+    """Rows of parquet files."""
+
+    files: tuple[Path, ...]
+    file: Ints
+    """[n], which of them."""
+    groups: Ints
+    """[n], the row group."""
+    rows: Ints
+    """[n], the row in it."""
+
+    def read(self, row: int) -> bytes:
+        from resnet_train.packing import parquet
+
+        images = parquet.group(self.files[self.file[row]], int(self.groups[row]))
+        data: bytes | None = images[int(self.rows[row])]["bytes"].as_py()
+        return data or b""
+
+
+@dataclass(frozen=True)
+class InMemory(Listing):
+    """Images of torchvision's small sets, which become PNG files: the pixels are the same."""
+
+    path: Path
+    kind: str
+    train: bool
+    numbers: Ints
+
+    def read(self, row: int) -> bytes:
+        pixels = stored(self.path, self.kind, self.train).images[self.numbers[row]]
+        file = io.BytesIO()
+        Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).save(file, "PNG")
+        return file.getvalue()
+
+
+@functools.lru_cache(maxsize=2)
+def stored(path: Path, kind: str, train: bool) -> sources.Stored:
+    """One of torchvision's small sets, read once a process."""
+    section = StoredImages.model_validate({"kind": kind, "path": str(path)})
+    found = sources.open_data(section)[0 if train else 1]
+    assert isinstance(found, sources.Stored)
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _open(path: Path) -> OpenFile:
+    return OpenFile(path)

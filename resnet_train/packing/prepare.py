@@ -1,0 +1,204 @@
+"""The verb `prepare`: from what people hold to shards and their index."""
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from resnet_train.config.assumed import PACKED
+from resnet_train.data import shards
+from resnet_train.data.shards import ENTRY, FORMAT
+from resnet_train.errors import BadInput
+from resnet_train.packing import pool, tiling
+from resnet_train.packing.listing import Listing
+from resnet_train.packing.source import Source, open_source
+from resnet_train.packing.store import Options
+from resnet_train.packing.write import KEPT, Job, member, pack, whole
+
+_UNFINISHED = "unfinished"
+"""Below the destination: the plan, and the records of finished shards, until the index is made of them."""
+Report = dict[str, Any]
+
+
+def prepare(
+    path: Path,
+    dest: Path,
+    options: Options,
+    per_shard: int,
+    workers: int,
+    skip_bad: bool,
+    val_labels: Path | None = None,
+    class_names: Path | None = None,
+) -> Report:
+    """Pack a data set; what there is to tell of it, which is also in its `index.json`.
+
+    If `dest` holds a part of the same packing, that goes on; if all of it, nothing is done. Raises `BadInput`.
+    """
+    source = open_source(path, val_labels, class_names)
+    for part, listing in source.parts.items():
+        _check_names(part, listing)
+    plan = _plan(source, options, per_shard)
+    if (dest / PACKED).exists():
+        told = shards.about(dest)
+        _same(told["plan"], plan, dest)
+        return dict(told["report"])
+    if options.tiled and not tiling.available():
+        print(
+            "--tiled: there is no jpegtran here (libjpeg-turbo-progs): images are stored as they are", file=sys.stderr
+        )
+    with _claimed(dest, plan):
+        jobs = {
+            part: list(_jobs(dest, part, listing, options, per_shard, skip_bad))
+            for part, listing in source.parts.items()
+        }
+        _pack_all([job for part in jobs.values() for job in part], workers)
+        return _finish(source, dest, plan, jobs, options)
+
+
+def _check_names(part: str, listing: Listing) -> None:
+    """Refuse names that a tar file cannot hold, or holds twice."""
+    keys = []
+    for row in range(len(listing)):
+        name = listing.name(row)
+        if name.startswith("/") or {"", ".", ".."} & set(name.split("/")):
+            raise BadInput(f"{part}: an image is named {name}, which leads outside: refused")
+        keys.append(os.fsencode(member(name)))
+    found = np.array(keys, np.bytes_)
+    order = np.argsort(found, kind="stable")
+    for twin in np.flatnonzero(found[order][1:] == found[order][:-1])[:1]:
+        one, other = (listing.name(int(order[i])) for i in (twin, twin + 1))
+        raise BadInput(f"{part}: {one} and {other} would have the same name in a shard: rename one")
+
+
+def _plan(source: Source, options: Options, per_shard: int) -> dict[str, Any]:
+    """All that decides what is in the shards."""
+    return {
+        "--tiled": options.tiled,
+        "--short-side": options.short_side,
+        "--raw-fraction": options.raw_fraction,
+        "--shard-images": per_shard,
+        "the source's images": {part: listing.digest()[:16] for part, listing in source.parts.items()},
+        "the source's classes": hashlib.sha256(json.dumps([source.classes, source.names]).encode()).hexdigest()[:16],
+    }
+
+
+def _same(held: dict[str, Any], plan: dict[str, Any], dest: Path) -> None:
+    for key, value in plan.items():
+        if held.get(key) != value and key.startswith("--"):
+            raise BadInput(
+                f"{dest} was packed with {key} = {held.get(key)}, not {value}: set it back, or give another folder"
+            )
+        if held.get(key) != value:
+            raise BadInput(f"{dest} was packed from another source ({key} differ): give another folder")
+
+
+@contextmanager
+def _claimed(dest: Path, plan: dict[str, Any]) -> Iterator[None]:
+    """The destination for this process alone, and for this plan. Raises `BadInput`."""
+    begun = dest / _UNFINISHED / "plan.json"
+    try:
+        if not begun.exists():
+            if dest.exists() and any(dest.iterdir()):
+                raise BadInput(f"{dest} is not empty, and holds no packing that was begun: give another folder")
+            begun.parent.mkdir(parents=True)
+            whole(begun, json.dumps(plan))
+        _same(json.loads(begun.read_text()), plan, dest)
+        with begun.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadInput(f"another resnet-train prepare is at work on {dest}") from None
+            yield
+    except OSError as error:
+        raise BadInput(f"cannot write {dest}: {error.strerror}; {KEPT}") from None
+
+
+def _jobs(dest: Path, part: str, listing: Listing, options: Options, per_shard: int, skip_bad: bool) -> Iterator[Job]:
+    (dest / part).mkdir(exist_ok=True)
+    for number, first in enumerate(range(0, len(listing), per_shard)):
+        path = dest / part / f"{number:06}.tar"
+        record = dest / _UNFINISHED / f"{part}-{number:06}.json"
+        yield Job(path, record, listing.part(slice(first, first + per_shard)), first, options, skip_bad)
+
+
+def _finished(job: Job) -> dict[str, Any] | None:
+    """The record of a shard, if it is there and whole, and no image of it was left out that may not be."""
+    try:
+        record: dict[str, Any] = json.loads(job.record.read_text())
+        whole = job.path.stat().st_size == record["size"]
+    except (OSError, ValueError):
+        return None
+    return record if whole and (job.skip_bad or not record["bad"]) else None
+
+
+def _pack_all(jobs: list[Job], workers: int) -> None:
+    left = [job for job in jobs if _finished(job) is None]
+    total = sum(len(job.listing) for job in jobs)
+    done = total - sum(len(job.listing) for job in left)
+    with tqdm(total=total, initial=done, desc="packing", unit="img", disable=None) as bar:
+        for _ in pool.each(pack, left, min(workers, len(left)), bar.update, KEPT):
+            pass
+
+
+def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, list[Job]], options: Options) -> Report:
+    """Make the index of the records, last of all."""
+    parts: dict[str, Any] = {}
+    odd: list[tuple[str, str, str]] = []
+    report: Report = {"source": source.kind, "classes": len(source.classes), "options": asdict(options), "parts": {}}
+    for part, listed in jobs.items():
+        records = [record for job in listed if (record := _finished(job)) is not None]
+        entries = _entries(source.parts[part], records)
+        if not len(entries):
+            raise BadInput(f"not one image of {part} can be decoded")
+        file = io.BytesIO()
+        np.save(file, entries)
+        whole(dest / part / "index.npy", file.getvalue())
+        sizes = [record["size"] for record in records]
+        parts[part] = {"images": len(entries), "shards": [*zip([job.path.name for job in listed], sizes, strict=True)]}
+        odd += [(part, name, what) for record in records for name, what in record["odd"]]
+        odd += [(part, name, f"left out: {why}") for record in records for name, why in record["bad"]]
+        report["parts"][part] = {
+            "images": len(entries),
+            "shards": len(sizes),
+            "bytes": sum(sizes),
+            "source_bytes": sum(record["source_bytes"] for record in records),
+            "left_out": sum(len(record["bad"]) for record in records),
+            "as_files": int((entries["form"] == shards.ENCODED).sum()),
+            "tiled": int((entries["form"] == shards.TILED).sum()),
+            "raw": int((entries["form"] == shards.RAW).sum()),
+        }
+    report["odd"] = dict(Counter(what.split(":")[0] for _, _, what in odd).most_common())
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("part", "image", "what"), *odd])
+    whole(dest / "odd.csv", table.getvalue().encode("utf-8", "surrogateescape"))
+    whole(dest / "classes.txt", "".join(f"{' '.join(name.split())}\n" for name in source.names))
+    classes = [*zip(source.classes, source.names, strict=True)]
+    about = {"format": FORMAT, "classes": classes, "parts": parts, "plan": plan, "report": report}
+    whole(dest / PACKED, json.dumps(about))
+    shutil.rmtree(dest / _UNFINISHED)
+    return report
+
+
+def _entries(listing: Listing, records: list[dict[str, Any]]) -> np.ndarray:
+    """The index of a part, in the order of class folders: classes, then names."""
+    rows = np.concatenate([np.array(r["entries"], np.int64).reshape(-1, 8) for r in records])
+    numbers = np.repeat(np.arange(len(records)), [len(r["entries"]) for r in records])
+    made = np.zeros(len(rows), ENTRY)
+    for name, column in zip(("offset", "label", "length", "width", "height", "crc32", "form"), rows.T[1:], strict=True):
+        made[name] = column
+    made["shard"] = numbers
+    result: np.ndarray = made[np.lexsort((listing.names[rows[:, 0]], listing.labels[rows[:, 0]]))]
+    return result

@@ -1,0 +1,35 @@
+"""What `prepare` tells when it is done."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from resnet_train.packing.prepare import Report
+from resnet_train.packing.store import QUALITY
+from resnet_train.tables import columns
+
+
+def text(report: Report, dest: Path) -> str:
+    """The report in words: what was packed, what was odd, and what the options did to disk and recipe."""
+    return "\n".join(_lines(report, dest))
+
+
+def _lines(report: Report, dest: Path) -> Iterator[str]:
+    rows = [["", "images", "left out", "shards", "MB", "of the source", "as they are", "tiled", "raw"]]
+    for part, one in report["parts"].items():
+        counts = [f"{one[key]:,}" for key in ("images", "left_out", "shards")]
+        disk = [f"{one['bytes'] / 1e6:,.1f}", f"{one['bytes'] / max(one['source_bytes'], 1):.2f}"]
+        rows.append([part, *counts, *disk, *(f"{one[key]:,}" for key in ("as_files", "tiled", "raw"))])
+    yield f"{dest}: {report['classes']} classes, from {report['source']}"
+    yield columns(rows)
+    if report["odd"]:
+        yield f"odd files, named in {dest / 'odd.csv'}:"
+        yield from (f"  {count:,} {what}" for what, count in report["odd"].items())
+    options = report["options"]
+    if options["short_side"]:
+        yield (
+            f"recipe: CHANGED: shorter sides over {options['short_side']} px were reduced to it and compressed anew "
+            f"(quality {QUALITY}); say so beside any error"
+        )
+    else:
+        yield "recipe: unchanged: every pixel is the source's"
+    yield f"train on it with data.kind=shards data.path={dest}"

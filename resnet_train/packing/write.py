@@ -1,0 +1,109 @@
+"""One shard: written whole or not at all, with a record of what is in it that says it is finished."""
+
+import json
+import os
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from resnet_train.data.shards import BLOCK
+from resnet_train.errors import BadInput
+from resnet_train.packing.listing import Listing
+from resnet_train.packing.pool import Count
+from resnet_train.packing.store import Options, keep
+
+KEPT = "finished shards are kept: run the same command again to go on"
+_TOLD = 32
+"""Samples after which progress is told."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Which samples go into a shard, and where that lies."""
+
+    path: Path
+    record: Path
+    listing: Listing
+    first: int
+    """Row of the first one in the whole list."""
+    options: Options
+    skip_bad: bool
+
+
+def pack(job: Job, count: Count) -> dict[str, Any]:
+    """Write a shard and its record; the record. Raises `BadInput`.
+
+    Its `entries` are [row, offset, label, length, width, height, crc32, form].
+    """
+    partial = job.path.with_suffix(".tmp")
+    try:
+        with partial.open("wb") as file:
+            record = _fill(file, job, count)
+            file.write(bytes(2 * BLOCK))
+            record["size"] = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(job.path)
+        whole(job.record, json.dumps(record))
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise BadInput(f"cannot write {job.path}: {error.strerror}; {KEPT}") from None
+    return record
+
+
+def _fill(file: BinaryIO, job: Job, count: Count) -> dict[str, Any]:
+    entries, odd, bad, read = [], [], [], 0
+    for row in range(len(job.listing)):
+        name, label = job.listing.name(row), int(job.listing.labels[row])
+        if row % _TOLD == 0 and row:
+            count(_TOLD)
+        try:
+            data = job.listing.read(row)
+            kept = keep(data, name, job.options)
+        except BadInput as error:
+            if not job.skip_bad:
+                raise BadInput(f"{error}; --on-bad-image skip leaves it out; {KEPT}") from None
+            bad.append([name, str(error)])
+            continue
+        read += len(data)
+        odd += [[name, what] for what in kept.odd]
+        key = member(name)
+        offset = _add(file, f"{key}.{kept.suffix}", kept.data)
+        _add(file, f"{key}.cls", str(label).encode())
+        about = [len(kept.data), kept.width, kept.height, zlib.crc32(kept.data), kept.form]
+        entries.append([job.first + row, offset, label, *about])
+    count(len(job.listing) - max(len(job.listing) - 1, 0) // _TOLD * _TOLD)
+    return {"entries": entries, "odd": odd, "bad": bad, "source_bytes": read}
+
+
+def member(name: str) -> str:
+    """The key of a sample in a tar file. To WebDataset a dot ends the key, so a name's dots are written as %2E."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{Path(file).stem.replace('%', '%25').replace('.', '%2E')}"
+
+
+def _add(file: BinaryIO, name: str, data: bytes) -> int:
+    """Append a member; where its data begin."""
+    about = tarfile.TarInfo(name)  # of no owner and no date: the same samples make the same shard
+    about.size = len(data)
+    file.write(about.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+    offset = file.tell()
+    file.write(data + bytes(-len(data) % BLOCK))
+    return offset
+
+
+def whole(path: Path, data: str | bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_suffix(".tmp")
+    with partial.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,143 @@
+"""Restart-tiled JPEG: every crop, cut out of the byte stream, is bit for bit that of the whole image."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from resnet_train.data import pictures, tiles
+from resnet_train.data.pictures import Pixels
+from resnet_train.data.tiles import Tiled
+from resnet_train.errors import BadInput
+from resnet_train.packing import tiling
+
+needs_jpegtran = pytest.mark.skipif(not tiling.available(), reason="there is no jpegtran")
+SIZES = [(500, 375), (375, 500), (333, 217), (129, 65), (64, 64), (16, 300), (7, 5), (1, 1)]
+"""375 is 47 blocks of 8 pixels, a prime: tiles are whole rows there. 7 and 1 are less than a block."""
+
+
+def photo(width: int, height: int, seed: int = 0) -> Pixels:
+    """Something with edges and slopes in every channel, as photos have."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (1 + height // 9, 1 + width // 9, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int64)
+    return (smooth + random.integers(-20, 21, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def jpeg(pixels: Pixels, mode: str, restart: int = 0) -> bytes:
+    """A file by Pillow; `mode` is the subsampling of chroma, or grey."""
+    file = io.BytesIO()
+    image = Image.fromarray(pixels)
+    how = {} if mode == "grey" else {"subsampling": mode}
+    image = image.convert("L") if mode == "grey" else image
+    image.save(file, "JPEG", quality=88, restart_marker_blocks=restart, **how)
+    return file.getvalue()
+
+
+def assert_every_crop_is_exact(data: bytes, whole: Pixels, crops: int = 60) -> float:
+    """Compare random crops and those in the corners with the whole image; the share of it that was decoded."""
+    height, width = whole.shape[:2]
+    image = Tiled(data, "it", (width, height))
+    boxes = tiling.boxes(np.random.default_rng(1).random((crops, 4)), width, height)
+    boxes += [(0, 0, 1, 1), (width - 1, height - 1, width, height), (0, 0, width, height)]
+    decoded = []
+    for left, top, right, bottom in boxes:
+        found = image.region((left, top, right, bottom))
+        part = found.pixels[top - found.top : bottom - found.top, left - found.left : right - found.left]
+        assert np.array_equal(part, whole[top:bottom, left:right]), (left, top, right, bottom)
+        assert found.pixels.flags.writeable
+        decoded.append(found.pixels.size / whole.size)
+    return float(np.mean(decoded[:crops]))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["4:4:4", "4:2:2", "4:2:0", "grey"])
+def test_every_crop_is_that_of_the_whole_image(mode: str, size: tuple[int, int]) -> None:
+    plain = jpeg(photo(*size), mode)
+    restarting = jpeg(photo(*size), mode, tiling.interval(tiling.frame(plain)))
+    tiled = tiling.with_table(restarting)
+    assert tiles.is_tiled(tiled)
+    assert not tiles.is_tiled(restarting)
+    whole = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(tiled)).convert("RGB")), whole)  # for other programs, too
+    decoded = assert_every_crop_is_exact(tiled, whole)
+    if size == (500, 375):
+        assert decoded < 0.45  # the boxes hold 0.16 of the image on average
+
+
+@needs_jpegtran
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+def test_jpegtran_makes_tiles_of_any_subsampling(subsampling: str) -> None:
+    pixels = photo(501, 227)
+    grey = subsampling == "Gray"
+    plain = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels[..., :1]) if grey else pixels, 90, "GRAY" if grey else "RGB", subsampling
+    )
+    whole = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
+    tiled = tiling.tiled(plain, whole, np.random.default_rng(2).random((4, 4)))
+    assert len(tiled) < 1.06 * len(plain)
+    assert_every_crop_is_exact(tiled, whole)
+
+
+@needs_jpegtran
+def test_a_progressive_file_becomes_tiles_of_the_same_pixels() -> None:
+    file = io.BytesIO()
+    Image.fromarray(photo(300, 200)).save(file, "JPEG", progressive=True)
+    whole = np.asarray(Image.open(file).convert("RGB"))
+    assert not tiling.frame(file.getvalue()).baseline
+    assert_every_crop_is_exact(tiling.tiled(file.getvalue(), whole, np.zeros((0, 4))), whole)
+
+
+@needs_jpegtran
+def test_what_is_not_exact_or_no_jpeg_is_refused() -> None:
+    pixels = photo(100, 100)
+    data = jpeg(pixels, "4:4:4")
+    whole = np.asarray(Image.open(io.BytesIO(data)))
+    with pytest.raises(ValueError, match="its pixels are not the same"):
+        tiling.tiled(data, whole ^ np.uint8(1), np.zeros((0, 4)))
+    for broken, why in ((data[:300], "cut short"), (b"\xff\xd8 no marker", "marker"), (data[:-700], "premature end")):
+        with pytest.raises(ValueError, match=f"(?i){why}"):
+            tiling.tiled(broken, whole, np.zeros((0, 4)))
+
+
+def test_restarts_that_are_no_tiles_are_refused() -> None:
+    pixels = photo(100, 100)  # 13 units in a row
+    for restart, why in ((0, "do not divide"), (5, "do not divide")):
+        with pytest.raises(ValueError, match=why):
+            tiling.with_table(jpeg(pixels, "4:4:4", restart))
+    with pytest.raises(ValueError, match="not the restarts"):
+        tiling.with_table(jpeg(pixels, "4:4:4", 13) + b"trailing")
+
+
+def test_a_tiles_width_divides_the_row_or_is_the_row() -> None:
+    for width in range(1, 700):
+        for block in (8, 16, 32):
+            frame = tiling.Frame(0, (width, 10), (block, 8), 0, 0, True)
+            units = tiling.interval(frame)
+            assert frame.across % units == 0
+            assert units == frame.across or 40 <= units * block <= 112
+    assert tiling.interval(tiling.Frame(0, (500, 375), (8, 8), 0, 0, True)) == 7
+
+
+def test_a_damaged_tile_is_named() -> None:
+    data = bytearray(
+        tiling.with_table(jpeg(photo(200, 200), "4:2:0", tiling.interval(tiling.frame(jpeg(photo(200, 200), "4:2:0")))))
+    )
+    data[-4000:] = bytes(4000)
+    with pytest.raises(BadInput, match="cannot decode it: "):
+        Tiled(bytes(data), "it", (200, 200)).region((150, 150, 200, 200))
+
+
+@needs_jpegtran
+def test_real_photos_are_exact_and_no_larger(real_images: Path) -> None:
+    before = after = 0
+    for path in sorted((real_images / "imagenet-natural-c100" / "val").rglob("*.*"))[::10]:
+        image = pictures.read(path)
+        whole = image.region((0, 0, *image.size)).pixels
+        tiled = tiling.tiled(image.data, whole, np.zeros((0, 4)))
+        assert_every_crop_is_exact(tiled, whole, crops=20)
+        before, after = before + len(image.data), after + len(tiled)
+    assert after < 1.01 * before
