@@ -25,7 +25,7 @@ import numpy.typing as npt
 from resnet_train.config.assumed import PACKED
 from resnet_train.data import pictures
 from resnet_train.data.draws import Ints
-from resnet_train.data.pictures import Box, Picture, Pixels, Region
+from resnet_train.data.pictures import Box, Picture, Region
 from resnet_train.data.sources import Files
 from resnet_train.data.tiles import Tiled
 from resnet_train.errors import BadInput
@@ -70,7 +70,7 @@ class Place(NamedTuple):
 class OpenFile:
     """A file that is open for reading, closed when nothing refers to it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.number = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
@@ -86,6 +86,7 @@ class Shards(Files):
         self.entries = _mapped(folder / "index.npy")
         labels = self.entries["label"]
         self.labels = labels if rows is None else labels[rows]
+        self._paths = [f"{folder}/{name}" for name in self.shards]  # Path's own arithmetic is slow
         self._file = functools.lru_cache(_OPEN)(OpenFile)
         if folder.name == "train":
             self.cure = "; data.on_bad_image=skip leaves it out"
@@ -108,29 +109,28 @@ class Shards(Files):
         name, size = self._name(place), (place.width, place.height)
         if place.form == RAW:
             return _Raw(self, place, name, size)
-        data = self.bytes_of(place).tobytes()
+        data = self.bytes_of(place)
         return Tiled(data, name, size) if place.form == TILED else pictures.encoded(data, name)
 
-    def bytes_of(self, place: Place, start: int = 0, length: int | None = None) -> Pixels:
-        """uint8 [length] of a sample's stored bytes, or a part of them. Raises `BadInput`."""
-        data = np.empty(place.length - start if length is None else length, np.uint8)
+    def bytes_of(self, place: Place, start: int = 0, length: int | None = None) -> bytes:
+        """A sample's stored bytes, or a part of them. Raises `BadInput`."""
+        path = self._paths[place.shard]
+        length = place.length - start if length is None else length
         try:
-            count = os.preadv(
-                self._file(self.folder / self.shards[place.shard]).number, [data.data], place.offset + start
-            )
+            data = os.pread(self._file(path).number, length, place.offset + start)
         except OSError as error:
-            raise BadInput(f"cannot read {self.folder / self.shards[place.shard]}: {error.strerror}") from None
-        if count != len(data):
-            raise BadInput(f"cannot read {self.folder / self.shards[place.shard]}: it is cut short{_AGAIN}")
+            raise BadInput(f"cannot read {path}: {error.strerror}") from None
+        if len(data) != length:
+            raise BadInput(f"cannot read {path}: it is cut short{_AGAIN}")
         return data
 
     def _name(self, place: Place) -> str:
         """The shard and its member, by which `tar` finds it."""
         try:
-            header = self.bytes_of(place, -BLOCK, BLOCK).tobytes()
+            member = self.bytes_of(place, -BLOCK, 100).partition(b"\0")[0]
         except BadInput:
-            header = b""
-        return f"{self.folder / self.shards[place.shard]}:{os.fsdecode(header[:100].partition(bytes(1))[0])}"
+            member = b""
+        return f"{self._paths[place.shard]}:{os.fsdecode(member)}"
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ class _Raw:
         width, height = self.size
         start = self.place.length - 3 * width * height  # after the PPM's header
         rows = self.shards.bytes_of(self.place, start + 3 * width * top, 3 * width * (bottom - top))
-        return Region(rows.reshape(-1, width, 3)[:, left:right], left, top)
+        pixels = np.frombuffer(rows, np.uint8).reshape(-1, width, 3)
+        return Region(pixels[:, left:right].copy(), left, top)
 
 
 def about(folder: Path) -> dict[str, Any]:

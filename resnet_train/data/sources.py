@@ -156,7 +156,7 @@ def open_data(cfg: Data) -> tuple[AnySource, AnySource]:
     if cfg.holdout >= len(train):
         raise BadInput(f"data.holdout = {cfg.holdout}: there are only {len(train)} training images")
     held = evenly_spaced(len(train), cfg.holdout)
-    return train.subset(np.setdiff1d(np.arange(len(train)), held)), train.subset(held)
+    return train.subset(np.delete(np.arange(len(train)), held)), train.subset(held)
 
 
 def open_validation(cfg: Data) -> AnySource:

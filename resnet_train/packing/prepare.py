@@ -148,9 +148,13 @@ def _pack_all(jobs: list[Job], workers: int) -> None:
     left = [job for job in jobs if _finished(job) is None]
     total = sum(len(job.listing) for job in jobs)
     done = total - sum(len(job.listing) for job in left)
-    with tqdm(total=total, initial=done, desc="packing", unit="img", disable=None) as bar:
-        for _ in pool.each(pack, left, min(workers, len(left)), bar.update, KEPT):
-            pass
+    try:
+        with tqdm(total=total, initial=done, desc="packing", unit="img", disable=None) as bar:
+            for _ in pool.each(pack, left, min(workers, len(left)), bar.update, KEPT):
+                pass
+    finally:
+        for job in left:  # of processes that were ended because another met something
+            job.path.with_suffix(".tmp").unlink(missing_ok=True)
 
 
 def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, list[Job]], options: Options) -> Report:

@@ -64,7 +64,7 @@ def check(job: _Job, count: Count) -> list[str]:
     for done, row in enumerate(job.rows.tolist(), 1):
         place = source.place(row)
         try:
-            if zlib.crc32(source.bytes_of(place).data) != place.crc32:
+            if zlib.crc32(source.bytes_of(place)) != place.crc32:
                 raise BadInput("its bytes are not those that were packed")
             if labels.get(place.offset) != str(place.label).encode():
                 raise BadInput(f"its label is {place.label} by the index and {labels.get(place.offset)!r} by the shard")
