@@ -141,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare = verb(
         "prepare", _prepare, "pack a data set into shards, whatever form it has, to train on faster", words="paths"
     )
+    prepare.usage = "%(prog)s [options] SOURCE DEST\n       %(prog)s --verify DEST"
     prepare.add_argument(
         "paths",
         nargs="+",
@@ -303,6 +304,8 @@ def _prepare(args: argparse.Namespace) -> None:
         return
     from resnet_train.packing import prepare, report, store
 
+    if args.tiled and args.raw_fraction == 1:
+        raise BadInput("--tiled has no effect with --raw-fraction 1, which leaves no JPEG: remove one of them")
     options = store.Options(args.tiled, args.short_side, args.raw_fraction)
     skip, per_shard = args.on_bad_image == "skip", args.shard_images or 2048
     source, dest = paths

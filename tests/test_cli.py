@@ -146,5 +146,5 @@ def test_commands_in_the_documents_are_understood(document: str) -> None:
 
 def test_the_readme_names_every_verb() -> None:
     text = (ROOT / "README.md").read_text()
-    for verb in ("run", "eval", "probe", "predict", "export", "compare", "summary", "schema"):
+    for verb in ("run", "eval", "probe", "predict", "export", "prepare", "compare", "summary", "schema"):
         assert f"`resnet-train {verb}" in text

@@ -550,6 +550,7 @@ def test_what_cannot_be_packed_is_refused(photos: Path, program: Program) -> Non
     assert "empty holds nothing that can be packed; expected train/CLASS/IMAGE" in refusal(program, "empty", "x")
     assert "photos is not empty" in refusal(program, photos, photos)
     assert "give the packed folder alone with --verify" in refusal(program, photos)
+    assert "--tiled has no effect" in refusal(program, photos, "x", "--tiled", "--raw-fraction", 1)
     assert "only --workers and --json" in refusal(program, photos, "--verify", "--tiled")
     assert "empty/index.json: No such file" in refusal(program, "empty", "--verify")
     assert "--val-labels has no effect" in refusal(program, photos, "x", "--val-labels", "val.csv")

@@ -81,7 +81,8 @@ def _fill(file: BinaryIO, job: Job, count: Count) -> dict[str, Any]:
 def member(name: str) -> str:
     """The key of a sample in a tar file. To WebDataset a dot ends the key, so a name's dots are written as %2E."""
     folder, _, file = name.rpartition("/")
-    return f"{folder}/{Path(file).stem.replace('%', '%25').replace('.', '%2E')}"
+    stem = file.rpartition(".")[0] or file
+    return f"{folder}/{stem.replace('%', '%25').replace('.', '%2E')}"
 
 
 def _add(file: BinaryIO, name: str, data: bytes) -> int:
