@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", action="append", metavar="NETWORK", help="train this network only; may be repeated")
     run.add_argument("--dry-run", action="store_true", help="print the resolved experiment and what it costs")
     run.add_argument("--fresh", action="store_true", help="start anew; older run folders are moved aside")
+    run.add_argument(
+        "--at-once", type=_count, default=1, metavar="N", help="train so many networks at a time on one device"
+    )
     _json(run)
 
     bench = verb("bench", _bench, "tell where the time of a training goes here, and what to change", words="overrides")
@@ -198,7 +201,7 @@ def _run(args: argparse.Namespace) -> None:
     else:
         from resnet_train import grid
 
-        grid.train_all(members, experiment.output, experiment.train.device, args.fresh, args.json)
+        grid.train_all(members, experiment.output, experiment.train.device, args.fresh, args.at_once, args.json)
 
 
 def _members(config: Path, experiment: "Experiment", only: Sequence[str]) -> list["Run"]:

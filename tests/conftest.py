@@ -99,6 +99,20 @@ def same_weights(one: Path, other: Path) -> bool:
     )
 
 
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Class folders of three photographs for each of two classes."""
+    from PIL import Image
+
+    for part in ("train", "val"):
+        for i, name in enumerate(("a", "b")):
+            folder = tmp_path / "imagenet" / part / name
+            folder.mkdir(parents=True)
+            for j in range(3):
+                Image.new("RGB", (50 + j, 44), (80 * i, 40 * j, 90)).save(folder / f"{j}.JPEG")
+    return tmp_path / "imagenet"
+
+
 @pytest.fixture(scope="session")
 def real_images() -> Path:
     """The folder of real images that RESNET_TRAIN_DATA names."""

@@ -389,19 +389,6 @@ def test_shipped_files_train_two_steps_on_synthetic_data(path: Path, program: Pr
     assert len(ends) == len(networks) >= 1
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    from PIL import Image
-
-    for part in ("train", "val"):
-        for i, name in enumerate(("a", "b")):
-            folder = tmp_path / "imagenet" / part / name
-            folder.mkdir(parents=True)
-            for j in range(3):
-                Image.new("RGB", (50 + j, 44), (80 * i, 40 * j, 90)).save(folder / f"{j}.JPEG")
-    return tmp_path / "imagenet"
-
-
 def test_real_photographs_pass_through_the_whole_program(real_images: Path, config: Config, program: Program) -> None:
     data = {"kind": "imagefolder", "path": str(real_images / "imagenet-natural-c100"), "workers": 1}
     path = config(

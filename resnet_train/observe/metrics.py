@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import sys
@@ -238,7 +239,8 @@ class Progress:
     def __init__(self, name: str, step: int, total: int, later: float) -> None:
         self.name, self.step, self.total, self.later = name, step, total, later
         self.first, self.start, self.told = step, time.perf_counter(), time.perf_counter()
-        self.bar = tqdm(total=total, initial=step, desc=name, unit="step", disable=None, dynamic_ncols=True)
+        several = multiprocessing.parent_process() is not None  # whose bars would overwrite one another
+        self.bar = tqdm(total=total, initial=step, desc=name, unit="step", disable=several or None, dynamic_ncols=True)
 
     def write(self, record: Record) -> None:
         if record["kind"] == "train":
