@@ -1,5 +1,6 @@
 """The run of a network that has none: weights of another program, or no training yet."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,4 +38,6 @@ def data_of(data: str) -> dict[str, Any]:
     if not Path(data).is_dir():
         raise BadInput(f"--data {data}: no such folder; digits and synthetic need none")
     kinds = [kind for mark, kind in _MARKS.items() if (Path(data) / mark).is_dir()]
-    return {"kind": kinds[0] if kinds else "imagefolder", "path": data}
+    if kinds:
+        return {"kind": kinds[0], "path": data}
+    return {"kind": "imagefolder", "path": data, "workers": min(8, os.cpu_count() or 1)}
