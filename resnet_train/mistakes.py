@@ -45,9 +45,12 @@ def worst(found: Outcomes, classes: Sequence[str], shown: int = 5) -> str:
 
 
 def draw(
-    found: Outcomes, classes: Sequence[str], source: AnySource, of: Trained, path: Path, tensorboard: Path
+    name: str, found: Outcomes, classes: Sequence[str], source: AnySource, of: Trained, path: Path, tensorboard: Path
 ) -> None:
-    """The most confident mistakes, as a PNG and in TensorBoard; nothing where there is no mistake."""
+    """The most confident mistakes of what is called `name`, as a PNG and in TensorBoard; nothing where there is none.
+
+    Images are shown as `of`, the network or the first of an ensemble, sees them.
+    """
     from matplotlib.figure import Figure
 
     wrong = torch.nonzero(found.predicted != found.label)[:, 0]
@@ -69,7 +72,7 @@ def draw(
         ax.imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
         label, predicted = (_short(classes[int(field[i])]) for field in (found.label, found.predicted))
         ax.set_title(f"{predicted} {100 * found.confidence[i]:.0f} %\nis {label}", fontsize=9)
-    figure.suptitle(f"The surest mistakes of {of.name}", fontsize=11)
+    figure.suptitle(f"The surest mistakes of {name}: what it says, and what it is", fontsize=11)
     figure.savefig(path, dpi=110)
     board.add_picture(tensorboard, path.stem, path, of.step or 0)
 

@@ -79,6 +79,9 @@ def evaluate_all(
     if any(path.endswith(".npz") for path in paths):
         raise BadInput("logits and checkpoints do not mix: give files of --save-logits only, or checkpoints only")
     members = [trained.load(path, network, data, overrides) for path in paths]
+    for member in members:
+        if member.step is None and data is None:
+            raise BadInput(f"{member.label} is a state dict, which knows no data: give --data PATH")
     protocols = {evaluate.protocol(member.run) for member in members}
     if len(protocols) > 1:
         told = "; ".join(f"{m.label}: {evaluate.protocol(m.run)}" for m in members)
@@ -208,6 +211,8 @@ def _write(
             writer = csv.writer(file)
             writer.writerow(["class", "images", "error", "most often taken for", "times"])
             writer.writerows(mistakes.by_class(found[-1], classes))
-        mistakes.draw(found[-1], classes, val_set, first, folder / f"{name}-mistakes.png", folder / "tensorboard")
+        of = first.name if len(found) == 1 else figures[-1]["checkpoint"]
+        picture = folder / f"{name}-mistakes.png"
+        mistakes.draw(of, found[-1], classes, val_set, first, picture, folder / "tensorboard")
     except OSError as error:
         print(f"note: --out: cannot write {folder}: {error.strerror}", file=sys.stderr)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from conftest import spawn
+from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -112,10 +113,19 @@ def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: st
     assert found[0].errors() != found[1].errors()
 
 
-def test_protocols_are_told_and_kept_with_their_figures(runs: list[str], program: Program) -> None:
+def test_protocols_are_told_and_kept_with_their_figures(
+    runs: list[str], program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(Figure, "suptitle", lambda _, title, **__: titles.append(title))
     [one] = figures(program, runs[0])
     [ten] = figures(program, runs[0], "--protocol", "ten-crop")
     both = figures(program, *runs, "--flip")
+    assert [title.partition(":")[0] for title in titles] == [
+        "The surest mistakes of cifar-resnet-8",
+        "The surest mistakes of cifar-resnet-8",
+        "The surest mistakes of ensemble of 2",
+    ]
     assert one["protocol"].startswith("validation set; one 32 px crop at the centre, shorter side 37 px; last weights")
     assert "ten 32 px crops (corners, centre, mirror images), shorter side 37 px, mean of softmax" in ten["protocol"]
     assert [row["network"] for row in both] == ["cifar-resnet-8", "cifar-plain-8", "ensemble"]
@@ -218,7 +228,9 @@ def test_what_cannot_be_evaluated_is_one_line(runs: list[str], photos: Path, pro
     figures(program, runs[0], "--save-logits", "a.npz")
     figures(program, runs[0], "--flip", "--save-logits", "b.npz")
     said = {
-        ("18.pth",): "18.pth is not a checkpoint of resnet-train",
+        ("18.pth",): "18.pth is a bare state dict: eval, predict and export take its --network NAME",
+        ("list.pth",): "list.pth is not a checkpoint of resnet-train",
+        ("18.pth", "--network", "resnet-18"): "18.pth is a state dict, which knows no data: give --data PATH",
         ("18.pth", "--network", "resnet-34", "--data", photos): "is missing for a resnet-34",
         ("18.pth", "--network", "plain-18", "--data", photos): "is not of a plain-18",
         ("list.pth", "--network", "resnet-18", "--data", photos): "is not a state dict",

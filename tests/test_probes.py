@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import figures, same_weights
+from matplotlib.figure import Figure
 
-from resnet_train import probe
+from resnet_train import probe, run_folder
 from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
 from resnet_train.config.schema import Run
@@ -19,7 +20,7 @@ from resnet_train.data import loader, normalize, sources
 from resnet_train.engine.dist import World
 from resnet_train.engine.step import new_state, train_step
 from resnet_train.models.network import Network, build, initialise
-from resnet_train.observe import probes
+from resnet_train.observe import probe_figures, probes
 
 Program = Callable[..., tuple[int, str, str]]
 Config = Callable[..., Path]
@@ -223,6 +224,18 @@ def test_the_verb_sets_networks_side_by_side(config: Config, program: Program) -
     assert (code, list(json.loads(out)["cifar-resnet-8"])) == (0, ["units", "weights"])
     assert program("probe", "gradients", folder, "--out", "map.png")[0] == 0
     assert Path("map.png").exists()
+
+
+def test_heat_maps_of_several_runs_are_a_grid(tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
+    records = [{"kind": "gradients", "step": step, "units": {"0": 1.0, "1": 2.0}} for step in (0, 5)]
+    runs = [run_folder.Recorded(Path("x"), tiny_run(seeds=[seed]), records) for seed in range(3)]
+    assert probe_figures.heat_maps(runs, Path("map.png"), None)
+    places = [(round(ax.get_position().x0, 2), round(ax.get_position().y0, 2)) for ax in kept[0].axes[:4]]
+    assert len({x for x, _ in places}) == len({y for _, y in places}) == 2
+    assert [ax.axison for ax in kept[0].axes[:4]] == [True, True, True, False]
+    assert [ax.get_title() for ax in kept[0].axes[:3]] == [f"cifar-resnet-8 seed {seed}" for seed in range(3)]
 
 
 def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> None:

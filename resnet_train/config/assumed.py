@@ -1,6 +1,7 @@
 """The run of a network that has none: weights of another program, or no training yet."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def data_of(data: str) -> dict[str, Any]:
         return {"kind": data}
     if not Path(data).is_dir():
         raise BadInput(f"--data {data}: no such folder; digits and synthetic need none")
-    return {"kind": stored_kind(Path(data)) or _files_kind(data), "path": data}
+    if kind := stored_kind(Path(data)):
+        return {"kind": kind, "path": data}
+    return {"kind": _files_kind(data), "path": data, "workers": min(8, os.cpu_count() or 1)}
 
 
 def stored_kind(folder: Path) -> str | None:

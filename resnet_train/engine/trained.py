@@ -64,7 +64,12 @@ def load(source: str, network: str | None = None, data: str | None = None, overr
         raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
     if network is not None:
         return _bare(path, network, data, overrides)
-    saved = checkpoint.read(path)
+    try:
+        saved = checkpoint.read(path)
+    except BadInput:
+        if not _is_bare(path):
+            raise
+        raise BadInput(f"{path} is a bare state dict: eval, predict and export take its --network NAME") from None
     paths = [] if data is None else assumed.elsewhere(saved.about.run, data)
     run = override_run(saved.about.run, [*paths, *overrides])
     net = build(run.network, len(saved.about.classes), saved.about.channels)
@@ -103,6 +108,13 @@ def _bare(path: Path, network: str, data: str | None, overrides: Sequence[str]) 
     mean, std = (torch.tensor(values) * 255 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     classes = tuple(f"class {i}" for i in range(len(head)))
     return Trained(str(path), run, classes, Normalization(mean[None, None], std), None, net.eval())
+
+
+def _is_bare(path: Path) -> bool:
+    try:
+        return bool(state_dict(path))
+    except BadInput:
+        return False
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Pictures of probes: plain left, residual right, by depth; and depth by time."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,14 +89,18 @@ def heat_maps(runs: Sequence[Recorded], path: Path, tensorboard: Path | None) ->
         return False
     positive = np.concatenate([norms[norms > 0] for _, _, norms in maps])
     scale = LogNorm(positive.min(), positive.max()) if len(positive) else None
-    figure = Figure(figsize=(1.5 + 4.5 * len(maps), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for ax, (run, steps, norms) in zip(axes, maps, strict=True):
+    columns = math.ceil(math.sqrt(len(maps)))
+    rows = math.ceil(len(maps) / columns)
+    figure = Figure(figsize=(1.5 + 4.5 * columns, 3.4 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for (run, steps, norms), ax in zip(maps, axes, strict=False):
         edges = [*steps, steps[-1] + (steps[-1] - steps[-2] if len(steps) > 1 else 1)]
         mesh = ax.pcolormesh(edges, np.arange(len(norms) + 1), norms, norm=scale, cmap="viridis")
         ax.invert_yaxis()  # the image above, the head below
         ax.set(title=f"{run.run.network.name} seed {run.run.seed}", xlabel="iteration", ylabel="unit")
-    figure.colorbar(mesh, ax=list(axes), label="gradient norm at the unit's input")
+    for ax in axes:  # what is left of the grid
+        ax.axis("off")
+    figure.colorbar(mesh, ax=figure.axes, label="gradient norm at the unit's input")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     if tensorboard is not None:
