@@ -194,7 +194,7 @@ def packed(source: Path, dest: Path, *options: str) -> tuple[dict[str, Any], flo
     """A packed form, and its size as a share of that of the files."""
     command = [sys.executable, "-m", "resnet_train", "prepare", str(source), str(dest), *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    size, files = (sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in (dest, source))
+    size, files = (sum(f.stat().st_size for f in (p / "train").rglob("*") if f.is_file()) for p in (dest, source))
     return {"kind": "shards", "path": str(dest)}, size / files
 
 
