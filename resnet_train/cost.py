@@ -102,7 +102,8 @@ def _draw(told: Sequence[dict[str, Any]], path: Path) -> None:
             labels = [f"{label} {more}" for label, more in zip(labels, memory, strict=True)]
         bars = ax.barh(names, [one[key] for one in told], color=["#D55E00"] + ["#0072B2"] * (len(told) - 1))
         ax.bar_label(bars, labels, fontsize=8, padding=2)
-        ax.set(title=title, xticks=[])
+        ax.set_title(title, fontsize=10)
+        ax.set_xticks([])
         ax.margins(x=0.7 if key == "activations" else 0.25)
     ax.invert_yaxis()  # shared: the reference is on top
     figure.savefig(path, dpi=130)
