@@ -91,13 +91,19 @@ def _paper(one: dict[str, Any]) -> str:
 def _draw(told: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    shown = ("depth", "params", "macs", "memory_fp32")  # bf16 is half of it, activations are in proportion to it
-    figure = Figure(figsize=(3.4 * len(shown), 1.2 + 0.4 * len(told)), layout="constrained")
+    shown = {key: _FIGURES[key] for key in ("depth", "params", "macs", "activations")}
+    shown["activations"] += " (memory an image: fp32, bf16)"  # which is in proportion to them
+    figure = Figure(figsize=(4 * len(shown), 1.2 + 0.4 * len(told)), layout="constrained")
     names = [one["network"] for one in told]
-    for ax, key in zip(figure.subplots(1, len(shown), sharey=True), shown, strict=True):
+    for ax, (key, title) in zip(figure.subplots(1, len(shown), sharey=True), shown.items(), strict=True):
+        labels = [_figure(one, key) for one in told]
+        if key == "activations":
+            memory = [f"({_figure(one, 'memory_fp32')}, {_figure(one, 'memory_bf16')})" for one in told]
+            labels = [f"{label} {more}" for label, more in zip(labels, memory, strict=True)]
         bars = ax.barh(names, [one[key] for one in told], color=["#D55E00"] + ["#0072B2"] * (len(told) - 1))
-        ax.bar_label(bars, [_figure(one, key) for one in told], fontsize=8, padding=2)
-        ax.set(title=_FIGURES[key], xticks=[])
-        ax.margins(x=0.25)
+        ax.bar_label(bars, labels, fontsize=8, padding=2)
+        ax.set_title(title, fontsize=10)
+        ax.set_xticks([])
+        ax.margins(x=0.7 if key == "activations" else 0.25)
     ax.invert_yaxis()  # shared: the reference is on top
     figure.savefig(path, dpi=130)
