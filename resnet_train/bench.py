@@ -14,9 +14,10 @@ from torch.profiler import profile, tensorboard_trace_handler
 
 from resnet_train.config.schema import Run
 from resnet_train.data import loader, sources
+from resnet_train.data.files import Files
 from resnet_train.data.loader import Batch, StepData, TrainingData
 from resnet_train.data.normalize import Normalization
-from resnet_train.data.sources import AnySource, Files
+from resnet_train.data.sources import AnySource
 from resnet_train.engine import dist
 from resnet_train.engine.dist import World
 from resnet_train.engine.step import new_state, set_precision, train_step

@@ -14,10 +14,11 @@ from torch import Tensor
 from resnet_train.config.data import Augment, PadCrop
 from resnet_train.config.schema import Recipe
 from resnet_train.data import augment, draws, mix, policy, ring
+from resnet_train.data.files import Files, usable
 from resnet_train.data.order import Stream
 from resnet_train.data.pictures import Picture, Pixels
 from resnet_train.data.ring import Shape, Slot
-from resnet_train.data.sources import AnySource, Files, Generated, Stored, usable
+from resnet_train.data.sources import AnySource, Generated, Stored
 from resnet_train.errors import BadInput
 
 _PLANNED_TOGETHER = 64

@@ -8,8 +8,9 @@ from torch import Tensor
 from resnet_train.config.data import PadCrop
 from resnet_train.config.schema import Recipe
 from resnet_train.data.augment import Look
+from resnet_train.data.files import Files
 from resnet_train.data.loader import Batch
-from resnet_train.data.sources import AnySource, Files, evenly_spaced
+from resnet_train.data.sources import AnySource, evenly_spaced
 from resnet_train.data.views import EvaluationData
 
 _IMAGES = 10_000

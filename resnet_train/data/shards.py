@@ -25,8 +25,8 @@ import numpy.typing as npt
 from resnet_train.config.assumed import PACKED
 from resnet_train.data import pictures
 from resnet_train.data.draws import Ints
+from resnet_train.data.files import Files
 from resnet_train.data.pictures import Box, Picture, Region
-from resnet_train.data.sources import Files
 from resnet_train.data.tiles import Tiled
 from resnet_train.errors import BadInput
 

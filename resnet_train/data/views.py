@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from resnet_train.data import augment
 from resnet_train.data.augment import Look
 from resnet_train.data.draws import Ints
+from resnet_train.data.files import Files, decoded, usable
 from resnet_train.data.loader import Batch
-from resnet_train.data.sources import AnySource, Files, Generated, Stored, decoded, usable
+from resnet_train.data.sources import AnySource, Generated, Stored
 from resnet_train.data.workers import serve
 from resnet_train.errors import BadInput
 

@@ -98,26 +98,6 @@ class InTars(Listing):
 
 
 @dataclass(frozen=True)
-class InParquet(Listing):
-    """Rows of parquet files."""
-
-    files: tuple[Path, ...]
-    file: Ints
-    """[n], which of them."""
-    groups: Ints
-    """[n], the row group."""
-    rows: Ints
-    """[n], the row in it."""
-
-    def read(self, row: int) -> bytes:
-        from resnet_train.packing import parquet
-
-        images = parquet.group(self.files[self.file[row]], int(self.groups[row]))
-        data: bytes | None = images[int(self.rows[row])]["bytes"].as_py()
-        return data or b""
-
-
-@dataclass(frozen=True)
 class InMemory(Listing):
     """Images of torchvision's small sets, which become PNG files: the pixels are the same."""
 

@@ -4,13 +4,33 @@ import functools
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from resnet_train.data.draws import Ints
 from resnet_train.errors import BadInput
-from resnet_train.packing.listing import InParquet
+from resnet_train.packing.listing import Listing
+
+
+@dataclass(frozen=True)
+class InParquet(Listing):
+    """Rows of parquet files."""
+
+    files: tuple[Path, ...]
+    file: Ints
+    """[n], which of them."""
+    groups: Ints
+    """[n], the row group."""
+    rows: Ints
+    """[n], the row in it."""
+
+    def read(self, row: int) -> bytes:
+        images = _group(self.files[self.file[row]], int(self.groups[row]))
+        data: bytes | None = images[int(self.rows[row])]["bytes"].as_py()
+        return data or b""
 
 
 def _library() -> Any:
@@ -70,7 +90,7 @@ def _open(path: Path) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def group(path: Path, number: int) -> Any:
+def _group(path: Path, number: int) -> Any:
     """The images of a row group; the last one is kept, since samples are packed in the order of their rows."""
     library = _library()
     try:
