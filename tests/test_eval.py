@@ -225,6 +225,7 @@ def test_torchvisions_files_are_evaluated_as_torchvision_does(
 def test_what_cannot_be_evaluated_is_one_line(runs: list[str], photos: Path, program: Program, config: Config) -> None:
     torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), "18.pth")
     torch.save([1], "list.pth")
+    Path("notes.txt").write_text("hello")
     figures(program, runs[0], "--save-logits", "a.npz")
     figures(program, runs[0], "--flip", "--save-logits", "b.npz")
     said = {
@@ -234,6 +235,8 @@ def test_what_cannot_be_evaluated_is_one_line(runs: list[str], photos: Path, pro
         ("18.pth", "--network", "resnet-34", "--data", photos): "is missing for a resnet-34",
         ("18.pth", "--network", "plain-18", "--data", photos): "is not of a plain-18",
         ("list.pth", "--network", "resnet-18", "--data", photos): "is not a state dict",
+        ("notes.txt", "--network", "resnet-18", "--data", photos): "notes.txt is not a file of weights",
+        ("notes.txt",): "notes.txt is truncated or not a checkpoint",
         (runs[0], "--network", "resnet-18"): "knows its network: leave --network out",
         ("18.pth", "--network", "resnet-18", "--data", "nowhere"): "--data nowhere: no such folder",
         ("a.npz", runs[0]): "logits and checkpoints do not mix",
