@@ -340,6 +340,22 @@ def test_only_members_of_a_family_are_joined(recorded: Callable[..., Path], draw
     assert all(figure.bbox.contains(*key.min) and figure.bbox.contains(*key.max) for key in keys)
 
 
+def test_a_name_is_nearer_to_its_own_point_than_to_others() -> None:
+    figure = Figure(figsize=(15, 8.6), layout="constrained")
+    ax = figure.subplots(2, 3).flat[0]
+    named = []
+    for name, at in {"a-network": (50, 50), "other-network": (52, 49), "low": (0, 0), "high": (100, 100)}.items():
+        ax.plot(*at, "o")
+        named.append(ax.annotate(name, at, (0, 0), textcoords="offset points", fontsize=8))
+    figures._separate(figure, named)
+    for name in named:
+        box, (x, y) = Text.get_window_extent(name), ax.transData.transform([other.xy for other in named]).T
+        beside = [max(box.x0 - at, 0, at - box.x1) ** 2 for at in x]
+        above = [max(box.y0 - at, 0, at - box.y1) ** 2 for at in y]
+        far = [a + b for a, b in zip(beside, above, strict=True)]
+        assert far[named.index(name)] == min(far), name.get_text()
+
+
 def test_many_networks_of_one_depth_have_lines_of_their_own(recorded: Callable[..., Path]) -> None:
     for i in range(6):
         recorded({"base": "cifar-resnet-20", "name": f"net-{i}", "dropout": i / 10}, 0, 5.0)
