@@ -1,0 +1,177 @@
+"""CIFAR-10 training, data and all: our loop against that of an ordinary script, side by side.
+
+    python scripts/benchmark_cifar.py --data DATA       # the folder above cifar-10-batches-py
+    python scripts/benchmark_cifar.py                   # noise in its place, of the same size
+
+The ordinary script: torchvision's CIFAR10, RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor, Normalize, a
+DataLoader with two workers, the same network, weights and SGD, loss and errors read every 50 steps. Both shuffle, each
+in an order of its own. They take turns in random order; the figure is images per second over the script's in the same
+round, median and range. "script again" is the control. Starting workers, compiling and the first steps are not counted.
+"""
+
+import argparse
+import random
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import datasets, transforms
+
+from resnet_train.config import zoo
+from resnet_train.config.load import read_run
+from resnet_train.config.schema import Run
+from resnet_train.data import loader, normalize, sources
+from resnet_train.engine.dist import World
+from resnet_train.engine.step import new_state, set_precision, train_step
+from resnet_train.models.network import build, initialise
+from resnet_train.observe import metrics, roofline
+from resnet_train.tables import columns
+
+_EACH = 50
+"""Steps between two lines of the log."""
+
+
+def run_of(network: str, data: str | None, batch: int, **train: Any) -> Run:
+    """Our run: the recipe of configs/cifar10-depth.yaml."""
+    noise = {"kind": "synthetic", "train_images": 50_000}
+    tree = {
+        "experiment": "benchmark",
+        "network": zoo.network(network),
+        "seed": 0,
+        "data": {"kind": "cifar10", "path": data} if data else noise,
+        "augment": {"crop": {"kind": "pad", "padding": 4}, "flip": True},
+        "train": {"steps": 1, "batch_size": batch, **train},
+    }
+    return read_run(tree, "benchmark")
+
+
+def ours(run: Run, device: torch.device) -> Iterator[None]:
+    """The program's own loop, a step at a time."""
+    world = World(device)
+    source, _ = sources.open_data(run.data)
+    data = loader.training_data(run, source, run.seed, 0, 1, device)
+    state = new_state(run, len(source.classes), source.channels, world)
+    normalization = normalize.statistics(run, source).to(device)
+    for share in data.from_step(0, 2**62):
+        set_precision(run.train.precision, device)
+        train_step(state, share, normalization, run.optimizer.lr, run.train)
+        if state.step % _EACH == 0:
+            metrics.running(world, state.sums)
+        yield
+
+
+class Noise(Dataset[tuple[Any, int]]):
+    """50,000 images in the place of CIFAR-10's, as torchvision serves them."""
+
+    def __init__(self, transform: Callable[[Image.Image], Any]) -> None:
+        self.data = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return self.transform(Image.fromarray(self.data[i])), i % 10
+
+
+def script(run: Run, path: str | None, device: torch.device) -> Iterator[None]:
+    """The ordinary script, a step at a time."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        ]
+    )
+    dataset: Any = datasets.CIFAR10(path, train=True, transform=transform) if path else Noise(transform)
+    batches = DataLoader(
+        dataset, run.train.batch_size, shuffle=True, num_workers=2, drop_last=True, pin_memory=device.type == "cuda"
+    )
+    net = build(run.network, 10)
+    initialise(net, run.seed)
+    net.to(device).train()
+    criterion, cfg = nn.CrossEntropyLoss(), run.optimizer
+    optimizer = torch.optim.SGD(net.parameters(), cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    loss_sum, wrong, steps = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    while True:
+        for images, labels in batches:
+            set_precision("fp32", device)
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            logits = net(images)
+            loss = criterion(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach()
+            wrong += (logits.argmax(1) != labels).sum()
+            steps += 1
+            if steps % _EACH == 0:
+                loss_sum.item(), wrong.item()
+                loss_sum.zero_(), wrong.zero_()
+            yield
+
+
+def seconds(steps: Iterator[None], count: int, device: torch.device) -> float:
+    """Of so many steps, after some for which workers may have had batches ready."""
+    for _ in range(5):
+        next(steps)
+    roofline.wait(device)
+    begin = time.perf_counter()
+    for _ in range(count):
+        next(steps)
+    roofline.wait(device)
+    took = time.perf_counter() - begin
+    time.sleep(1)  # for the script's workers, to fill their queue in nobody's time
+    return took
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="CIFAR-10's folder (default: noise)")
+    parser.add_argument("--network", default="cifar-resnet-20", help="(default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=128, help="images (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="(default: %(default)s)")
+    cuda = torch.cuda.is_available()
+    steps = 200 if cuda else 20
+    parser.add_argument("--steps", type=int, default=steps, help="of each in each round (default: %(default)s)")
+    args = parser.parse_args()
+    device = torch.device("cuda" if cuda else "cpu")
+    settings: dict[str, dict[str, Any]] = {"ours, fp32": {}, "ours, bf16": {"precision": "bf16"}}
+    if not cuda and shutil.which("g++"):  # by which torch compiles for the CPU
+        settings["ours, bf16, compiled"] = {"precision": "bf16", "compile": True}
+    if cuda:
+        settings["ours, bf16, graph"] = {"precision": "bf16", "cuda_graph": True}
+        settings["ours, bf16, compiled, graph"] = {"precision": "bf16", "cuda_graph": True, "compile": True}
+    runs = {name: run_of(args.network, args.data, args.batch, **train) for name, train in settings.items()}
+    plain = runs["ours, fp32"]
+    loops = {"script": script(plain, args.data, device), "script again": script(plain, args.data, device)}
+    loops |= {name: ours(run, device) for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for number in range(args.rounds + 1):
+        for name in random.Random(number).sample(list(loops), len(loops)):
+            took = seconds(loops[name], args.steps, device)
+            print(f"round {number}: {name} {took:.2f} s" + " (warm-up)" * (not number), file=sys.stderr)
+            if number:
+                times[name].append(took)
+    where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{args.network}, batch {args.batch}, {args.rounds} x {args.steps} steps; {where}, torch {torch.__version__}")
+    rows: list[tuple[str, ...]] = [("loop", "images/s", "range") + ("images/s here",) * cuda]
+    for name, found in times.items():
+        ratios = [one / other for one, other in zip(times["script"], found, strict=True)]
+        speed = args.steps * args.batch / statistics.median(found)
+        cells = (name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}–{max(ratios):.2f}")
+        rows.append((*cells, f"{speed:,.0f}") if cuda else cells)
+    print(columns(rows))
+
+
+if __name__ == "__main__":
+    main()
