@@ -8,9 +8,9 @@
 # --ipc host: data workers pass batches through shared memory. --user: `runs` belongs to you.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
-# A compiler and Python's headers are for train.compile, which builds its launchers with them.
+# A compiler and Python's headers are for train.compile, which builds its launchers with them; jpegtran is for prepare --tiled.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev python3-venv \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev libjpeg-turbo-progs python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 # Any user may run it: what it installs is readable by all, and what it writes beside `runs` goes to /tmp.
