@@ -1,12 +1,24 @@
-"""What only a GPU can show: each precision and compile, on the lines that the CPU tests run too."""
+"""What only a GPU can show: each precision, compile and CUDA graphs, on the lines that the CPU tests run too."""
 
-from collections.abc import Callable
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import figures, spawn
+from test_engine import IDENTITY, random_batch, share
+from torch.utils._pytree import tree_leaves
+
+from resnet_train.config.schema import Run
+from resnet_train.engine import checkpoint
+from resnet_train.engine.checkpoint import About
+from resnet_train.engine.dist import World
+from resnet_train.engine.graph import Graph, eagerly
+from resnet_train.engine.step import TrainState, new_state, set_precision, train_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,6 +27,8 @@ pytestmark = [
 
 Program = Callable[..., tuple[int, str, str]]
 Config = Callable[..., Path]
+GPU = World(torch.device("cuda"))
+STEPS = 20
 
 
 def losses(program: Program, path: Path, name: str, *overrides: str) -> list[float]:
@@ -23,11 +37,13 @@ def losses(program: Program, path: Path, name: str, *overrides: str) -> list[flo
     return [r["loss"] for r in figures(Path(name) / "tiny/cifar-resnet-8/seed-0") if r["kind"] == "train"]
 
 
+NETWORK: dict[str, Any] = {"base": "cifar-resnet-8", "widths": [16, 16, 32]}
+
+
 @pytest.fixture
 def wide(config: Config) -> Path:
     """Learnable at once, so that a wrong gradient shows."""
-    network: dict[str, Any] = {"base": "cifar-resnet-8", "widths": [16, 16, 32]}
-    return config(networks=[network], train={"steps": 20, "batch_size": 32}, optimizer={"lr": 0.05})
+    return config(networks=[NETWORK], train={"steps": STEPS, "batch_size": 32}, optimizer={"lr": 0.05})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
@@ -41,22 +57,159 @@ def test_each_precision_follows_the_cpu(precision: str, wide: Path, program: Pro
     assert found[-1] < 0.8 * found[0]
 
 
+@pytest.mark.parametrize("graph", ["false", "true"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_compiled_follows_eager(precision: str, wide: Path, program: Program) -> None:
-    eager, compiled = (
-        losses(program, wide, f"compile-{c}", f"train.precision={precision}", f"train.compile={c}")
-        for c in ("false", "true")
+def test_compiled_follows_eager(precision: str, graph: str, wide: Path, program: Program) -> None:
+    fast = (f"train.compile=true train.cuda_graph={graph}", "train.compile=false")
+    compiled, eager = (
+        losses(program, wide, f"run-{i}", f"train.precision={precision}", *knobs.split())
+        for i, knobs in enumerate(fast)
     )
     assert compiled == pytest.approx(eager, rel=0.02 if precision == "fp32" else 0.15)
 
 
-def test_under_torchrun_with_everything_on(wide: Path) -> None:
-    """One rank of NCCL per GPU: average of the weights, accumulation, synchronised batch norm."""
+# --- CUDA graphs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Kernels that repeat their last bits: else two eager runs would differ, too."""
+    torch.backends.cudnn.deterministic = True
+    yield
+    torch.backends.cudnn.deterministic = False
+
+
+def pair(run: Run) -> tuple[TrainState, TrainState]:
+    """An eager state and one with a graph."""
+    set_precision(run.train.precision, GPU.device)
+    torch.backends.cudnn.benchmark = False  # a search may end with other kernels
+    graph = new_state(run, 4, 3, GPU)
+    eager = new_state(run, 4, 3, GPU)
+    assert isinstance(graph.launch, Graph)
+    eager.launch = eagerly
+    return eager, graph
+
+
+def take(states: tuple[TrainState, ...], run: Run, steps: range) -> None:
+    """Steps whose batch, seed and rate are functions of their number. Once warm, nothing in them may wait."""
+    normalization = IDENTITY.to(GPU.device)
+    for step in steps:
+        data = share(random_batch(32, seed=step).to(GPU.device))._replace(seeds=[1000 + step])
+        for state in states:
+            torch.cuda.set_sync_debug_mode("error" if step >= steps.start + 5 else "default")
+            try:
+                train_step(state, data, normalization, 0.1 / (1 + step), run.train)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def assert_close(one: TrainState, other: TrainState, precision: str) -> None:
+    """Weights, running statistics, average, momentum, sums and loss scale."""
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if precision == "fp32" else {"rtol": 2e-2, "atol": 2e-3}
+    held = [
+        (s.net.state_dict(), s.averaged().state_dict(), s.optimizer.state_dict(), s.sums, s.diverged_at)
+        for s in (one, other)
+    ]
+    assert one.step == other.step == STEPS
+    assert one.scaler.state_dict() == other.scaler.state_dict()
+    for a, b in zip(*map(tree_leaves, held), strict=True):
+        if isinstance(a, torch.Tensor):
+            torch.testing.assert_close(a, b, **tolerance)
+        else:
+            assert a == b
+
+
+EVERYTHING = {"clip": 0.5, "ema": 0.9, "label_smoothing": 0.1}
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("changes", [{}, EVERYTHING, {"compile": True}], ids=["plain", "everything", "compiled"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_graph_takes_the_same_steps(precision: str, changes: dict[str, Any], tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(networks=[NETWORK], train={"device": "cuda", "cuda_graph": True, "precision": precision, **changes})
+    eager, graph = pair(run)
+    take((eager, graph), run, range(STEPS))
+    assert_close(eager, graph, precision)
+
+
+@pytest.mark.usefixtures("exact")
+def test_dropout_in_a_graph_is_a_function_of_the_step(tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(networks=[NETWORK | {"dropout": 0.3}], train={"device": "cuda", "cuda_graph": True})
+    eager, graph = pair(run)
+    take((eager, graph), run, range(STEPS))
+    assert_close(eager, graph, "fp32")
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_loss_scale_falls_within_the_graph(tiny_run: Callable[..., Run]) -> None:
+    """Also where a step of the graph is left out, which its kernel decides and not Python."""
+    run = tiny_run(networks=[NETWORK], train={"device": "cuda", "cuda_graph": True, "precision": "fp16"})
+    eager, graph = pair(run)
+    for state in (eager, graph):
+        state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": 2.0**60})  # overflows for dozens of steps
+    take((eager, graph), run, range(STEPS))
+    assert graph.scaler.get_scale() == 2.0 ** (60 - STEPS)
+    assert_close(eager, graph, "fp16")
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_graph_resumes_where_it_was_saved(tiny_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = tiny_run(networks=[NETWORK], train={"device": "cuda", "cuda_graph": True, "precision": "fp16", **EVERYTHING})
+    eager, graph = pair(run)
+    take((eager, graph), run, range(10))
+    checkpoint.save(graph, About(run, ("a", "b", "c", "d"), 40, IDENTITY), tmp_path, [], GPU)
+    _, graph = pair(run)
+    checkpoint.restore(graph, checkpoint.read(tmp_path / "last.pt"), GPU)
+    take((eager,), run, range(10, STEPS))
+    take((graph,), run, range(10, STEPS))
+    assert_close(eager, graph, "fp16")
+
+
+def test_the_step_that_diverged_is_that_of_the_graph(tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(networks=[NETWORK], train={"device": "cuda", "cuda_graph": True})
+    _, graph = pair(run)
+    normalization = IDENTITY.to(GPU.device)
+    for step in range(9):
+        data = share(random_batch(32).to(GPU.device))
+        train_step(graph, data, normalization, 1e30 if step == 6 else 0.1, run.train)
+    assert graph.diverged_at.item() == 7
+
+
+def test_two_networks_at_once_with_graphs(wide: Path, program: Program) -> None:
+    networks = json.dumps([NETWORK, NETWORK | {"name": "twin"}])
+    options = (f"networks={networks}", "train.device=cuda", "train.cuda_graph=true", "train.precision=bf16")
+    found = []
+    for count in (1, 2):
+        process = spawn("run", wide, f"output=by-{count}", *options, "--at-once", count)
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        records = figures(Path(f"by-{count}/tiny/twin/seed-0"))
+        found.append([record["loss"] for record in records if record["kind"] == "train"])
+    assert found[0] == pytest.approx(found[1], rel=0.05)
+
+
+def test_a_signal_saves_a_run_with_a_graph(wide: Path) -> None:
+    options = ("train.device=cuda", "train.cuda_graph=true", "train.steps=10000000")
+    process = spawn("run", wide, *options)
+    record = Path("runs/tiny/cifar-resnet-8/seed-0/metrics.jsonl")
+    while process.poll() is None and not (record.exists() and len(figures(record.parent)) > 5):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+
+
+# --- several GPUs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_under_torchrun_with_everything_on(accumulate: int, compiled: str, wide: Path) -> None:
+    """One rank of NCCL per GPU: average of the weights, accumulation or a static graph, synchronised batch norm."""
     ranks = 2
     if torch.cuda.device_count() < ranks:
         pytest.skip("needs two GPUs")
-    process = spawn(
-        "run", wide, "train.device=cuda", "train.sync_bn=true", "train.ema=0.9", "train.accumulate=2", ranks=ranks
-    )
+    knobs = ("train.sync_bn=true", "train.ema=0.9", f"train.accumulate={accumulate}", f"train.compile={compiled}")
+    process = spawn("run", wide, "train.device=cuda", *knobs, ranks=ranks)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err

@@ -12,8 +12,8 @@ from torch import Tensor
 
 Measured = dict[str, Tensor]
 Work = Callable[..., Measured]
-"""Work on tensors that stay where they are, but for its arguments. No number of Python's that changes from call to call
-may be read in it, and nothing of the device be waited for."""
+"""Work on tensors that stay where they are, but for its arguments: a graph holds none of them. No number of Python's
+that changes from call to call may be read in it, and nothing of the device be waited for."""
 Launch = Callable[[Work, Sequence[Tensor]], Measured]
 """How such work is done on given arguments."""
 Record = Callable[[Callable[[], Measured]], tuple[Callable[[], None], Measured]]
