@@ -195,6 +195,11 @@ def advice(found: Measured, run: Run, source: AnySource) -> list[str]:
         said.append("- train.precision=bf16")
     if found.device != "CPU" and not run.train.compile:
         said.append("- train.compile=true fuses what stands between convolutions, after a minute of compiling")
+    small = run.network.stem == "cifar" and run.train.accumulate == found.ranks == 1
+    if found.device != "CPU" and small and not run.train.cuda_graph:
+        said.append(
+            "- train.cuda_graph=true launches a small network's kernels together; --at-once N trains N at a time"
+        )
     if found.largest_batch is not None and found.largest_batch > found.batch and run.train.accumulate > 1:
         said.append(f"- train.accumulate={max(1, run.train.accumulate * found.batch // found.largest_batch)}")
     if found.together < 0.95 * found.step:
