@@ -99,6 +99,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
             log.write("end", state.step, {"status": "finished"})
             log.flush()
             probe.finish(folder, world)
+    agreement.settle()
     if stop:
         name = f"{run.network.name} seed {run.seed}"
         interrupted = Interrupted(f"{name} stopped at step {state.step} of {plan.total}, saved; run again to continue")

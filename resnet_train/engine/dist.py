@@ -129,6 +129,11 @@ class Agreement:
         self.sent = dist.all_reduce(self.flag, op=dist.ReduceOp.MAX, async_op=True)
         return agreed
 
+    def settle(self) -> None:
+        """Wait for the answer that is still on its way; the ranks part only after it."""
+        if self.sent is not None:
+            self.sent.wait()
+
 
 def parallel(net: nn.Module, world: World, accumulates: bool) -> nn.Module:
     """The network under DistributedDataParallel where there are several ranks. Its buffers stay each rank's own.
