@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import select
 import signal
 from collections.abc import Iterator
 
@@ -66,6 +67,18 @@ def test_a_slot_stays_as_it_is_until_the_next_is_asked_for() -> None:
     batches.close()
     assert np.array_equal(slot.images, before)
     assert not multiprocessing.active_children()
+
+
+def first_is_slowest(slot: Slot) -> tuple[str, ...]:
+    names = tuple(map(str, slot.indices))
+    if 0 in slot.indices:
+        select.select([], [], [], 0.3)
+    return names
+
+
+def test_skipped_files_are_told_in_their_order() -> None:
+    [(_, skipped)] = ring.fill(first_is_slowest, wanted(0), SHAPE, 2, CPU)
+    assert skipped == ("0", "1", "2", "3", "4")
 
 
 def test_a_bad_image_is_told_at_its_batch() -> None:

@@ -115,11 +115,11 @@ def fill(
         parts = [slice(first, first + rows) for first in range(0, shape.samples, rows)]
         with _hired(make, shape, memory, workers) as (tasks, pipes):
             asked = enumerate(wanted)
-            answers: dict[int, list[tuple[str, ...] | BadInput]] = {}
+            answers: dict[int, dict[int, tuple[str, ...] | BadInput]] = {}
 
             def ask(count: int) -> None:
                 for number, samples in islice(asked, count):
-                    answers[number] = []
+                    answers[number] = {}
                     slot = slots[number % _SLOTS]
                     slot.epochs[:], slot.indices[:] = samples
                     for part in parts:
@@ -129,10 +129,10 @@ def fill(
             current = 0
             while current in answers:
                 while len(answers[current]) < len(parts):
-                    for number, answer in _received(pipes):
-                        answers[number].append(answer)
+                    for number, first, answer in _received(pipes):
+                        answers[number][first] = answer
                 skipped: list[str] = []
-                for answer in answers.pop(current):
+                for _, answer in sorted(answers.pop(current).items()):  # in their order, whoever was the faster
                     if isinstance(answer, BadInput):
                         raise answer
                     skipped += answer
@@ -215,11 +215,14 @@ def _work(trainer: int, make: Make, shape: Shape, memory: _Memory, tasks: "Simpl
             answer = make(slots[number % _SLOTS].sized(size).part(rows))
         except BadInput as error:
             answer = error
-        pipe.send((number, answer))
+        pipe.send((number, rows.start, answer))
 
 
-def _received(pipes: _Pipes) -> Iterator[tuple[int, tuple[str, ...] | BadInput]]:
-    """What workers have answered, at least one. Raises `BadInput` where one was killed."""
+def _received(pipes: _Pipes) -> Iterator[tuple[int, int, tuple[str, ...] | BadInput]]:
+    """What workers have answered, at least one: the batch, its first row, what became of them.
+
+    Raises `BadInput` where one was killed.
+    """
     ready: Sequence[Any] = connection.wait(list(pipes))
     for pipe in ready:
         try:
