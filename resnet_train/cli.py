@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("--tiled", action="store_true", help="JPEG of which crops are decoded alone, same pixels")
     prepare.add_argument(
-        "--raw-fraction", type=_share, default=0.0, metavar="P", help="store this share as bare pixels"
+        "--raw-fraction", type=_share, default=0.0, metavar="P", help="bare pixels for this share: the largest files"
     )
     prepare.add_argument("--short-side", type=_count, metavar="N", help="reduce images: another recipe, less disk")
     prepare.add_argument("--val-labels", type=Path, metavar="FILE", help="IMAGE,CLASS lines, or the development kit")

@@ -156,12 +156,14 @@ def test_dots_and_long_names_survive(photos: Path, program: Program) -> None:
     assert all(np.array_equal(np.asarray(train.read(i)), np.asarray(wanted.read(i))) for i in range(len(train)))
 
 
-def test_a_raw_share_is_a_function_of_the_name(photos: Path, program: Program) -> None:
-    for name, size in (("one", 4), ("other", 100)):
-        program("prepare", photos, name, "--raw-fraction", 0.5, "--shard-images", size)
-    one, other = (opened(Path(name))[0].entries["form"] for name in ("one", "other"))
-    assert one.tolist() == other.tolist()
-    assert 0 < (one == shards.RAW).sum() < len(one)
+def test_the_largest_files_of_a_shard_are_the_raw_ones(photos: Path, program: Program) -> None:
+    """Their decoding takes the longest. The others stay as they are, and a file that is gone is told when it is due."""
+    program("prepare", photos, "packed", "--raw-fraction", 0.5, "--shard-images", 6)
+    train, files = opened(Path("packed"))[0], opened(photos, ImageFolder)[0]
+    sizes = np.array([Path(files.name(i)).stat().st_size for i in range(len(files))]).reshape(-1, 6)
+    raw = (train.entries["form"] == shards.RAW).reshape(-1, 6)
+    assert raw.sum(1).tolist() == [3] * len(raw)
+    assert (np.where(raw, sizes, 10**9).min(1) >= np.where(raw, 0, sizes).max(1)).all()
 
 
 def test_smaller_images_are_said_to_be_another_recipe(photos: Path, program: Program) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +43,10 @@ class Listing(ABC):
         """Of a sample."""
         return os.fsdecode(self.names[row])
 
+    def size(self, row: int) -> int:
+        """Of a sample's file, in bytes. Raises `BadInput` where it cannot be read."""
+        return len(self.read(row))
+
     def part(self, rows: slice | Ints) -> Self:
         """These samples only."""
         return replace(self, **{name: array[rows] for name, array in self._arrays()})
@@ -69,9 +74,18 @@ class InFolder(Listing):
     """[n], below the root."""
 
     def read(self, row: int) -> bytes:
+        with self._path(row) as path:
+            return path.read_bytes()
+
+    def size(self, row: int) -> int:
+        with self._path(row) as path:
+            return path.stat().st_size
+
+    @contextmanager
+    def _path(self, row: int) -> Iterator[Path]:
         path = self.root / os.fsdecode(self.paths[row])
         try:
-            return path.read_bytes()
+            yield path
         except OSError as error:
             raise BadInput(f"cannot read {path}: {error.strerror}") from None
 
@@ -95,6 +109,9 @@ class InTars(Listing):
         if len(data) < length:
             raise BadInput(f"cannot read {self.name(row)} in {path}: the file is cut short")
         return data
+
+    def size(self, row: int) -> int:
+        return int(self.lengths[row])
 
 
 @dataclass(frozen=True)

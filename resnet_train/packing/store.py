@@ -35,6 +35,7 @@ class Options:
     short_side: int | None = None
     """Longer shorter sides are reduced to this, in pixels."""
     raw_fraction: float = 0.0
+    """The share of a shard's images that become bare pixels: the largest files, whose decoding takes the longest."""
 
 
 class Kept(NamedTuple):
@@ -49,27 +50,25 @@ class Kept(NamedTuple):
     """What is to be told of it."""
 
 
-def keep(data: bytes, name: str, options: Options) -> Kept:
-    """What to store of an image file; its name alone decides what is drawn. Raises `BadInput` where it is none."""
+def keep(data: bytes, name: str, options: Options, raw: bool) -> Kept:
+    """What to store of an image file; `raw`: bare pixels. Raises `BadInput` where it is none."""
     image = pictures.encoded(data, name)
     pixels = image.region((0, 0, *image.size)).pixels  # decoded whatever is stored: a broken file is told now
     kind = _format(data)
     odd = list(_odd(image, kind, Path(name).suffix.lower()))
-    raw, *chances = draws.uniform(
-        0, np.zeros(1, np.int64), np.array([zlib.crc32(name.encode("utf-8", "replace"))]), 17
-    )[0]
     if options.short_side is not None and min(image.size) > options.short_side:
         data, pixels, kind = *_smaller(pixels, options.short_side), "JPEG"
         image = pictures.encoded(data, name)
     width, height = image.size
     header = f"P6\n{width} {height}\n255\n".encode()
-    if raw < options.raw_fraction:
+    if raw:
         return Kept(header + pixels.tobytes(), "ppm", RAW, width, height, tuple(odd))
     if data.startswith(header) and len(data) == len(header) + pixels.size:
         return Kept(data, "ppm", RAW, width, height, tuple(odd))
     if options.tiled and image.simple:
+        number = np.array([zlib.crc32(name.encode("utf-8", "replace"))])
         try:
-            data = tiling.tiled(data, pixels, np.reshape(chances, (_CHECKED, 4)))
+            data = tiling.tiled(data, pixels, draws.uniform(0, 0 * number, number, 4 * _CHECKED).reshape(_CHECKED, 4))
         except ValueError as error:
             odd.append(f"not tiled: {error}")
     form = TILED if image.simple and tiles.is_tiled(data) else ENCODED

@@ -55,13 +55,14 @@ def pack(job: Job, count: Count) -> dict[str, Any]:
 
 def _fill(file: BinaryIO, job: Job, count: Count) -> dict[str, Any]:
     entries, odd, bad, read = [], [], [], 0
+    raw = _raw(job)
     for row in range(len(job.listing)):
         name, label = job.listing.name(row), int(job.listing.labels[row])
         if row % _TOLD == 0 and row:
             count(_TOLD)
         try:
             data = job.listing.read(row)
-            kept = keep(data, name, job.options)
+            kept = keep(data, name, job.options, row in raw)
         except BadInput as error:
             if not job.skip_bad:
                 raise BadInput(f"{error}; --on-bad-image skip leaves it out; {KEPT}") from None
@@ -76,6 +77,19 @@ def _fill(file: BinaryIO, job: Job, count: Count) -> dict[str, Any]:
         entries.append([job.first + row, offset, label, *about])
     count(len(job.listing) - max(len(job.listing) - 1, 0) // _TOLD * _TOLD)
     return {"entries": entries, "odd": odd, "bad": bad, "source_bytes": read}
+
+
+def _raw(job: Job) -> set[int]:
+    """The rows that become bare pixels."""
+
+    def size(row: int) -> int:
+        try:
+            return job.listing.size(row)
+        except BadInput:  # which is told when it is packed
+            return 0
+
+    count = round(job.options.raw_fraction * len(job.listing))
+    return set(sorted(range(len(job.listing)), key=size, reverse=True)[:count]) if count else set()
 
 
 def member(name: str) -> str:
