@@ -157,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         "--raw-fraction", type=_share, default=0.0, metavar="P", help="bare pixels for this share: the largest files"
     )
     prepare.add_argument("--short-side", type=_count, metavar="N", help="reduce images: another recipe, less disk")
+    prepare.add_argument("--square", type=_count, metavar="N", help="make them N x N, for data.resident_gb: likewise")
     prepare.add_argument("--val-labels", type=Path, metavar="FILE", help="IMAGE,CLASS lines, or the development kit")
     prepare.add_argument("--class-names", type=Path, metavar="FILE", help="lines such as `n01440764 tench`")
     prepare.add_argument("--on-bad-image", choices=("stop", "skip"), help="skip: leave out and list it (default: stop)")
@@ -294,7 +295,15 @@ def _prepare(args: argparse.Namespace) -> None:
     paths, workers = [Path(path) for path in args.paths], args.workers or len(os.sched_getaffinity(0))
     if len(paths) != (1 if args.verify else 2):
         raise BadInput("give the packed folder alone with --verify, else SOURCE and DEST")
-    how = (args.tiled, args.raw_fraction, args.short_side, args.val_labels, args.class_names, args.on_bad_image)
+    how = (
+        args.tiled,
+        args.raw_fraction,
+        args.short_side,
+        args.square,
+        args.val_labels,
+        args.class_names,
+        args.on_bad_image,
+    )
     if args.verify:
         if any(how) or args.shard_images:
             raise BadInput(
@@ -309,7 +318,11 @@ def _prepare(args: argparse.Namespace) -> None:
 
     if args.tiled and args.raw_fraction == 1:
         raise BadInput("--tiled has no effect with --raw-fraction 1, which leaves no JPEG: remove one of them")
-    options = store.Options(args.tiled, args.short_side, args.raw_fraction)
+    if args.square and (args.tiled or args.raw_fraction or args.short_side):
+        raise BadInput(
+            "--square stores small bare pixels: --tiled, --raw-fraction and --short-side have no effect on it"
+        )
+    options = store.Options(args.tiled, args.short_side, args.square, args.raw_fraction)
     skip, per_shard = args.on_bad_image == "skip", args.shard_images or 2048
     source, dest = paths
     made = prepare.prepare(source, dest, options, per_shard, workers, skip, args.val_labels, args.class_names)

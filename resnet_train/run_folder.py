@@ -27,7 +27,7 @@ Record = dict[str, Any]
 TIMES = frozenset({"time", "seconds", "images_per_second", "data_wait_seconds", "probe_seconds", "probe_share"})
 """The keys of a record that depend on the clock; all others are the same for an uninterrupted and a resumed run."""
 
-_PLACE = frozenset({"data.path", "data.download", "data.workers", "train.device"})
+_PLACE = frozenset({"data.path", "data.download", "data.workers", "data.resident_gb", "train.device"})
 """Keys that say where a run is made, not what it is: they may change from one session to the next."""
 
 

@@ -10,6 +10,7 @@ from resnet_train import evaluate, probe, run_folder
 from resnet_train.config.schema import Run
 from resnet_train.data import loader, normalize, sources
 from resnet_train.data.loader import TrainingData
+from resnet_train.data.resident import Resident
 from resnet_train.data.sources import AnySource
 from resnet_train.engine import checkpoint, dist
 from resnet_train.engine.checkpoint import About, Saved
@@ -33,6 +34,8 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     set_precision(run.train.precision, world.device)
     train_set, val_set = dist.first_before_others(world, lambda: sources.open_data(run.data))
     data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
+    if isinstance(train_set, Resident):
+        train_set.divided(world.size)  # complains now, before anything is made, where the ranks cannot hold it
     clean_set = train_set.subset(sources.evenly_spaced(len(train_set), run.eval.clean_train))
     plan = plan_of(run, data.steps_per_epoch)
 

@@ -113,6 +113,21 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "imagenet"
 
 
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """Class folders of noise, 9 training images of 8 x 8 pixels for each of four classes, and one more of the last."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for part, count in (("train", 37), ("val", 14)):
+        for i in range(count):
+            folder = tmp_path / "squares" / part / f"class-{min(i // (count // 4), 3)}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
+    return tmp_path / "squares"
+
+
 @pytest.fixture(scope="session")
 def real_images() -> Path:
     """The folder of real images that RESNET_TRAIN_DATA names."""

@@ -16,6 +16,7 @@ from resnet_train.config.schema import Run
 from resnet_train.data import augment, draws, loader, mix, normalize, sources
 from resnet_train.data.augment import Look
 from resnet_train.data.order import Stream
+from resnet_train.data.resident import Resident
 from resnet_train.data.views import EvaluationData
 from resnet_train.errors import BadInput
 
@@ -242,6 +243,37 @@ def test_images_grow_at_their_step(tiny_run: Callable[..., Run], folders: Folder
     small = run.augment.crop.model_copy(update={"size": 8})
     small_run = run.model_copy(update={"augment": run.augment.model_copy(update={"crop": small})})
     assert same(batches(small_run, 0, 3), found[:3])
+
+
+def test_resident_files_are_trained_on_as_stored_images_are(tiny_run: Callable[..., Run], squares: Path) -> None:
+    run = tiny_run(data={"kind": "imagefolder", "path": str(squares), "resident_gb": 1, "workers": 2, "holdout": 4})
+    train, val = sources.open_data(run.data)
+    assert isinstance(train, Resident)
+    paths = [Path(train.name(i)) for i in range(len(train))]
+    stored = sources.Stored(np.stack([np.asarray(Image.open(path)) for path in paths]), train.labels, train.classes)
+    for one, other in zip(
+        *(loader.training_data(run, source, 0, 0, 1, CPU).from_step(0, 5) for source in (train, stored)), strict=True
+    ):
+        assert same(one.batches, other.batches)
+    assert torch.equal(*(normalize.statistics(run, source).mean for source in (train, stored)))
+    assert len(val) == 4
+    [seen] = EvaluationData(val, (Look(),), 9, CPU).batches()
+    assert np.array_equal(seen.images[3].numpy(), np.asarray(Image.open(squares / "train/class-3/27.png")))
+
+
+def test_images_that_cannot_be_held_are_told(tiny_run: Callable[..., Run], squares: Path) -> None:
+    section = {"kind": "imagefolder", "path": str(squares), "workers": 1}
+    little = tiny_run(data={**section, "resident_gb": 3e-6})  # of 37 x 192 bytes
+    train, _ = sources.open_data(little.data)
+    assert isinstance(train, Resident)
+    assert train.divided(3)
+    with pytest.raises(BadInput, match=r"resident_gb = 3e-06: the 37 training images take .* use more ranks"):
+        train.divided(2)
+    Image.new("RGB", (8, 9)).save(squares / "train/class-2/20.png")
+    with pytest.raises(BadInput, match=r"8 x 8 pixels like the first, and .*20.png is 8 x 9: .* prepare --square"):
+        batches(tiny_run(data={**section, "resident_gb": 1}), 0, 1)
+    with pytest.raises(BadInput, match="on_bad_image skip is for images that are read when they are due"):
+        tiny_run(data={**section, "resident_gb": 1, "on_bad_image": "skip"})
 
 
 NEWER = {"policy": {"kind": "rand-augment"}, "erase": 0.5, "mixup": 0.2, "cutmix": 1.0, "repeat": 2}

@@ -59,6 +59,21 @@ def test_two_ranks_are_two_passes_of_one(config: Config) -> None:
     assert_close(*parameters, 1e-5)
 
 
+def test_divided_images_reach_the_rank_that_wants_them(config: Config, squares: Path) -> None:
+    """Two ranks that hold a half each train as one rank that holds all, pass by pass."""
+    path = config(
+        train={"steps": 3},
+        optimizer={"lr": 0.02},
+        data={"kind": "imagefolder", "path": str(squares), "workers": 1, "resident_gb": 4e-6},  # of 7.1e-6
+    )
+    one = trained(path, "one", 1, "train.accumulate=2", "data.resident_gb=1")
+    parameters = [
+        {k: w for k, w in weights(f).items() if "running" not in k and "num" not in k}
+        for f in (one, trained(path, "two", 2))
+    ]
+    assert_close(*parameters, 1e-5)
+
+
 def test_running_statistics_are_averaged_over_ranks(config: Config) -> None:
     """After one step from the same start, the mean of two ranks' statistics: those of a move by the mean of halves."""
     path = config(train={"steps": 1})

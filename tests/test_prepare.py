@@ -175,6 +175,18 @@ def test_smaller_images_are_said_to_be_another_recipe(photos: Path, program: Pro
     assert "recipe: unchanged" in program("prepare", photos, "same")[1]
 
 
+def test_squares_are_averages_of_areas(photos: Path, program: Program) -> None:
+    code, out, err = program("prepare", photos, "packed", "--square", 16)
+    assert code == 0, err
+    assert "recipe: CHANGED: every image was made 16 pixels wide and high" in out
+    train, files = opened(Path("packed"))[0], opened(photos, ImageFolder)[0]
+    for i in range(len(train)):
+        wanted = files.read(i).resize((16, 16), Image.Resampling.BOX)
+        assert np.array_equal(np.asarray(train.read(i)), np.asarray(wanted))
+    assert program("prepare", "--verify", "packed")[0] == 0
+    assert "have no effect" in refusal(program, photos, "x", "--square", 16, "--tiled")
+
+
 def test_an_index_of_many_entries_is_mapped_and_shared(tmp_path: Path) -> None:
     """What is sent to a worker is a path, and a subset is as cheap."""
     entries = np.zeros(100_000, ENTRY)

@@ -41,13 +41,16 @@ class FileSection(DataSection):
 
     path: str
     workers: Annotated[int, Field(ge=0)] = 8
-    """Decoding processes of each rank."""
+    """Decoding processes of each rank; with `resident_gb` threads that read the images in."""
+    resident_gb: Positive | None = None
+    """For square images of one size: hold the training images on each rank's device if they take no more than so many
+    GB, else each rank its part of them, sent to where they are wanted. It does not change a result."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """skip: a training image that cannot be decoded is counted, listed, and the next one is used in its place."""
 
     @property
     def processes(self) -> int:
-        return self.workers
+        return self.workers if self.any_size else 0
 
     @property
     def skips_bad_images(self) -> bool:
@@ -55,7 +58,16 @@ class FileSection(DataSection):
 
     @property
     def any_size(self) -> bool:
-        return True
+        return self.resident_gb is None
+
+    @model_validator(mode="after")
+    def _held_whole(self) -> Self:
+        if self.skips_bad_images and not self.any_size:
+            raise ValueError(
+                "on_bad_image skip is for images that are read when they are due: with resident_gb leave them out by "
+                "resnet-train prepare --on-bad-image skip"
+            )
+        return self
 
 
 class ImageFolder(FileSection):

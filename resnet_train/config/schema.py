@@ -260,12 +260,13 @@ class Recipe(Section):
         if self.data.any_size:
             if crop is None or crop.kind == "pad":
                 raise ValueError(
-                    f"augment.crop must be of kind scale or random-resized: data.kind {kind} has images of any size"
+                    f"augment.crop must be of kind scale or random-resized: data.kind {kind} has images of any size "
+                    "(data.resident_gb is for those of one size)"
                 )
         else:
             if crop is not None and crop.kind != "pad":
                 raise ValueError(
-                    f"augment.crop of kind {crop.kind} is for image files (imagefolder, shards): use kind pad"
+                    f"augment.crop of kind {crop.kind} is for image files (imagefolder, shards) of any size: use pad"
                 )
             if self.eval.view is not None:
                 raise ValueError(f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from resnet_train.config.data import Augment, PadCrop
 from resnet_train.config.schema import Recipe
-from resnet_train.data import augment, draws, mix, policy, ring
+from resnet_train.data import augment, draws, mix, policy, resident, ring
+from resnet_train.data.draws import Ints
 from resnet_train.data.files import Files, usable
 from resnet_train.data.order import Stream
 from resnet_train.data.pictures import Picture, Pixels
+from resnet_train.data.resident import Resident
 from resnet_train.data.ring import Shape, Slot
 from resnet_train.data.sources import AnySource, Generated, Stored
 from resnet_train.errors import BadInput
@@ -195,21 +197,21 @@ class TrainingData:
                 yield moved
                 copied.synchronize()  # the slot is about to be written again
 
-    def _held(self, source: Stored | Generated, steps: range) -> Generator[Batch]:
+    def _held(self, source: Stored | Generated | Resident, steps: range) -> Generator[Batch]:
         """Images of one size: held, cut and mirrored on the device, after plans for many steps at a time.
 
         On the CPU where a policy edits them.
         """
         cfg, n = self.augment, self.stream.share * self.stream.accumulate
         mode = cfg.crop.mode if isinstance(cfg.crop, PadCrop) else "zero"
-        together = _PLANNED_TOGETHER if isinstance(source, Stored) else 1
         place = self.device if cfg.policy is None else torch.device("cpu")
+        together, hold = self._hold(source, place)
         for first in range(0, len(steps), together):
             own = [self.stream.own(step) for step in steps[first : first + together]]
             epochs, indices = (np.concatenate([samples[i] for samples in own]) for i in (0, 1))
             random = draws.uniform(self.stream.seed, epochs, indices, augment.columns(cfg))
             plan = augment.plan(cfg, random, np.full((len(indices), 2), source.size, float))
-            held, rows = source.held(indices, place)
+            held, rows = hold(steps[first], indices)
             corners, shift = plan.boxes[:, :2].astype(np.int64), plan.shift[:, : source.channels]
             planned = (
                 _sent(array, place).split(n) for array in (rows, corners, plan.flip, source.labels[indices], shift)
@@ -222,10 +224,21 @@ class TrainingData:
                     policy.apply(images.numpy(), policy.plan(cfg.policy, drawn, source.size))
                 yield Batch(images, label, color).to(self.device)
 
+    def _hold(
+        self, source: Stored | Generated | Resident, place: torch.device
+    ) -> tuple[int, Callable[[int, Ints], tuple[Tensor, Ints]]]:
+        """How many steps to plan together, and what finds their images: by the first step and the wanted samples."""
+        rank, ranks = self.stream.rank, self.stream.ranks
+        if not (isinstance(source, Resident) and source.divided(ranks)):
+            together = 1 if isinstance(source, Generated) else _PLANNED_TOGETHER
+            return together, lambda _, indices: source.held(indices, place)
+        part, streams = source.part(rank, ranks, place), [replace(self.stream, rank=one) for one in range(ranks)]
+        return 1, lambda step, _: resident.exchanged(part, [one.own(step).indices for one in streams], rank)
+
     def describe(self, step: int) -> list[str]:
         """The samples of a step's global batch: the paths of files, the numbers of stored images."""
         indices = self.stream.batch(step).indices.tolist()
-        return [self.source.name(i) if isinstance(self.source, Files) else str(i) for i in indices]
+        return [self.source.name(i) if isinstance(self.source, Files | Resident) else str(i) for i in indices]
 
 
 def training_data(

@@ -10,11 +10,12 @@ from resnet_train.config.schema import Recipe
 from resnet_train.data.augment import Look
 from resnet_train.data.files import Files
 from resnet_train.data.loader import Batch
+from resnet_train.data.resident import Resident
 from resnet_train.data.sources import AnySource, evenly_spaced
 from resnet_train.data.views import EvaluationData
 
 _IMAGES = 10_000
-"""Images of a folder from which the mean is taken; of stored images all are."""
+"""Image files from which the mean is taken; of stored images all are."""
 
 
 class Normalization(NamedTuple):
@@ -39,15 +40,16 @@ class Normalization(NamedTuple):
 def statistics(recipe: Recipe, source: AnySource) -> Normalization:
     """The mean and deviation of the training images, in exact integer arithmetic: the same on any machine.
 
-    Of an image folder, `_IMAGES` evenly spaced images are read, as evaluation would see them at the size of
-    the training crop.
+    Of image files, `_IMAGES` evenly spaced ones are read; where they are of any size, as evaluation would see them at
+    the size of the training crop.
     """
     look, cfg = Look(), recipe.data
+    if isinstance(source, Files | Resident):
+        source = source.subset(evenly_spaced(len(source), _IMAGES))
     if isinstance(source, Files):
         crop = recipe.augment.crop
         assert crop is not None
         assert not isinstance(crop, PadCrop)
-        source = source.subset(evenly_spaced(len(source), _IMAGES))
         look = Look(round(crop.size * 256 / 224), crop.size)
     shown = EvaluationData(source, (look,), 256, torch.device("cpu"), cfg.processes, skip_bad=cfg.skips_bad_images)
     first = second = torch.zeros((), dtype=torch.int64)

@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from resnet_train.config.data import Data, Digits, ImageFolder, Shards, StoredImages, Synthetic
+from resnet_train.config.data import Data, Digits, FileSection, ImageFolder, Shards, StoredImages, Synthetic
 from resnet_train.data import draws, pictures
 from resnet_train.data.draws import Ints
 from resnet_train.data.files import Files
 from resnet_train.data.pictures import Picture, Pixels
+from resnet_train.data.resident import Resident, resident
 from resnet_train.errors import BadInput
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
@@ -91,7 +92,7 @@ class Folder(Files):
         return Folder(self.root, self.names[indices], self.labels[indices], self.classes)
 
 
-AnySource = Stored | Generated | Files
+AnySource = Stored | Generated | Resident | Files
 
 
 def open_data(cfg: Data) -> tuple[AnySource, AnySource]:
@@ -109,9 +110,9 @@ def open_validation(cfg: Data) -> AnySource:
     """The validation samples alone; of image files, the training part need not be there. Raises `BadInput`."""
     match cfg:
         case ImageFolder(holdout=0):
-            return folder(Path(cfg.path) / "val")
+            return _files(cfg, folder(Path(cfg.path) / "val"))
         case Shards(holdout=0):
-            return _packed(Path(cfg.path), "val")
+            return _files(cfg, _packed(Path(cfg.path), "val"))
     return open_data(cfg)[1]
 
 
@@ -123,16 +124,21 @@ def evenly_spaced(n: int, count: int) -> Ints:
 def _open(cfg: Data) -> tuple[AnySource, AnySource]:
     match cfg:
         case ImageFolder():
-            return _folders(Path(cfg.path))
+            train, val = _folders(Path(cfg.path))
+            return _files(cfg, train), _files(cfg, val)
         case Shards():
-            return _packed(Path(cfg.path), "train"), _packed(Path(cfg.path), "val")
+            return _files(cfg, _packed(Path(cfg.path), "train")), _files(cfg, _packed(Path(cfg.path), "val"))
         case StoredImages():
             return _torchvision(cfg, train=True), _torchvision(cfg, train=False)
         case Digits():
             return _digits()
         case Synthetic():
-            train, every = np.arange(cfg.train_images), np.arange(cfg.train_images + cfg.val_images)
-            return Generated(cfg, train), Generated(cfg, every[cfg.train_images :])
+            every = np.arange(cfg.train_images + cfg.val_images)
+            return Generated(cfg, every[: cfg.train_images]), Generated(cfg, every[cfg.train_images :])
+
+
+def _files(cfg: FileSection, found: Files) -> Files | Resident:
+    return found if cfg.resident_gb is None else resident(found, cfg.resident_gb, cfg.workers)
 
 
 def _packed(root: Path, part: str) -> Files:

@@ -14,6 +14,7 @@ from resnet_train.data.augment import Look
 from resnet_train.data.draws import Ints
 from resnet_train.data.files import Files, decoded, usable
 from resnet_train.data.loader import Batch
+from resnet_train.data.resident import Resident
 from resnet_train.data.sources import AnySource, Generated, Stored
 from resnet_train.data.workers import serve
 from resnet_train.errors import BadInput
@@ -86,7 +87,7 @@ class EvaluationData:
             return serve(_Files(self.source, self.looks, self.skip_bad), parts, self.workers, self.device)
         return (self._whole(self.source, indices) for indices in parts)
 
-    def _whole(self, source: Stored | Generated, indices: Ints) -> Viewed:
+    def _whole(self, source: Stored | Generated | Resident, indices: Ints) -> Viewed:
         held, rows = source.held(indices, self.device)
         images = held[rows[0] : rows[-1] + 1]  # samples in order: a view, where all are held
         labels = torch.from_numpy(source.labels[indices]).to(self.device)

@@ -88,6 +88,7 @@ def _plan(source: Source, options: Options, per_shard: int) -> dict[str, Any]:
     return {
         "--tiled": options.tiled,
         "--short-side": options.short_side,
+        "--square": options.square,
         "--raw-fraction": options.raw_fraction,
         "--shard-images": per_shard,
         "the source's images": {part: listing.digest()[:16] for part, listing in source.parts.items()},

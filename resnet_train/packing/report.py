@@ -1,5 +1,6 @@
 """What `prepare` tells when it is done."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def _lines(report: Report, dest: Path) -> Iterator[str]:
             f"recipe: CHANGED: shorter sides over {options['short_side']} px were reduced to it and compressed anew "
             f"(quality {QUALITY}); say so beside any error"
         )
+    elif options["square"]:
+        yield f"recipe: CHANGED: every image was made {options['square']} pixels wide and high; say so beside any error"
     else:
         yield "recipe: unchanged: every pixel is the source's"
-    yield f"train on it with data.kind=shards data.path={dest}"
+    held = ""
+    if options["square"]:
+        size = report["parts"].get("train", {"images": 0})["images"] * options["square"] ** 2 * 3 / 1e9
+        held = f" data.resident_gb={math.ceil(100 * size) / 100:g} augment.crop.kind=pad"
+    yield f"train on it with data.kind=shards data.path={dest}{held}"

@@ -34,6 +34,9 @@ class Options:
     tiled: bool = False
     short_side: int | None = None
     """Longer shorter sides are reduced to this, in pixels."""
+    square: int | None = None
+    """Every image becomes so many pixels wide and high, whatever its shape was, and is stored bare: averages of areas,
+    as in downsampled ImageNet (Chrabaszcz et al. 2017)."""
     raw_fraction: float = 0.0
     """The share of a shard's images that become bare pixels: the largest files, whose decoding takes the longest."""
 
@@ -60,6 +63,10 @@ def keep(data: bytes, name: str, options: Options, raw: bool) -> Kept:
         data, pixels, kind = *_smaller(pixels, options.short_side), "JPEG"
         image = pictures.encoded(data, name)
     width, height = image.size
+    if options.square is not None:
+        width = height = options.square
+        pixels = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX))
+        raw = True
     header = f"P6\n{width} {height}\n255\n".encode()
     if raw:
         return Kept(header + pixels.tobytes(), "ppm", RAW, width, height, tuple(odd))
