@@ -147,6 +147,7 @@ def main() -> None:
     device = torch.device("cuda" if cuda else "cpu")
     settings: dict[str, dict[str, Any]] = {"ours, fp32": {}, "ours, bf16": {"precision": "bf16"}}
     if not cuda and shutil.which("g++"):  # by which torch compiles for the CPU
+        settings["ours, fp32, compiled"] = {"compile": True}
         settings["ours, bf16, compiled"] = {"precision": "bf16", "compile": True}
     if cuda:
         settings["ours, bf16, graph"] = {"precision": "bf16", "cuda_graph": True}
