@@ -117,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     compare = verb("compare", _compare, "draw and tabulate error across depths from run folders", words="folders")
     compare.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="run folders, or folders above them")
     compare.add_argument("--out", type=Path, help="where compare.png, .md and .csv go (default: the first FOLDER)")
+    compare.epilog = (
+        "Errors are called different if they differ by more than their deviation over seeds; of a single seed, by more "
+        "than two standard errors of the images that they were measured on, which says nothing of other seeds."
+    )
     _json(compare)
 
     predict = verb("predict", _predict, "print the most probable classes of image files", words="images")

@@ -9,7 +9,7 @@ from typing import Any
 from resnet_train import figures, run_folder
 from resnet_train.config.load import dump
 from resnet_train.errors import BadInput
-from resnet_train.groups import ERRORS, Group, errors_of, families, footnotes, protocols, rows
+from resnet_train.groups import ERRORS, Group, apart, errors_of, families, footnotes, protocols, rows
 from resnet_train.run_folder import Record, Recorded
 from resnet_train.tables import columns, percent, short
 
@@ -59,7 +59,7 @@ def _hours(row: Record) -> str:
 def findings(made: Sequence[Group]) -> list[str]:
     """What depth did to the training error, in a sentence for each family; then what is both cheaper and better.
 
-    A difference no larger than the deviation over seeds is none. Networks of different experiments are not set against
+    A difference that may be chance is none (`groups.apart`). Networks of different experiments are not set against
     each other: they differ in more than depth. Nor are those of different protocols, which the clean training error
     is taken under as well.
     """
@@ -72,8 +72,7 @@ def findings(made: Sequence[Group]) -> list[str]:
         a, b = shallow.row()[name], deep.row()[name]
         if a is None or b is None:
             continue
-        spread = max(group.row()[f"{name}_std"] or 0.0 for group in (shallow, deep))
-        verdict = "higher" if b - a > spread else "lower" if a - b > spread else "the same"
+        verdict = "the same" if not apart(shallow, deep, name) else "higher" if b > a else "lower"
         said.append(
             f"{family.name}: the deeper network's training error is {verdict}: "
             f"{deep.label} {b:.2f} %, {shallow.label} {a:.2f} % ({ERRORS[name].split('(')[1][:-1]})"
@@ -105,9 +104,8 @@ def _cheaper(alike: Sequence[Group]) -> list[str]:
     found = []
     for (one, a, here), (deep, b, there) in itertools.permutations(measured, 2):
         margin = b["val_error_top1"] - a["val_error_top1"]
-        spread = max(row["val_error_top1_std"] or 0.0 for row in (a, b))
-        deeper = one.depth < deep.depth and not deep.plain
-        if deeper and here == there and margin > spread and a["hours"] < b["hours"]:
+        deeper = one.depth < deep.depth and not deep.plain and here == there
+        if deeper and margin > 0 and a["hours"] < b["hours"] and apart(one, deep, "val_error_top1"):
             found.append((deep.depth - one.depth, margin, one, deep, a, b))
     if not found:
         return []

@@ -1,4 +1,5 @@
-"""Runs of one network under one recipe, their figures (means and deviations over seeds), their families. No torch."""
+"""Runs of one network under one recipe, their figures (means and deviations over seeds), what of these is more than
+chance, their families. No torch."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -76,6 +77,10 @@ class Group:
                 row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
         return {column: row[column] for column in COLUMNS}
 
+    def images(self, error: str) -> int:
+        """Of how many images an error is, one of `_IMAGES`; the least of the runs that have it."""
+        return min(_IMAGES[error](run) for run in self.runs if _FIGURES[error](run) is not None)
+
 
 def _last(run: Recorded, kind: str, key: str) -> float | None:
     return next((record[key] for record in reversed(run.records) if record["kind"] == kind and key in record), None)
@@ -101,6 +106,44 @@ _FIGURES: dict[str, Callable[[Recorded], float | None]] = {
     "images_per_second": _speed,
     "hours": lambda run: run.records[-1]["seconds"] / 3600 if run.records else None,
 }
+
+
+def _since_last_line(run: Recorded) -> int:
+    """The samples of the last line of training."""
+    steps: list[int] = [0, *(record["step"] for record in run.records if record["kind"] == "train")]
+    return (steps[-1] - steps[-2]) * run.run.train.batch_size
+
+
+_IMAGES: dict[str, Callable[[Recorded], int]] = {
+    "train_error": lambda run: min(_since_last_line(run), run.records[0]["train_images"]),
+    "clean_train_error": lambda run: min(run.run.eval.clean_train, run.records[0]["train_images"]),
+    "val_error_top1": lambda run: run.records[0]["val_images"],
+}
+
+
+def apart(one: Group, other: Group, error: str) -> bool:
+    """Whether two groups differ in an error, one of `_IMAGES`, by more than chance.
+
+    That is by more than the larger deviation over seeds; where one of them has a single seed, also by more than other
+    images would do.
+    """
+    rows = [group.row() for group in (one, other)]
+    errors, deviations = ([row[column] for row in rows] for column in (error, f"{error}_std"))
+    if abs(errors[0] - errors[1]) <= max(deviation or 0.0 for deviation in deviations):
+        return False
+    return None not in deviations or _beyond_sampling(errors, [group.images(error) for group in (one, other)])
+
+
+def _beyond_sampling(errors: Sequence[float], images: Sequence[int]) -> bool:
+    """Whether two errors, in percent, are more than two standard errors of their difference apart.
+
+    One image more is counted as wrong and one as right in each (Agresti and Caffo 2000): else none wrong would leave no
+    doubt, and 4 against none be a difference. Networks tend to get the same images wrong, so that the true standard
+    error, where both saw the same ones, is rather smaller.
+    """
+    wrong = [(error / 100 * n + 1) / (n + 2) for error, n in zip(errors, images, strict=True)]
+    variance = sum(p * (1 - p) / (n + 2) for p, n in zip(wrong, images, strict=True))
+    return (wrong[0] - wrong[1]) ** 2 > 4 * variance
 
 
 def groups_of(runs: Iterable[Recorded]) -> list[Group]:

@@ -25,17 +25,20 @@ Program = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def recorded(config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """Write a run folder whose errors end at `clean`; running and validation errors follow from it."""
+    """Write a run folder whose errors end at `clean`; running and validation errors follow from it.
+
+    The clean one is of 10,000 images, as the validation error, the running one of the last 10 steps' 160.
+    """
 
     def write(network: Any, seed: int, clean: float, status: str | None = "finished", **changes: Any) -> Path:
-        path = config(**merge({"networks": [network], "seeds": [seed]}, changes))
+        path = config(**merge({"networks": [network], "seeds": [seed], "eval": {"clean_train": 10_000}}, changes))
         [run] = load.runs(load.load(path))
         folder = run_folder.folder_of("runs", run)
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(load.dump(run)))
-        records: list[dict[str, Any]] = [
-            {"step": 0, "kind": "start", "params": 1000, "macs": 2e6, "steps": 20, "protocol": "whole image"}
-        ]
+        facts = {"params": 1000, "macs": 2e6, "steps": 20, "protocol": "whole image"}
+        images = {"train_images": 50_000, "val_images": 10_000}
+        records: list[dict[str, Any]] = [{"step": 0, "kind": "start", **facts, **images}]
         for step in (10, 20):
             more = 20 - step
             speed = {"images_per_second": 50.0 * step, "seconds": step * 36.0}
@@ -99,6 +102,54 @@ def test_what_depth_did_is_read_off_the_figures(recorded: Callable[..., Path]) -
     assert "residual: the deeper network's training error is the same" in compare.findings(groups())[1]
 
 
+@pytest.mark.parametrize("few", [0, 1, 5])
+def test_of_a_single_seed_few_images_are_no_difference(few: int, recorded: Callable[..., Path]) -> None:
+    """From as many wrong images on as Fisher's exact test (of 1 in 20) calls more than `few`, of scikit-learn's digits."""
+    from scipy.stats import fisher_exact
+
+    def verdict(wrong: int) -> str:
+        shutil.rmtree("runs", ignore_errors=True)
+        for depth, count in ((20, few), (56, wrong)):
+            recorded(f"cifar-resnet-{depth}", 0, 100 * count / 1437, eval={"clean_train": 1437})
+        [said] = compare.findings(groups())
+        return said.split("error is ")[1].split(":")[0]
+
+    for wrong in range(few, few + 15):
+        by_chance = fisher_exact([[few, 1437 - few], [wrong, 1437 - wrong]]).pvalue
+        assert verdict(wrong) == ("higher" if by_chance < 0.05 else "the same"), wrong
+
+
+def test_chance_is_that_of_the_images_an_error_is_of(recorded: Callable[..., Path]) -> None:
+    recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-56", 0, 10.0)
+    assert "is higher: cifar-resnet-56 10.00 %" in compare.findings(groups())[0]
+    replaced("clean_train_error_top1", "another")  # the running one is of 160 images
+    assert "is the same: cifar-resnet-56 12.00 %, cifar-resnet-20 7.00 % (running)" in compare.findings(groups())[0]
+    replaced('"step": 10,', '"step": 0,')  # of 320
+    assert "is higher" in compare.findings(groups())[0]
+    replaced('"train_images": 50000', '"train_images": 160')  # each twice
+    assert "is the same" in compare.findings(groups())[0]
+    metrics = recorded("cifar-resnet-56", 1, 9.0, status="diverged") / "metrics.jsonl"
+    first, *_, last = metrics.read_text().splitlines()
+    metrics.write_text(f"{first}\n{last}\n")  # before its first line of training, so of no images
+    assert "is the same" in compare.findings(groups())[0]
+
+
+def replaced(old: str, new: str) -> None:
+    """In the record of every run."""
+    for path in Path("runs").rglob("metrics.jsonl"):
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+
+def test_several_seeds_are_judged_by_their_deviation(recorded: Callable[..., Path]) -> None:
+    for seed in (0, 1):
+        recorded("cifar-resnet-20", seed, 5.0 + seed / 10, eval={"clean_train": 10})
+        second = recorded("cifar-resnet-56", seed, 9.0 + seed / 10, eval={"clean_train": 10})
+    assert "is higher" in compare.findings(groups())[0]
+    shutil.rmtree(second)
+    assert "is the same" in compare.findings(groups())[0]  # of a single seed and 10 images
+
+
 def test_differences_beyond_the_network_are_told(recorded: Callable[..., Path]) -> None:
     recorded("cifar-plain-20", 0, 5.0)
     recorded("cifar-resnet-20", 0, 5.0, optimizer={"lr": 0.2}, data={"size": 16}, train={"device": "auto"})
@@ -152,6 +203,8 @@ def test_a_cheaper_network_that_outperforms_a_deeper_one_is_named(recorded: Call
     assert not any("cifar-resnet-56" in line for line in told())
     metrics.write_text(finished)
     assert told() == [said]
+    replaced('"val_images": 10000', '"val_images": 300')
+    assert told() == []
 
 
 def made_on(folder: Path, *devices: str) -> None:
