@@ -33,7 +33,7 @@ _ENDLESS = 2**62
 
 @dataclass(frozen=True)
 class Measured:
-    """Images per second of this rank, and what bounds them."""
+    """Images per second of this rank, and what bounds them: over the whole training where images grow in it."""
 
     network: str
     device: str
@@ -45,6 +45,8 @@ class Measured:
     """Batches made and brought to the device, nothing else."""
     step: float
     """Training on one batch that lies on the device."""
+    step_at: dict[int, float]
+    """The same by the height and width of the images."""
     together: float
     roofline: float
     """An estimate of the most that the step could reach, from a copy and a matrix product measured here."""
@@ -71,23 +73,42 @@ def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Meas
     def speed(shares: Iterable[StepData], use: Callable[[StepData], object]) -> float:
         return images / _each(shares, use, seconds, device)
 
-    with closing(data.from_step(0, 1)) as shares:
-        resting = _copied(next(shares))
+    def resting(size: int) -> StepData:
+        with closing(data.from_step(0, 1, lambda _: size)) as shares:
+            return _copied(next(shares))
+
+    def bound(size: int) -> float:
+        parts = complexity.stages(run.network, size, len(source.classes), source.channels)
+        return roofline.images_per_second(parts, limits, run.train.precision)
+
+    def mean(speed_at: Callable[[int], float]) -> float:
+        return 1 / sum(part / speed_at(size) for size, part in sizes.items())
+
+    sizes = _size_parts(run.augment.resize or {0.0: data.image_size})
     train = _trainer(run, source, world)
     limits = roofline.measure(device, run.train.precision)
-    parts = complexity.stages(run.network, data.image_size, len(source.classes), source.channels)
+    step_at = {size: speed(itertools.repeat(resting(size)), train) for size in sizes}
     return Measured(
         network=run.network.name,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         ranks=world.size,
         batch=data.stream.share,
         precision=run.train.precision,
-        loader=speed(data.from_step(0, _ENDLESS), lambda share: None),
-        step=speed(itertools.repeat(resting), train),
-        together=speed(data.from_step(0, _ENDLESS), train),
-        roofline=roofline.images_per_second(parts, limits, run.train.precision),
-        largest_batch=_largest(run, source, resting.batches[0], world) if device.type == "cuda" else None,
+        loader=mean(lambda size: speed(data.from_step(0, _ENDLESS, lambda _: size), lambda share: None)),
+        step=mean(lambda size: step_at[size]),
+        step_at=step_at,
+        together=mean(lambda size: speed(data.from_step(0, _ENDLESS, lambda _: size), train)),
+        roofline=mean(bound),
+        largest_batch=_largest(run, source, resting(max(sizes)).batches[0], world) if device.type == "cuda" else None,
     )
+
+
+def _size_parts(resize: dict[float, int]) -> dict[int, float]:
+    """Of progressive resizing each height and width, and the part of the training's steps that is spent at it."""
+    parts: dict[int, float] = {}
+    for (begin, size), end in zip(resize.items(), [*resize, 1.0][1:], strict=True):
+        parts[size] = parts.get(size, 0.0) + end - begin
+    return parts
 
 
 def _each(shares: Iterable[StepData], use: Callable[[StepData], object], seconds: float, device: torch.device) -> float:
@@ -162,10 +183,13 @@ def _profile(run: Run, data: TrainingData, folder: Path, world: World) -> None:
 
 def _told(found: Measured, run: Run, source: AnySource) -> str:
     slower = min(found.loader, found.step)
+    parts = _size_parts(run.augment.resize or {})
+    speeds = [(f"  at {px} px", f"{found.step_at[px]:,.0f}", f"{part:.0%} of the steps") for px, part in parts.items()]
     rows = [
-        ("", "images/s", ""),
+        ("", "images/s", "over the whole training" if parts else ""),
         ("loader alone", f"{found.loader:,.0f}", _loading(run, source)),
         ("step alone", f"{found.step:,.0f}", f"{found.step / found.roofline:.0%} of the roofline (an estimate)"),
+        *speeds,
         ("both together", f"{found.together:,.0f}", f"{found.together / slower:.0%} of the slower one"),
     ]
     head = f"{found.network}, {found.batch} images at once, {found.precision}, {found.ranks} x {found.device}"

@@ -1,11 +1,14 @@
 """The verb `bench`: its figures, its advice, the bound that it holds them against."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from resnet_train import bench
 from resnet_train.bench import Measured
@@ -13,10 +16,12 @@ from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
 from resnet_train.config.schema import Run
 from resnet_train.data import sources
+from resnet_train.data.loader import StepData
+from resnet_train.engine.step import TrainState, train_step
 from resnet_train.observe import complexity, roofline
 from resnet_train.observe.roofline import Limits
 
-FOUND = Measured("net", "NVIDIA", 1, 64, "bf16", 900.0, 1000.0, 880.0, 2000.0, 256)
+FOUND = Measured("net", "NVIDIA", 1, 64, "bf16", 900.0, 1000.0, {32: 1000.0}, 880.0, 2000.0, 256)
 
 
 def test_bench_measures_each_part(config: Callable[..., Path], program: Callable[..., tuple[int, str, str]]) -> None:
@@ -30,6 +35,29 @@ def test_bench_measures_each_part(config: Callable[..., Path], program: Callable
     events = {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
     assert {"aten::conv2d", "Optimizer.step#SGD.step"} <= events
     assert not Path("runs").exists()
+
+
+def test_each_size_of_progressive_resizing_is_timed(
+    tiny_run: Callable[..., Run], images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growing = {"crop": {"kind": "random-resized", "size": 16}, "resize": {0: 8, 0.25: 16, 0.5: 12, 0.9: 16}}
+    run = tiny_run(data={"kind": "imagefolder", "path": str(images), "workers": 0}, augment=growing)
+    sizes: list[int] = []
+
+    def step(state: TrainState, share: StepData, *rest: Any) -> dict[str, Tensor]:
+        sizes.append(share.batches[0].images.shape[1])
+        return train_step(state, share, *rest)
+
+    monkeypatch.setattr(bench, "train_step", step)
+    bench.bench(run, 0, None, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [size for size, _ in itertools.groupby(sizes)] == [8, 16, 12, 8, 16, 12]  # the step, then both together
+    at = {int(size): speed for size, speed in found["step_at"].items()}
+    seconds = 0.25 / at[8] + 0.25 / at[16] + 0.4 / at[12] + 0.1 / at[16]
+    assert found["step"] == pytest.approx(1 / seconds)
+    bench.bench(run, 0, None, as_json=False)
+    said = [line.split() for line in capsys.readouterr().out.splitlines() if " px " in line]
+    assert [(line[1], line[4]) for line in said] == [("8", "25%"), ("16", "35%"), ("12", "40%")]
 
 
 def test_advice_follows_what_binds(tiny_run: Callable[..., Run]) -> None:
