@@ -19,7 +19,7 @@ from resnet_train.data.loader import Batch, StepData, TrainingData
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.sources import AnySource
 from resnet_train.engine import dist
-from resnet_train.engine.dist import World
+from resnet_train.engine.dist import Agreement, World
 from resnet_train.engine.step import new_state, set_precision, train_step
 from resnet_train.errors import BadInput
 from resnet_train.observe import complexity, roofline
@@ -71,7 +71,7 @@ def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Meas
     images, device, source = data.stream.share * data.stream.accumulate, world.device, data.source
 
     def speed(shares: Iterable[StepData], use: Callable[[StepData], object]) -> float:
-        return images / _each(shares, use, seconds, device)
+        return images / _each(shares, use, seconds, world)
 
     def resting(size: int) -> StepData:
         with closing(data.from_step(0, 1, lambda _: size)) as shares:
@@ -99,7 +99,7 @@ def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Meas
         step_at=step_at,
         together=mean(lambda size: speed(data.from_step(0, _ENDLESS, lambda _: size), train)),
         roofline=mean(bound),
-        largest_batch=_largest(run, source, resting(max(sizes)).batches[0], world) if device.type == "cuda" else None,
+        largest_batch=_largest(run, source, resting(max(sizes)).batches[0], device) if device.type == "cuda" else None,
     )
 
 
@@ -111,20 +111,21 @@ def _size_parts(resize: dict[float, int]) -> dict[int, float]:
     return parts
 
 
-def _each(shares: Iterable[StepData], use: Callable[[StepData], object], seconds: float, device: torch.device) -> float:
-    """Seconds of a step, warm."""
-    found = iter(shares)
+def _each(shares: Iterable[StepData], use: Callable[[StepData], object], seconds: float, world: World) -> float:
+    """Seconds of a step, warm. All ranks take as many, since a step waits for every rank."""
+    found, agreement = iter(shares), Agreement(world)
     for share in itertools.islice(found, _WARM_UP):
         use(share)
-    roofline.wait(device)
+    roofline.wait(world.device)
     begin = time.perf_counter()
     steps = 0
     for share in found:
         use(share)
         steps += 1
-        if time.perf_counter() - begin > seconds:
+        if agreement.any(time.perf_counter() - begin > seconds):
             break
-    roofline.wait(device)
+    agreement.settle()
+    roofline.wait(world.device)
     took = (time.perf_counter() - begin) / steps
     if hasattr(found, "close"):
         found.close()
@@ -141,11 +142,11 @@ def _trainer(run: Run, source: AnySource, world: World) -> Callable[[StepData], 
 
 def _copied(share: StepData) -> StepData:
     """A share that stays when the loader goes on."""
-    return share._replace(batches=[Batch(b.images.clone(), b.labels.clone(), b.shift.clone()) for b in share.batches])
+    return share._replace(batches=[batch.of(map(torch.clone, batch.tensors())) for batch in share.batches])
 
 
-def _largest(run: Run, source: AnySource, batch: Batch, world: World) -> int:
-    """The most images at once, by doubling until memory ends."""
+def _largest(run: Run, source: AnySource, batch: Batch, device: torch.device) -> int:
+    """The most images at once, by doubling until memory ends; on one rank by itself, which may end before another."""
     fitting = len(batch.labels)
     try:
         while True:
@@ -153,10 +154,10 @@ def _largest(run: Run, source: AnySource, batch: Batch, world: World) -> int:
                 torch.cat([tensor, tensor]) for tensor in (batch.images, batch.labels, batch.shift)
             )
             batch = Batch(images, labels, shift)
-            train = _trainer(run, source, world)
+            train = _trainer(run, source, World(device))
             for _ in range(2):
                 train(StepData([batch], [0], 0.0))
-            roofline.wait(world.device)
+            roofline.wait(device)
             fitting = len(batch.labels)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()

@@ -131,6 +131,7 @@ def test_progressive_resizing_is_one_schedule(config: Callable[..., Path]) -> No
     assert load.read_run(load.read_yaml(Path("again.yaml")), "again") == run
     for value, said in (
         ("{0: 128, 0.4: 160}", "augment: resize ends at 160 and crop.size is 192"),
+        ("{0: 256, 0.4: 192}", "augment: resize has 256 pixels and ends at 192, the crop.size: none may be larger"),
         ("{0.1: 128, 0.4: 192}", "augment: resize begins at 0"),
         ("{0: 128, 0.8: 160, 0.4: 192}", "augment: resize begins at 0, and its fractions rise"),
         ("{0: 192}", "augment: resize has no effect with one size"),

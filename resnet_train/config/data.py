@@ -251,3 +251,5 @@ class Augment(Section):
         last = resize[max(resize)]
         if last != self.crop.size:
             raise ValueError(f"resize ends at {last} and crop.size is {self.crop.size}: make them equal")
+        if (largest := max(resize.values())) > last:
+            raise ValueError(f"resize has {largest} pixels and ends at {last}, the crop.size: none may be larger")
