@@ -3,13 +3,15 @@
     python scripts/benchmark_loader.py /data/imagenet                # class folders: PATH/train/CLASS/IMAGE
     python scripts/benchmark_loader.py /data/imagenet --soak 10000   # does memory grow? does a late step start late?
 
-Every loader crops the same boxes of the same files, flipped alike, but timm's and DALI's, which draw their own. Each
-round runs all of them in random order, each from the arrival of its first batch to that of its last, and gives ratios
-to the reference of that round; the second reference is the control, whose spread is the noise. Packed forms are made
-by `resnet-train prepare` in a temporary folder. Pixels are compared with the reference's, on the 0 to 255 scale.
+Every loader crops the same boxes of the same files, flipped alike, but timm's, DALI's and FFCV's, which draw their own.
+Each round runs all of them in random order, each from the arrival of its first batch to that of its last, and gives
+ratios to the reference of that round; the second reference is the control, whose spread is the noise. Packed forms are
+made in a temporary folder. Pixels are compared with the reference's, on the 0 to 255 scale. timm, DALI and FFCV take
+part where they are installed (FFCV 1.0.2 builds with libopencv-dev, libturbojpeg0-dev and pkg-config).
 
 Not alike: the reference also makes floats and normalises them, as it ships; the rest leave uint8 for the device to
-normalise, and "reference, uint8" does without floats, too. FFCV is not among them: it re-encodes what it reads.
+normalise, and "reference, uint8" does without floats, too. FFCV's pixels are not those of the files, which it encodes
+anew, with loss, and resizes by areas; its disk share leaves out the padding of its pages of 8 MiB.
 """
 
 import argparse
@@ -30,6 +32,7 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
 
 from resnet_train.config.load import read_run
 from resnet_train.config.schema import Run
@@ -168,6 +171,44 @@ def dalis(run: Run, path: Path, partly: bool) -> Loader | None:
     return start
 
 
+def ffcvs(run: Run, path: Path, batches: int) -> dict[str, tuple[Loader, float]]:
+    """FFCV's loader, as many threads as workers, and its images' bytes as a share of the files'.
+
+    All are encoded anew (quality 90, chroma subsampled); "half raw" is ffcv-imagenet's form for ResNet-50. An epoch is
+    what is measured, so that no thread works on when others are; the first batch compiles, and is not timed.
+    """
+    try:
+        from ffcv.fields import IntField, RGBImageField
+        from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+        from ffcv.loader import Loader as Ffcv
+        from ffcv.loader import OrderOption
+        from ffcv.transforms import RandomHorizontalFlip, ToTensor
+        from ffcv.writer import DatasetWriter
+    except ImportError:
+        return {}
+    forms: dict[str, dict[str, Any]] = {
+        "FFCV, JPEG": {"write_mode": "jpg"},
+        "FFCV, half raw": {"write_mode": "proportion", "compress_probability": 0.5, "max_resolution": 500},
+    }
+    found: dict[str, tuple[Loader, float]] = {}
+    for name, form in forms.items():
+        file = str(path.parent / f"{name}.beton")
+        fields = {"image": RGBImageField(**form), "label": IntField()}
+        writer = DatasetWriter(file, fields, num_workers=run.data.processes)
+        writer.from_indexed_dataset(ImageFolder(str(path / "train")), shuffle_indices=True)
+        made = Ffcv(
+            file,
+            batch_size=run.train.batch_size,
+            num_workers=run.data.processes,
+            os_cache=True,
+            order=OrderOption.RANDOM,
+            indices=range(batches * run.train.batch_size),
+            pipelines={"image": [RandomResizedCropRGBImageDecoder((224, 224)), RandomHorizontalFlip(), ToTensor()]},
+        )
+        found[name] = made.__iter__, made.reader.alloc_table["size"].sum() / size(path)
+    return found
+
+
 def seconds(start: Loader, batches: int) -> float:
     """From the arrival of the first batch to that of the last."""
     found = start()
@@ -194,8 +235,12 @@ def packed(source: Path, dest: Path, *options: str) -> tuple[dict[str, Any], flo
     """A packed form, and its size as a share of that of the files."""
     command = [sys.executable, "-m", "resnet_train", "prepare", str(source), str(dest), *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    size, files = (sum(f.stat().st_size for f in (p / "train").rglob("*") if f.is_file()) for p in (dest, source))
-    return {"kind": "shards", "path": str(dest)}, size / files
+    return {"kind": "shards", "path": str(dest)}, size(dest) / size(source)
+
+
+def size(data: Path) -> int:
+    """Bytes of the files of the training set."""
+    return sum(file.stat().st_size for file in (data / "train").rglob("*") if file.is_file())
 
 
 def differences(run: Run, like: Run, batches: int) -> tuple[int, float]:
@@ -225,12 +270,15 @@ def compare(source: Path, folder: Path, args: argparse.Namespace) -> None:
             "reference again": reference(like, batches, floats=True),
             "reference, uint8": reference(like, batches, floats=False),
         }
+        encoded: dict[str, tuple[Loader, float]] = {}
         if crop == "random-resized":
             path = Path(files["path"])
+            encoded = ffcvs(like, path, batches)
             found |= {
                 "timm": timms(like, path),
                 "DALI": dalis(like, path, False),
                 "DALI, crop": dalis(like, path, True),
+                **{name: start for name, (start, _) in encoded.items()},
             }
         runs = {n: run_of({**data, "workers": args.workers}, crop, args.batch) for n, (data, _) in forms.items()}
         found |= {name: lambda run=run: ours(run, batches) for name, run in runs.items()}  # type: ignore[misc]
@@ -246,6 +294,8 @@ def compare(source: Path, folder: Path, args: argparse.Namespace) -> None:
             if name in forms:
                 largest, mean = differences(runs[name], like, 2)
                 cells += [f"{forms[name][1]:.2f}", str(largest), f"{mean:.3f}"]
+            elif name in encoded:
+                cells += [f"{encoded[name][1]:.2f}", "re-encoded"]
             rows.append((crop, name, *cells, *[""] * (5 - len(cells))))
         speed = statistics.median((batches - 1) * args.batch / t for t in took["reference"])
         print(f"{crop}: the reference loads {speed:.0f} images/s here", file=sys.stderr)
