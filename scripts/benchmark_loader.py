@@ -331,7 +331,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="class folders, such as the user's ImageNet or a part of it")
     parser.add_argument("--workers", type=int, default=2, help="processes of each loader (default: 2)")
     parser.add_argument("--batch", type=int, default=60)
-    parser.add_argument("--images", type=int, default=1200, help="of each loader in each round (default: 1200)")
+    parser.add_argument("--images", type=int, default=2400, help="of each loader in each round (default: 2400)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--soak", type=int, metavar="BATCHES", help="instead: memory over so many batches")
     args = parser.parse_args()
