@@ -227,6 +227,6 @@ def advice(found: Measured, run: Run, source: AnySource) -> list[str]:
         )
     if found.largest_batch is not None and found.largest_batch > found.batch and run.train.accumulate > 1:
         said.append(f"- train.accumulate={max(1, run.train.accumulate * found.batch // found.largest_batch)}")
-    if found.together < 0.95 * found.step:
+    if found.together < 0.95 * found.step and isinstance(source, Files):
         said.append("- the loader takes time from the step: fewer data.workers, or packed images")
     return said

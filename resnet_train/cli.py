@@ -14,6 +14,7 @@ from resnet_train.errors import BadInput, report
 if TYPE_CHECKING:
     from resnet_train.config.schema import Experiment, Run
 
+_LARGEST_SQUARE = 1024
 _EPILOG = """exit codes:
   0    done
   1    training failed: the loss is no longer finite, or another rank stopped
@@ -326,6 +327,8 @@ def _prepare(args: argparse.Namespace) -> None:
         raise BadInput(
             "--square stores small bare pixels: --tiled, --raw-fraction and --short-side have no effect on it"
         )
+    if (args.square or 0) > _LARGEST_SQUARE:
+        raise BadInput(f"--square {args.square}: it is for small images, up to {_LARGEST_SQUARE} pixels wide and high")
     options = store.Options(args.tiled, args.short_side, args.square, args.raw_fraction)
     skip, per_shard = args.on_bad_image == "skip", args.shard_images or 2048
     source, dest = paths

@@ -91,7 +91,7 @@ def _train(member: _Member, world: World, request: Request) -> None:
         raise BadInput(
             f"{run.network.name}: out of memory on {world.device} with train.batch_size {run.train.batch_size} over "
             f"{world.size} ranks x {run.train.accumulate} passes: raise train.accumulate, lower train.batch_size (or "
-            f"eval.batch_size, if it was evaluating), or use train.precision=bf16{fewer}"
+            f"eval.batch_size, if it was evaluating; or data.resident_gb), or use train.precision=bf16{fewer}"
         ) from None
 
 

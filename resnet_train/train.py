@@ -44,7 +44,8 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     saved = None if fresh else checkpoint.latest(checkpoints, world)
     if saved is None:
         statistics = dist.decide(world, lambda: normalize.statistics(run, train_set))
-        about = About(run, tuple(train_set.classes), len(train_set), statistics)
+        size = train_set.size if isinstance(train_set, Resident) else None
+        about = About(run, tuple(train_set.classes), len(train_set), statistics, size)
         if run.train.from_ is not None:
             start_from(run.train.from_, run.network, state, world)
     else:

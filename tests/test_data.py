@@ -166,6 +166,7 @@ def test_the_global_batch_does_not_depend_on_ranks_and_accumulation(ranks: int, 
     own = [Stream(2, 50, 16, accumulate, rank, ranks).own(7).indices for rank in range(ranks)]
     by_pass = np.stack(own).reshape(ranks, accumulate, -1).swapaxes(0, 1)
     assert np.array_equal(by_pass.ravel(), whole.indices)
+    assert np.array_equal(Stream(2, 50, 16, accumulate, 0, ranks).by_rank(7), own)
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_run: Callable[..., Run]) -> None:
@@ -257,6 +258,7 @@ def test_resident_files_are_trained_on_as_stored_images_are(tiny_run: Callable[.
         assert same(one.batches, other.batches)
     assert torch.equal(*(normalize.statistics(run, source).mean for source in (train, stored)))
     assert len(val) == 4
+    assert train.subset(np.arange(9)) is train.subset(np.arange(9))  # which is read once
     [seen] = EvaluationData(val, (Look(),), 9, CPU).batches()
     assert np.array_equal(seen.images[3].numpy(), np.asarray(Image.open(squares / "train/class-3/27.png")))
 

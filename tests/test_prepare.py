@@ -175,6 +175,43 @@ def test_smaller_images_are_said_to_be_another_recipe(photos: Path, program: Pro
     assert "recipe: unchanged" in program("prepare", photos, "same")[1]
 
 
+def test_a_shard_stays_open_while_it_is_read(photos: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another thread opens so many that this one's turn to be closed has come."""
+    program("prepare", photos, "packed")
+    train, files = opened(Path("packed"))[0], opened(photos, ImageFolder)[0]
+    read = os.pread
+
+    def crowded(*arguments: int) -> bytes:
+        train._file.cache_clear()
+        return read(*arguments)
+
+    monkeypatch.setattr(os, "pread", crowded)
+    assert np.array_equal(np.asarray(train.read(0)), np.asarray(files.read(0)))
+
+
+def test_an_index_of_other_shards_is_told(photos: Path, config: Callable[..., Path], program: Program) -> None:
+    program("prepare", photos, "packed", "--shard-images", 7)
+    index = Path("packed/train/index.npy")
+    entries = np.load(index)
+    for column, value, said in (("shard", 9, "names shard 9 of 3"), ("offset", 700, "there is none")):
+        changed = entries.copy()
+        changed[column][::2] = value
+        np.save(index, changed)
+        data = {"kind": "shards", "path": "packed", "workers": 0}
+        code, _, err = program("run", config(data=data, train={"steps": 2}, **SIZED))
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert said in err
+        code, _, err = program("prepare", "--verify", "packed")
+        assert (code, said in err) == (2, True)
+
+
+def test_what_a_jpeg_cannot_hold_is_left_out(photos: Path, program: Program) -> None:
+    Image.new("L", (70_000, 200)).save(photos / "train/n01/long.png")
+    assert "cannot encode n01/long.png, 69650 x 199 pixels" in refusal(program, photos, "x", "--short-side", 199)
+    code, _, err = program("prepare", photos, "packed", "--short-side", 199, "--on-bad-image", "skip")
+    assert code == 0, err
+
+
 def test_squares_are_averages_of_areas(photos: Path, program: Program) -> None:
     code, out, err = program("prepare", photos, "packed", "--square", 16)
     assert code == 0, err

@@ -126,9 +126,11 @@ def test_a_damaged_tile_is_named() -> None:
     data = bytearray(
         tiling.with_table(jpeg(photo(200, 200), "4:2:0", tiling.interval(tiling.frame(jpeg(photo(200, 200), "4:2:0")))))
     )
-    data[-4000:] = bytes(4000)
-    with pytest.raises(BadInput, match="cannot decode it: "):
-        Tiled(bytes(data), "it", (200, 200)).region((150, 150, 200, 200))
+    table = data.index(tiles.MARK) + len(tiles.MARK)
+    for begin, length, byte in ((len(data) - 4000, 4000, 0), (table + tiles.TABLE.size, 200, 255), (table + 8, 4, 0)):
+        damaged = data[:begin] + bytes([byte]) * length + data[begin + length :]
+        with pytest.raises(BadInput, match="cannot decode it: "):
+            Tiled(bytes(damaged), "it", (200, 200)).region((150, 150, 200, 200))
 
 
 @needs_jpegtran

@@ -105,6 +105,17 @@ def test_grey_images_and_folders_are_seen_as_evaluation_sees_them(config: Config
     assert told[0]["predictions"][0]["probability"] == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_a_network_of_resident_files_sees_images_of_their_size(config: Config, squares: Path, program: Program) -> None:
+    data = {"kind": "imagefolder", "path": str(squares), "workers": 1, "resident_gb": 1}
+    assert program("run", config(data=data, train={"steps": 1}))[0] == 0
+    path = LAST.format("cifar-resnet-8")
+    pixels = picture(Path("x.png"), (8, 8))
+    code, out, err = program("predict", path, "x.png", "--json")
+    assert code == 0, err
+    expected = by_hand(path, torch.from_numpy(pixels)[None]).softmax(1).max()
+    assert json.loads(out)[0]["predictions"][0]["probability"] == pytest.approx(float(expected), abs=1e-5)
+
+
 def test_another_programs_weights_see_imagenet_crops(program: Program) -> None:
     from torchvision import models
 

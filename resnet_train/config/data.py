@@ -44,7 +44,8 @@ class FileSection(DataSection):
     """Decoding processes of each rank; with `resident_gb` threads that read the images in."""
     resident_gb: Positive | None = None
     """For square images of one size: hold the training images on each rank's device if they take no more than so many
-    GB, else each rank its part of them, sent to where they are wanted. It does not change a result."""
+    GB, else each rank its part of them, sent to where they are wanted. It does not change a result. Images to evaluate
+    on come on top of it, whole, on each."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """skip: a training image that cannot be decoded is counted, listed, and the next one is used in its place."""
 

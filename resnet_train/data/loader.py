@@ -3,11 +3,10 @@
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from resnet_train.data.draws import Ints
 from resnet_train.data.files import Files, usable
 from resnet_train.data.order import Stream
 from resnet_train.data.pictures import Picture, Pixels
-from resnet_train.data.resident import Resident
+from resnet_train.data.resident import Resident, sent
 from resnet_train.data.ring import Shape, Slot
 from resnet_train.data.sources import AnySource, Generated, Stored
 from resnet_train.errors import BadInput
@@ -72,12 +71,6 @@ class StepData(NamedTuple):
     """One for each batch: what dropout may draw from."""
     waited: float
     """Seconds that the loop stood still for them."""
-
-
-def _sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """An array on a device, without waiting for it."""
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -165,12 +158,12 @@ class TrainingData:
         if cfg.erase:
             samples = self.stream.own(step)
             random = draws.uniform(self.stream.seed, samples.epochs, samples.indices, augment.ERASE.stop)
-            boxes = _sent(mix.erase_boxes(cfg.erase, random[:, augment.ERASE], height, width), self.device).chunk(
+            boxes = sent(mix.erase_boxes(cfg.erase, random[:, augment.ERASE], height, width), self.device).chunk(
                 len(batches)
             )
             batches = [batch._replace(erased=part) for batch, part in zip(batches, boxes, strict=True)]
         if cfg.mixes:
-            blends = (_sent(mix.plan(cfg, seed, height, width), self.device) for seed in seeds)
+            blends = (sent(mix.plan(cfg, seed, height, width), self.device) for seed in seeds)
             batches = [batch._replace(blend=blend) for batch, blend in zip(batches, blends, strict=True)]
         return batches
 
@@ -214,7 +207,7 @@ class TrainingData:
             held, rows = hold(steps[first], indices)
             corners, shift = plan.boxes[:, :2].astype(np.int64), plan.shift[:, : source.channels]
             planned = (
-                _sent(array, place).split(n) for array in (rows, corners, plan.flip, source.labels[indices], shift)
+                sent(array, place).split(n) for array in (rows, corners, plan.flip, source.labels[indices], shift)
             )
             for i, (row, corner, flip, label, color) in enumerate(zip(*planned, strict=True)):
                 moved = cfg.crop is not None or cfg.flip
@@ -232,8 +225,8 @@ class TrainingData:
         if not (isinstance(source, Resident) and source.divided(ranks)):
             together = 1 if isinstance(source, Generated) else _PLANNED_TOGETHER
             return together, lambda _, indices: source.held(indices, place)
-        part, streams = source.part(rank, ranks, place), [replace(self.stream, rank=one) for one in range(ranks)]
-        return 1, lambda step, _: resident.exchanged(part, [one.own(step).indices for one in streams], rank)
+        part = source.part(rank, ranks, place)
+        return 1, lambda step, _: resident.exchanged(part, self.stream.by_rank(step), rank)
 
     def describe(self, step: int) -> list[str]:
         """The samples of a step's global batch: the paths of files, the numbers of stored images."""

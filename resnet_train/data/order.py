@@ -49,6 +49,11 @@ class Stream:
         """Samples of one rank in one accumulation pass."""
         return self.batch_size // (self.accumulate * self.ranks)
 
+    def by_rank(self, step: int) -> Ints:
+        """[ranks, accumulate * share]: the samples that each rank takes in a step, in the order of `own`."""
+        shares = self.batch(step).indices.reshape(self.accumulate, self.ranks, self.share)
+        return shares.swapaxes(0, 1).reshape(self.ranks, -1)
+
     def own(self, step: int) -> Samples:
         """This rank's samples of a step: its share of each accumulation pass, one after the other."""
         first = step * self.batch_size + self.rank * self.share

@@ -1,9 +1,10 @@
 """Image files of one size that are read once and then held: on each rank's device, or each rank's part on its own."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -26,6 +27,7 @@ class Resident:
         self.files, self.size, self.gigabytes, self.threads = files, size, gigabytes, max(threads, 1)
         self.labels, self.classes = files.labels, files.classes
         self._held: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._subsets: dict[bytes, Resident] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,8 +37,11 @@ class Resident:
         return self.files.name(index)
 
     def subset(self, indices: Ints) -> "Resident":
-        """The same source, of these samples only."""
-        return Resident(self.files.subset(indices), self.size, self.gigabytes, self.threads)
+        """The same source, of these samples only; of the same samples the same, which has read them."""
+        key = indices.tobytes()
+        if key not in self._subsets:
+            self._subsets[key] = Resident(self.files.subset(indices), self.size, self.gigabytes, self.threads)
+        return self._subsets[key]
 
     def held(self, indices: Ints, device: torch.device) -> tuple[Tensor, Ints]:
         """uint8 images [m, H, W, C] on a device, and which of them [n] the samples are. Raises `BadInput`."""
@@ -89,17 +94,24 @@ def check_square(size: tuple[int, int], wanted: int, name: str) -> None:
         )
 
 
-def exchanged(part: Tensor, wanted: Sequence[Ints], rank: int) -> tuple[Tensor, Ints]:
+def sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """An array on a device, without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def exchanged(part: Tensor, wanted: Ints, rank: int) -> tuple[Tensor, Ints]:
     """The images that this rank wants, each from the rank that holds it, and which of them [n] its samples are.
 
-    `part` is this rank's part of divided images, `wanted` what each rank wants: known to all, so that nobody has to
-    ask. Every rank calls this at the same time.
+    `part` is this rank's part of divided images, `wanted` [ranks, n] what each rank wants: known to all, so that nobody
+    has to ask. Every rank calls this at the same time.
     """
     ranks = len(wanted)
-    owner = [indices % ranks for indices in wanted]
+    owner = wanted % ranks
     asked = [indices[owns == rank] // ranks for indices, owns in zip(wanted, owner, strict=True)]
-    rows = torch.from_numpy(np.concatenate(asked)).to(part.device, non_blocking=True)
     counts = np.bincount(owner[rank], minlength=ranks).tolist()
-    received = part.new_empty(len(wanted[rank]), *part.shape[1:])
-    dist.all_to_all_single(received, part[rows], counts, [len(indices) for indices in asked])
+    received = part.new_empty(wanted.shape[1], *part.shape[1:])
+    dist.all_to_all_single(
+        received, part[sent(np.concatenate(asked), part.device)], counts, [len(indices) for indices in asked]
+    )
     return received, owner[rank].argsort(kind="stable").argsort()

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
@@ -170,6 +170,8 @@ def _pinned(memory: Pixels, device: torch.device) -> Iterator[None]:
     refused = int(cuda.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
     if refused:
         print(f"warning: batches cannot be pinned (CUDA error {refused}), so copying them is slower", file=sys.stderr)
+        with suppress(RuntimeError):
+            torch.zeros(1, device=device)  # CUDA tells the error again, to whoever launches next
     try:
         yield
     finally:

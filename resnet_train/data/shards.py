@@ -98,8 +98,11 @@ class Shards(Files):
         return Shards(self.folder, self.shards, self.classes, indices if self.rows is None else self.rows[indices])
 
     def place(self, index: int) -> Place:
-        """Where a sample is."""
-        return Place(*self.entries[index if self.rows is None else self.rows[index]].item())
+        """Where a sample is. Raises `BadInput`."""
+        place = Place(*self.entries[index if self.rows is None else self.rows[index]].item())
+        if place.shard >= len(self.shards):
+            raise BadInput(f"the index of {self.folder} names shard {place.shard} of {len(self.shards)}{_AGAIN}")
+        return place
 
     def name(self, index: int) -> str:
         return self._name(self.place(index))
@@ -117,7 +120,8 @@ class Shards(Files):
         path = self._paths[place.shard]
         length = place.length - start if length is None else length
         try:
-            data = os.pread(self._file(path).number, length, place.offset + start)
+            file = self._file(path)  # by a name, or another thread may close it, and open another under its number
+            data = os.pread(file.number, length, place.offset + start)
         except OSError as error:
             raise BadInput(f"cannot read {path}: {error.strerror}") from None
         if len(data) != length:
@@ -127,9 +131,12 @@ class Shards(Files):
     def _name(self, place: Place) -> str:
         """The shard and its member, by which `tar` finds it."""
         try:
-            member = self.bytes_of(place, -BLOCK, 100).partition(b"\0")[0]
+            header = self.bytes_of(place, -BLOCK, BLOCK)
         except BadInput:
-            member = b""
+            header = b""
+        if header[257:262] != b"ustar":
+            return f"{self._paths[place.shard]}, where the index has an image at byte {place.offset} and there is none"
+        member = header[:100].partition(b"\0")[0]
         return f"{self._paths[place.shard]}:{os.fsdecode(member)}"
 
 
@@ -147,6 +154,8 @@ class _Raw:
         left, top, right, bottom = box
         width, height = self.size
         start = self.place.length - 3 * width * height  # after the PPM's header
+        if start <= 0:
+            raise BadInput(f"cannot decode {self.name}: by the index it has more pixels than bytes{_AGAIN}")
         rows = self.shards.bytes_of(self.place, start + 3 * width * top, 3 * width * (bottom - top))
         pixels = np.frombuffer(rows, np.uint8).reshape(-1, width, 3)
         return Region(pixels[:, left:right].copy(), left, top)

@@ -38,7 +38,7 @@ class Tiled:
         try:
             jpeg, left, top = cut(self.data, self.size, box)
             return Region(simplejpeg.decode_jpeg(jpeg), left, top)
-        except (ValueError, struct.error) as error:
+        except (ValueError, IndexError, ZeroDivisionError, struct.error) as error:  # of damaged bytes, any of them
             raise BadInput(f"cannot decode {self.name}: {error}") from None
 
 

@@ -31,6 +31,8 @@ class About:
     classes: tuple[str, ...]
     train_images: int
     normalization: Normalization
+    image_size: int | None = None
+    """Height and width of the training images, where they are of one size that the run itself does not tell."""
 
     @property
     def channels(self) -> int:
@@ -67,6 +69,7 @@ def _write(state: TrainState, about: About, folder: Path, copies: Sequence[str],
         "classes": list(about.classes),
         "train_images": about.train_images,
         "normalization": list(about.normalization),
+        "image_size": about.image_size,
         "step": state.step,
         "net": state.net.state_dict(),
         "ema": None if state.ema is None else state.ema.state_dict(),
@@ -138,7 +141,8 @@ def read(path: Path) -> Saved:
         if payload["format"] != _FORMAT:
             raise BadInput(f"{path} is of format {payload['format']}; this program reads format {_FORMAT}")
         run = read_run(payload["run"], str(path))
-        about = About(run, tuple(payload["classes"]), payload["train_images"], Normalization(*payload["normalization"]))
+        normalization, size = Normalization(*payload["normalization"]), payload.get("image_size")
+        about = About(run, tuple(payload["classes"]), payload["train_images"], normalization, size)
         return Saved(path, about, payload["step"], payload)
     except (KeyError, TypeError):
         raise BadInput(f"{path} is not a checkpoint of resnet-train") from None

@@ -33,6 +33,8 @@ class Trained:
     step: int | None
     """None: unknown, or not trained."""
     net: nn.Module
+    image_size: int | None = None
+    """Of images of one size, where the run does not tell."""
 
     @property
     def name(self) -> str:
@@ -47,8 +49,8 @@ class Trained:
             view = View()
         if view is not None:
             return Look(view.resize, view.crop)
-        assert isinstance(data, (StoredImages, Digits, Synthetic))  # others have a view
-        return Look(data.size, data.size)
+        size = data.size if isinstance(data, (StoredImages, Digits, Synthetic)) else self.image_size
+        return Look(size, size)
 
 
 def load(source: str, network: str | None = None, data: str | None = None, overrides: Sequence[str] = ()) -> Trained:
@@ -73,7 +75,9 @@ def load(source: str, network: str | None = None, data: str | None = None, overr
     run = override_run(saved.about.run, [*paths, *overrides])
     net = build(run.network, len(saved.about.classes), saved.about.channels)
     net.load_state_dict(saved.payload["net"] if saved.payload["ema"] is None else saved.payload["ema"])
-    return Trained(source, run, saved.about.classes, saved.about.normalization, saved.step, net.eval())
+    return Trained(
+        source, run, saved.about.classes, saved.about.normalization, saved.step, net.eval(), saved.about.image_size
+    )
 
 
 def fresh(network: str, data: str, overrides: Sequence[str] = (), seed: int = 0) -> Trained:

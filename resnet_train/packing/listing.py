@@ -103,7 +103,8 @@ class InTars(Listing):
     def read(self, row: int) -> bytes:
         path, length = self.tars[self.tar[row]], int(self.lengths[row])
         try:
-            data = os.pread(_open(path).number, length, int(self.offsets[row]))
+            file = _open(path)
+            data = os.pread(file.number, length, int(self.offsets[row]))
         except OSError as error:
             raise BadInput(f"cannot read {path}: {error.strerror}") from None
         if len(data) < length:

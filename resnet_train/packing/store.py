@@ -15,6 +15,7 @@ from PIL import Image
 from resnet_train.data import draws, pictures, tiles
 from resnet_train.data.pictures import Encoded, Pixels
 from resnet_train.data.shards import ENCODED, RAW, TILED
+from resnet_train.errors import BadInput
 from resnet_train.packing import tiling
 
 QUALITY = 90
@@ -60,7 +61,7 @@ def keep(data: bytes, name: str, options: Options, raw: bool) -> Kept:
     kind = _format(data)
     odd = list(_odd(image, kind, Path(name).suffix.lower()))
     if options.short_side is not None and min(image.size) > options.short_side:
-        data, pixels, kind = *_smaller(pixels, options.short_side), "JPEG"
+        data, pixels, kind = *_smaller(pixels, options.short_side, name), "JPEG"
         image = pictures.encoded(data, name)
     width, height = image.size
     if options.square is not None:
@@ -82,11 +83,14 @@ def keep(data: bytes, name: str, options: Options, raw: bool) -> Kept:
     return Kept(data, _SUFFIXES.get(kind, kind.lower()), form, width, height, tuple(odd))
 
 
-def _smaller(pixels: Pixels, short_side: int) -> tuple[bytes, Pixels]:
+def _smaller(pixels: Pixels, short_side: int, name: str) -> tuple[bytes, Pixels]:
     image = Image.fromarray(pixels)
     width, height = (round(short_side * side / min(image.size)) for side in image.size)
     file = io.BytesIO()
-    image.resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=QUALITY)
+    try:
+        image.resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=QUALITY)
+    except OSError as error:  # JPEG has a limit to width and height
+        raise BadInput(f"cannot encode {name}, {width} x {height} pixels: {error}") from None
     return file.getvalue(), simplejpeg.decode_jpeg(file.getvalue())
 
 

@@ -52,6 +52,8 @@ def told(images: dict[str, int]) -> str:
 def _jobs(source: Shards) -> Iterator[_Job]:
     order = np.lexsort((source.entries["offset"], source.entries["shard"]))
     ends = np.searchsorted(source.entries["shard"][order], np.arange(len(source.shards) + 1))
+    if ends[-1] < len(order):
+        source.place(int(order[-1]))  # complains: there is no such shard
     for first, last in pairwise(ends.tolist()):
         if last > first:
             yield _Job(source, order[first:last])
