@@ -186,9 +186,10 @@ def last_step(folder: Path) -> int:
 
 def test_data_workers_outlive_signals_but_not_their_trainer(config: Config, images: Path) -> None:
     """SIGTERM to every process of the job, as Slurm sends it, saves; SIGKILL to the trainer alone leaves no process."""
-    sizes = {"augment": {"crop": {"kind": "random-resized", "size": 8}}, "eval": {"view": {"resize": 8, "crop": 8}}}
+    never = {"every": {"steps": 100000}}  # but on the signal: killed amid a save, there may be a `previous.pt` alone
+    augment, view = {"crop": {"kind": "random-resized", "size": 8}}, {"resize": 8, "crop": 8}
     data = {"kind": "imagefolder", "path": str(images), "workers": 1}
-    path = config(data=data, train={"steps": 100000}, checkpoint={"every": {"steps": 100000}}, **sizes)
+    path = config(data=data, augment=augment, eval={"view": view} | never, train={"steps": 100000}, checkpoint=never)
     for stop, code in ((lambda process: os.killpg(process.pid, signal.SIGTERM), 75), (subprocess.Popen.kill, -9)):
         process = spawn("run", path, start_new_session=True)
         begin = last_step(FOLDER)
