@@ -503,9 +503,10 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_shard(
 
 def test_what_cannot_be_written_is_said_by_the_program(photos: Path) -> None:
     """A limit on the size of files stands for a full disk."""
-    command = f"ulimit -f 60; exec {sys.executable} -m resnet_train prepare {photos} packed --shard-images 9"
+    prepare = [sys.executable, "-m", "resnet_train", "prepare", photos, "packed", "--shard-images", "9"]
     environment = os.environ | {"PYTHONPATH": str(Path(shards.__file__).parents[2])}
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
+    command = ["bash", "-c", 'ulimit -f 60; exec "$@"', "limited", *prepare]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "cannot write packed/train/00000" in done.stderr
