@@ -109,10 +109,12 @@ def test_a_network_of_resident_files_sees_images_of_their_size(config: Config, s
     data = {"kind": "imagefolder", "path": str(squares), "workers": 1, "resident_gb": 1}
     assert program("run", config(data=data, train={"steps": 1}))[0] == 0
     path = LAST.format("cifar-resnet-8")
-    pixels = picture(Path("x.png"), (8, 8))
+    picture(Path("x.png"), (20, 16))
     code, out, err = program("predict", path, "x.png", "--json")
     assert code == 0, err
-    expected = by_hand(path, torch.from_numpy(pixels)[None]).softmax(1).max()
+    with Image.open("x.png") as image:
+        small = image.resize((10, 8), Image.Resampling.BILINEAR).crop((1, 0, 9, 8))
+    expected = by_hand(path, torch.from_numpy(np.array(small))[None]).softmax(1).max()
     assert json.loads(out)[0]["predictions"][0]["probability"] == pytest.approx(float(expected), abs=1e-5)
 
 

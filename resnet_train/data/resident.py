@@ -74,18 +74,18 @@ class Resident:
 
     def _pixels(self, index: int) -> Pixels:
         picture = self.files.picture(index)
-        check_square(picture.size, self.size, self.name(index))
+        _check_square(picture.size, self.size, self.name(index))
         return picture.region((0, 0, *picture.size)).pixels
 
 
 def resident(files: Files, gigabytes: float, threads: int) -> Resident:
     """Files of one size. Raises `BadInput` where the first is not square."""
     first = files.picture(0).size
-    check_square(first, first[0], files.name(0))
+    _check_square(first, first[0], files.name(0))
     return Resident(files, first[0], gigabytes, threads)
 
 
-def check_square(size: tuple[int, int], wanted: int, name: str) -> None:
+def _check_square(size: tuple[int, int], wanted: int, name: str) -> None:
     """Raises `BadInput` where an image is not `wanted` pixels wide and high."""
     if size != (wanted, wanted):
         raise BadInput(
