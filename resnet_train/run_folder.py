@@ -7,17 +7,20 @@ checkpoints/     last.pt, previous.pt, best.pt, step-N.pt
 tensorboard/     the same figures
 gradients.png    gradient norms by depth and time, if they were probed
 env.json         versions, machine and commit of each session
+lock             held by the process that trains in the folder
 """
 
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from resnet_train.claim import claimed
 from resnet_train.config.load import Tree, dump, read_run, read_yaml, to_yaml
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
@@ -124,24 +127,34 @@ def status(folder: Path, run: Run) -> str | None:
     return None if held is None or held.end is None else str(held.end["status"])
 
 
-def prepare(run: Run, folder: Path, fresh: bool) -> list[Record]:
-    """Make the folder of a run about to start, with its config; the records that it holds already, if any.
+@contextmanager
+def prepared(run: Run, folder: Path, fresh: bool) -> Iterator[list[Record]]:
+    """Make the folder of a run, with its config, and keep it for this process; the records that it holds already.
 
-    `fresh` moves an older folder aside. Raises `BadInput` where the folder cannot be written or holds another run.
+    `fresh` moves an older folder aside. Raises `BadInput` where the folder cannot be written, holds another run, or
+    another process trains in it.
     """
-    try:
-        if fresh and folder.exists():
-            old = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}.old")
-            shutil.move(folder, old)
-            print(f"moved the old run to {old}", file=sys.stderr)
-        if held := held_by(folder, run):
+    with ExitStack() as claims:
+        try:
+            older = folder.exists()
+            _claim(folder, claims)
+            if fresh and older:
+                old = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}.old")
+                shutil.move(folder, old)
+                print(f"moved the old run to {old}", file=sys.stderr)
+                _claim(folder, claims)
+            held = held_by(folder, run)
+            if held is None:
+                partial = folder / "config.tmp"
+                partial.write_text(to_yaml(dump(run)))
+                partial.replace(folder / "config.yaml")
             for stray in folder.glob("checkpoints/*.tmp"):  # of a process that was killed while it wrote
                 stray.unlink()
-            return held.records
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "config.tmp"
-        partial.write_text(to_yaml(dump(run)))
-        partial.replace(folder / "config.yaml")
-    except OSError as error:
-        raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None
-    return []
+        except OSError as error:
+            raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None
+        yield held.records if held else []
+
+
+def _claim(folder: Path, claims: ExitStack) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    claims.enter_context(claimed(folder / "lock", f"{folder}: another process is training in it; stop that one first"))

@@ -3,7 +3,7 @@
 import gc
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from resnet_train import evaluate, probe, run_folder
@@ -56,7 +56,8 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
         if plan.keep.is_due(state.step) and dist.decide(world, lambda: not (checkpoints / copy).exists()):
             checkpoint.save(state, about, checkpoints, [copy], world)  # the save that a kill cut short
     normalization = about.normalization.to(world.device)
-    held = dist.decide(world, lambda: run_folder.prepare(run, folder, fresh))
+    claim = ExitStack()
+    held = dist.decide(world, lambda: claim.enter_context(run_folder.prepared(run, folder, fresh)))
     kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
 
     if world.first and (beyond := plan.beyond_the_end()):
@@ -64,6 +65,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     agreement, stop = Agreement(world), False
     shares = data.from_step(state.step, plan.total, plan.size_at)
     with (
+        claim,
         garbage_kept(),
         closing(shares),
         metrics.open_log(folder, run, state.step, plan.total, kept, later, world) as log,

@@ -38,7 +38,7 @@ def finish(program: Program, path: Path, *arguments: object, output: str = "runs
 def test_a_run_folder_holds_what_it_must(config: Config, program: Program) -> None:
     folder = finish(program, config(checkpoint={"every": {"steps": 3}, "keep_every": {"steps": 4}}))
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "tensorboard", "env.json"}
+    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "tensorboard", "env.json", "lock"}
     kept = {path.name for path in (folder / "checkpoints").iterdir()}
     assert kept == {"last.pt", "previous.pt", "best.pt", "step-4.pt", "step-8.pt"}
     records = figures(folder)
@@ -213,6 +213,20 @@ def test_signals_save_and_ask_to_be_run_again(number: signal.Signals, config: Co
     assert process.returncode == 75, err
     assert "Traceback" not in err
     assert checkpoint.read(FOLDER / "checkpoints/last.pt").step >= last_step(FOLDER)
+
+
+def test_a_run_folder_is_one_process_at_a_time(config: Config, program: Program) -> None:
+    path = config(train={"steps": 100000})
+    process = spawn("run", path)
+    while last_step(FOLDER) < 4 and process.poll() is None:
+        time.sleep(0.01)
+    for also in ([], ["--fresh"]):
+        code, _, err = program("run", path, *also)
+        assert (code, f"{FOLDER}: another process is training in it" in err) == (2, True), err
+    process.kill()
+    process.communicate()
+    assert [entry.name for entry in FOLDER.parent.iterdir()] == ["seed-0"]
+    assert program("run", path, "--fresh", "train.steps=2")[0] == 0
 
 
 def test_a_finished_run_is_skipped_and_another_config_refused(config: Config, program: Program) -> None:

@@ -1,7 +1,6 @@
 """The verb `prepare`: from what people hold to shards and their index."""
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from resnet_train.claim import claimed
 from resnet_train.config.assumed import PACKED
 from resnet_train.data import shards
 from resnet_train.data.shards import ENTRY, FORMAT
@@ -117,11 +117,7 @@ def _claimed(dest: Path, plan: dict[str, Any]) -> Iterator[None]:
             begun.parent.mkdir(parents=True)
             whole(begun, json.dumps(plan))
         _same(json.loads(begun.read_text()), plan, dest)
-        with begun.open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BadInput(f"another resnet-train prepare is at work on {dest}") from None
+        with claimed(begun, f"another resnet-train prepare is at work on {dest}"):
             yield
     except OSError as error:
         raise BadInput(f"cannot write {dest}: {error.strerror}; {KEPT}") from None
