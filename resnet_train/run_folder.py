@@ -13,8 +13,8 @@ lock             held by the process that trains in the folder
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -127,34 +127,39 @@ def status(folder: Path, run: Run) -> str | None:
     return None if held is None or held.end is None else str(held.end["status"])
 
 
-@contextmanager
-def prepared(run: Run, folder: Path, fresh: bool) -> Iterator[list[Record]]:
-    """Make the folder of a run, with its config, and keep it for this process; the records that it holds already.
+def claim(folder: Path, claims: ExitStack) -> None:
+    """Keep a run's folder, if there is one, for this process until `claims` are given up; call before reading it.
+
+    Raises `BadInput` where another process trains in it.
+    """
+    if folder.exists():
+        try:
+            claims.enter_context(claimed(folder / "lock", f"{folder}: another process trains in it; stop that first"))
+        except OSError as error:
+            raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None
+
+
+def prepare(run: Run, folder: Path, fresh: bool, claims: ExitStack) -> list[Record]:
+    """Make the folder of a run about to start, with its config, and claim it; the records that it holds already.
 
     `fresh` moves an older folder aside. Raises `BadInput` where the folder cannot be written, holds another run, or
     another process trains in it.
     """
-    with ExitStack() as claims:
-        try:
-            older = folder.exists()
-            _claim(folder, claims)
-            if fresh and older:
-                old = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}.old")
-                shutil.move(folder, old)
-                print(f"moved the old run to {old}", file=sys.stderr)
-                _claim(folder, claims)
-            held = held_by(folder, run)
-            if held is None:
-                partial = folder / "config.tmp"
-                partial.write_text(to_yaml(dump(run)))
-                partial.replace(folder / "config.yaml")
+    try:
+        if fresh and folder.exists():
+            claim(folder, claims)
+            old = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}.old")
+            shutil.move(folder, old)
+            print(f"moved the old run to {old}", file=sys.stderr)
+        folder.mkdir(parents=True, exist_ok=True)
+        claim(folder, claims)
+        if held := held_by(folder, run):
             for stray in folder.glob("checkpoints/*.tmp"):  # of a process that was killed while it wrote
                 stray.unlink()
-        except OSError as error:
-            raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None
-        yield held.records if held else []
-
-
-def _claim(folder: Path, claims: ExitStack) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    claims.enter_context(claimed(folder / "lock", f"{folder}: another process is training in it; stop that one first"))
+            return held.records
+        partial = folder / "config.tmp"
+        partial.write_text(to_yaml(dump(run)))
+        partial.replace(folder / "config.yaml")
+    except OSError as error:
+        raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None
+    return []

@@ -31,6 +31,8 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     `later` is the work of the experiment's other runs, in units of this one's.
     Raises `BadInput`; `Interrupted`, once the state is saved, if a signal came; `Diverged`, recorded if so configured.
     """
+    claims = ExitStack()
+    dist.decide(world, lambda: run_folder.claim(folder, claims))
     set_precision(run.train.precision, world.device)
     train_set, val_set = dist.first_before_others(world, lambda: sources.open_data(run.data))
     data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
@@ -56,8 +58,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
         if plan.keep.is_due(state.step) and dist.decide(world, lambda: not (checkpoints / copy).exists()):
             checkpoint.save(state, about, checkpoints, [copy], world)  # the save that a kill cut short
     normalization = about.normalization.to(world.device)
-    claim = ExitStack()
-    held = dist.decide(world, lambda: claim.enter_context(run_folder.prepared(run, folder, fresh)))
+    held = dist.decide(world, lambda: run_folder.prepare(run, folder, fresh, claims))
     kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
 
     if world.first and (beyond := plan.beyond_the_end()):
@@ -65,7 +66,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     agreement, stop = Agreement(world), False
     shares = data.from_step(state.step, plan.total, plan.size_at)
     with (
-        claim,
+        claims,
         garbage_kept(),
         closing(shares),
         metrics.open_log(folder, run, state.step, plan.total, kept, later, world) as log,

@@ -216,13 +216,18 @@ def test_signals_save_and_ask_to_be_run_again(number: signal.Signals, config: Co
 
 
 def test_a_run_folder_is_one_process_at_a_time(config: Config, program: Program) -> None:
-    path = config(train={"steps": 100000})
+    path = config(train={"steps": 100000}, checkpoint={"every": {"steps": 4}, "keep_every": {"steps": 4}})
     process = spawn("run", path)
-    while last_step(FOLDER) < 4 and process.poll() is None:
+    while last_step(FOLDER) < 8 and process.poll() is None:
         time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)
+    for copy in FOLDER.glob("checkpoints/step-*.pt"):
+        copy.unlink()  # the last would be written again
+    before = {file: file.stat().st_ino for file in FOLDER.rglob("*")}
     for also in ([], ["--fresh"]):
         code, _, err = program("run", path, *also)
-        assert (code, f"{FOLDER}: another process is training in it" in err) == (2, True), err
+        assert (code, f"{FOLDER}: another process trains in it" in err) == (2, True), err
+    assert {file: file.stat().st_ino for file in FOLDER.rglob("*")} == before
     process.kill()
     process.communicate()
     assert [entry.name for entry in FOLDER.parent.iterdir()] == ["seed-0"]
