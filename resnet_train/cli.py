@@ -119,8 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="run folders, or folders above them")
     compare.add_argument("--out", type=Path, help="where compare.png, .md and .csv go (default: the first FOLDER)")
     compare.epilog = (
-        "Errors are called different if they differ by more than their deviation over seeds; of a single seed, by more "
-        "than two standard errors of the images that they were measured on, which says nothing of other seeds."
+        "Errors are called different if chance alone would set them so far apart in less than 1 of 20 cases: over "
+        "seeds by Student's t-test; of a single seed by two standard errors of the images that they were measured on, "
+        "which says nothing of other seeds."
     )
     _json(compare)
 

@@ -23,6 +23,7 @@ from resnet_train.engine import trained
 from resnet_train.engine.trained import Trained
 from resnet_train.errors import BadInput
 from resnet_train.models.network import build
+from resnet_train.whole import whole
 
 _TOLERANCE = 1e-3
 """Of the largest logit: how far what was read back may be from the network. Other kernels add up in other orders."""
@@ -71,18 +72,18 @@ def export(source: str, to: str, out: Path | None, network: str | None) -> None:
     if path.resolve() == Path(source).resolve():
         raise BadInput(f"{path} is the file to export: choose another --out")
     data = form.encode(member)
-    partial = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        difference, largest = _difference(member, form.decode(member, partial))
-        if not difference <= _TOLERANCE * largest:  # nor if it is not a number
-            raise BadInput(f"{path} is not written: read back, its logits are {difference:.2g} off, of {largest:.2g}")
-        partial.replace(path)
+        with whole(path) as file:
+            file.write(data)
+            file.flush()
+            difference, largest = _difference(member, form.decode(member, Path(file.name)))
+            if not difference <= _TOLERANCE * largest:  # nor if it is not a number
+                raise BadInput(
+                    f"{path} is not written: read back, its logits are {difference:.2g} off, of {largest:.2g}"
+                )
     except OSError as error:
         raise BadInput(f"--out: cannot write {path}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     print(f"wrote {path}: read back, its logits differ by at most {difference:.2g}, the largest being {largest:.2g}")
 
 

@@ -1,6 +1,7 @@
 """Runs of one network under one recipe, their figures (means and deviations over seeds), what of these is more than
 chance, their families. No torch."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -70,12 +71,16 @@ class Group:
     def row(self) -> Record:
         """The figures of `COLUMNS`; `None` where there is none, such as the deviation over one seed."""
         row: Record = {"network": self.label, "depth": self.depth, "seeds": len(self.runs)}
-        for name, of_run in _FIGURES.items():
-            values = [value for run in self.runs if (value := of_run(run)) is not None]
+        for name in _FIGURES:
+            values = self.values(name)
             row[name] = statistics.mean(values) if values else None
             if name in ERRORS:
                 row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
         return {column: row[column] for column in COLUMNS}
+
+    def values(self, figure: str) -> list[float]:
+        """One of `COLUMNS`' figures of each run that has it."""
+        return [value for run in self.runs if (value := _FIGURES[figure](run)) is not None]
 
     def images(self, error: str) -> int:
         """Of how many images an error is, one of `_IMAGES`; the least of the runs that have it."""
@@ -121,17 +126,27 @@ _IMAGES: dict[str, Callable[[Recorded], int]] = {
 }
 
 
-def apart(one: Group, other: Group, error: str) -> bool:
-    """Whether two groups differ in an error, one of `_IMAGES`, by more than chance.
+_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+"""How many standard errors a difference of means exceeds by chance in 1 of 20 cases, by degrees of freedom from 1 on
+(Student's t); beyond nine the last, which is a little strict."""
 
-    That is by more than the larger deviation over seeds; where one of them has a single seed, also by more than other
-    images would do.
+
+def apart(one: Group, other: Group, error: str) -> bool:
+    """Whether two groups differ in an error, one of `_IMAGES`, by more than chance would make them in 1 of 20 cases.
+
+    Over seeds that is Student's t-test, whose deviation is of both; where one of them has a single seed, the difference
+    must also be more than other images would make.
     """
-    rows = [group.row() for group in (one, other)]
-    errors, deviations = ([row[column] for row in rows] for column in (error, f"{error}_std"))
-    if abs(errors[0] - errors[1]) <= max(deviation or 0.0 for deviation in deviations):
-        return False
-    return None not in deviations or _beyond_sampling(errors, [group.images(error) for group in (one, other)])
+    values = [group.values(error) for group in (one, other)]
+    means = [statistics.mean(found) for found in values]
+    if freedom := sum(len(found) - 1 for found in values):
+        variance = sum(statistics.variance(found) * (len(found) - 1) for found in values if len(found) > 1) / freedom
+        standard_error = math.sqrt(variance * sum(1 / len(found) for found in values))
+        if abs(means[0] - means[1]) <= _STUDENT[min(freedom, len(_STUDENT)) - 1] * standard_error:
+            return False
+    return all(len(found) > 1 for found in values) or _beyond_sampling(
+        means, [group.images(error) for group in (one, other)]
+    )
 
 
 def _beyond_sampling(errors: Sequence[float], images: Sequence[int]) -> bool:
@@ -147,13 +162,21 @@ def _beyond_sampling(errors: Sequence[float], images: Sequence[int]) -> bool:
 
 
 def groups_of(runs: Iterable[Recorded]) -> list[Group]:
-    """The runs by network, plain before residual, shallow before deep. Raises `BadInput` where one is empty."""
+    """The runs by network, plain before residual, shallow before deep.
+
+    Raises `BadInput` where all are empty, or two are of one network and seed, which would be counted twice.
+    """
     by_name: dict[tuple[str, str, str], list[Recorded]] = {}
     for recorded in runs:
         if not any(record["kind"] in ("train", "end") for record in recorded.records):
             continue  # not one line of training yet
         key = (recorded.run.experiment, recorded.run.network.name, str(recorded.records[0].get("protocol")))
         by_name.setdefault(key, []).append(recorded)
+    for found in by_name.values():
+        folders = {recorded.run.seed: recorded.folder for recorded in found}
+        for recorded in found:
+            if (other := folders[recorded.run.seed]) != recorded.folder:
+                raise BadInput(f"{recorded.folder} and {other} are runs of one network and seed: leave one out")
     if not by_name:
         raise BadInput("none of these runs has a line of training in its metrics.jsonl yet")
     several = len({experiment for experiment, _, _ in by_name}) > 1

@@ -3,6 +3,8 @@
 import csv
 import json
 import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from resnet_train.engine.trained import Trained
 from resnet_train.errors import BadInput
 from resnet_train.evaluate import Member, Outcomes
 from resnet_train.tables import columns
+from resnet_train.whole import whole
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,10 @@ class Logits:
     def write(self, path: Path) -> None:
         """To a file, written whole. Raises `BadInput`."""
         about = json.dumps({"networks": self.networks, "protocol": self.protocol, "classes": self.classes})
-        partial = path.with_name(f"{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with whole(path) as file:
                 np.savez_compressed(file, about=about, labels=self.labels, values=self.values)
-            partial.replace(path)
         except OSError as error:
             raise BadInput(f"--save-logits: cannot write {path}: {error.strerror}") from None
 
@@ -53,10 +54,11 @@ class Logits:
     def read(cls, path: Path) -> "Logits":
         """From a file. Raises `BadInput`."""
         try:
-            with np.load(path) as file:
+            with path.open("rb") as raw, np.load(raw) as file:
                 about = json.loads(str(file["about"]))
+                about["classes"] = tuple(about["classes"])
                 return cls(labels=file["labels"], values=file["values"], **about)
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
             raise BadInput(f"{path} holds no logits; expected a file of --save-logits") from None
 
 

@@ -24,6 +24,7 @@ from resnet_train.claim import claimed
 from resnet_train.config.load import Tree, dump, read_run, read_yaml, to_yaml
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
+from resnet_train.whole import write_whole
 
 Record = dict[str, Any]
 
@@ -49,15 +50,25 @@ class Recorded:
 
     @property
     def end(self) -> Record | None:
-        """The last record of a run that is over: finished or diverged."""
+        """The record of how it ended, if it is over: finished or diverged."""
         return next((r for r in self.records if r["kind"] == "end"), None)
 
     @property
     def machines(self) -> list[str]:
-        """What it was made on, session by session, as `env.json` says; empty where that is missing."""
-        path = self.folder / "env.json"
-        sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-        return [f"{s['ranks']} x {s['device']}, torch {s['torch']}" for s in sessions]
+        """What it was made on, session by session."""
+        return [f"{s['ranks']} x {s['device']}, torch {s['torch']}" for s in sessions(self.folder)]
+
+
+def sessions(folder: Path) -> list[Record]:
+    """What `env.json` says of each session; none where it is missing or, with a warning, damaged."""
+    path = folder / "env.json"
+    try:
+        return list(json.loads(path.read_text())["sessions"])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError):
+        print(f"warning: {path} is damaged: on which machines the run was made, nobody knows", file=sys.stderr)
+        return []
 
 
 def read(folder: Path) -> Recorded:
@@ -86,14 +97,15 @@ def read_metrics(folder: Path) -> list[Record]:
 
 
 def find(roots: Iterable[Path]) -> list[Recorded]:
-    """Every run folder in or under `roots`. Raises `BadInput` where there is none."""
-    found = []
+    """Every run folder in or under `roots`, each once. Raises `BadInput` where there is none."""
+    found: dict[Path, Path] = {}
     for root in roots:
         here = sorted(p.parent for p in root.rglob("metrics.jsonl") if not p.parent.name.endswith(".old"))
         if not here:
             raise BadInput(f"{root}: no run folder in or under it (a run folder holds config.yaml and metrics.jsonl)")
-        found += [read(folder) for folder in here]
-    return found
+        for folder in here:
+            found.setdefault(folder.resolve(), folder)
+    return [read(folder) for folder in found.values()]
 
 
 def differences(one: Run, other: Run) -> list[tuple[str, Any, Any]]:
@@ -157,9 +169,7 @@ def prepare(run: Run, folder: Path, fresh: bool, claims: ExitStack) -> list[Reco
             for stray in folder.glob("checkpoints/*.tmp"):  # of a process that was killed while it wrote
                 stray.unlink()
             return held.records
-        partial = folder / "config.tmp"
-        partial.write_text(to_yaml(dump(run)))
-        partial.replace(folder / "config.yaml")
+        write_whole(folder / "config.yaml", to_yaml(dump(run)))
     except OSError as error:
         raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None
     return []

@@ -141,13 +141,41 @@ def replaced(old: str, new: str) -> None:
         path.write_text(path.read_text().replace(old, new))
 
 
-def test_several_seeds_are_judged_by_their_deviation(recorded: Callable[..., Path]) -> None:
+def test_several_seeds_are_judged_by_students_test(recorded: Callable[..., Path]) -> None:
+    """Against scipy's, on either side of 1 in 20, for each number of seeds; and of few images, which are no matter."""
+    from scipy.stats import ttest_ind
+
+    for seeds in range(2, 7):
+        for apart in (0.05, 0.1, 0.2, 0.3, 0.4, 0.8):
+            shutil.rmtree("runs", ignore_errors=True)
+            one = [5 + 0.1 * (-1) ** seed for seed in range(seeds)]
+            other = [error + apart + 0.01 * seed for seed, error in enumerate(one)]
+            for name, errors in (("cifar-resnet-20", one), ("cifar-resnet-56", other)):
+                for seed, error in enumerate(errors):
+                    recorded(name, seed, error, eval={"clean_train": 10})
+            verdict = "higher" if ttest_ind(one, other).pvalue < 0.05 else "the same"
+            assert f"is {verdict}" in compare.findings(groups())[0], (seeds, apart)
+
+
+def test_a_single_seed_among_several_is_judged_by_the_images_too(recorded: Callable[..., Path]) -> None:
     for seed in (0, 1):
         recorded("cifar-resnet-20", seed, 5.0 + seed / 10, eval={"clean_train": 10})
-        second = recorded("cifar-resnet-56", seed, 9.0 + seed / 10, eval={"clean_train": 10})
+    recorded("cifar-resnet-56", 0, 9.0, eval={"clean_train": 10})
+    assert "is the same" in compare.findings(groups())[0]
+    for path in Path("runs").rglob("config.yaml"):
+        path.write_text(path.read_text().replace("clean_train: 10", "clean_train: 10000"))
     assert "is higher" in compare.findings(groups())[0]
-    shutil.rmtree(second)
-    assert "is the same" in compare.findings(groups())[0]  # of a single seed and 10 images
+    recorded("cifar-resnet-20", 2, 7.0)  # 5.7 ± 1.1: 9 may be another seed
+    assert "is the same" in compare.findings(groups())[0]
+
+
+def test_a_run_is_counted_once(recorded: Callable[..., Path], program: Program) -> None:
+    folder = recorded("cifar-resnet-20", 0, 5.0)
+    code, out, _ = program("compare", "runs", folder, "--json", "--out", "out")
+    assert (code, json.loads(out)[0]["seeds"]) == (0, 1)
+    shutil.copytree(folder, "elsewhere")
+    code, _, err = program("compare", "runs", "elsewhere")
+    assert (code, f"{folder} and elsewhere are runs of one network and seed: leave one out" in err) == (2, True)
 
 
 def test_differences_beyond_the_network_are_told(recorded: Callable[..., Path]) -> None:
@@ -187,6 +215,8 @@ def test_a_cheaper_network_that_outperforms_a_deeper_one_is_named(recorded: Call
     assert told() == []  # hours of two machines
     made_on(shallow, "a", "b")
     assert told() == []  # and of one run on two machines
+    (shallow / "env.json").write_text("")  # as a power cut may leave it
+    assert told() == []
     made_on(shallow, "b", "b")
     assert told() == [said]
     made_on(between, "b")

@@ -228,7 +228,9 @@ def test_what_cannot_be_evaluated_is_one_line(runs: list[str], photos: Path, pro
     Path("notes.txt").write_text("hello")
     figures(program, runs[0], "--save-logits", "a.npz")
     figures(program, runs[0], "--flip", "--save-logits", "b.npz")
+    Path("cut.npz").write_bytes(Path("a.npz").read_bytes()[:-40])
     said = {
+        ("cut.npz",): "cut.npz holds no logits",
         ("18.pth",): "18.pth is a bare state dict: eval, predict and export take its --network NAME",
         ("list.pth",): "list.pth is not a checkpoint of resnet-train",
         ("18.pth", "--network", "resnet-18"): "18.pth is a state dict, which knows no data: give --data PATH",

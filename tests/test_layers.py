@@ -11,6 +11,7 @@ FLOORS: dict[str, int] = {
     "__init__": 0,
     "errors": 0,
     "claim": 1,
+    "whole": 0,
     "tables": 0,
     "config": 1,
     "run_folder": 2,
@@ -37,7 +38,7 @@ FLOORS: dict[str, int] = {
     "__main__": 9,
 }
 
-TORCH_FREE = ("errors", "claim", "tables", "config", "run_folder", "groups", "figures", "compare", "cli")
+TORCH_FREE = ("errors", "whole", "claim", "tables", "config", "run_folder", "groups", "figures", "compare", "cli")
 
 
 def room(path: Path) -> str:

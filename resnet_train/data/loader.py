@@ -44,8 +44,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
-        images, labels, shift = (tensor.to(device, non_blocking=True) for tensor in self[:3])
-        return Batch(images, labels, shift, self.skipped)
+        return self.of(tensor.to(device, non_blocking=True) for tensor in self.tensors())
 
     def tensors(self) -> list[Tensor]:
         """All that it has."""
@@ -57,7 +56,7 @@ class Batch(NamedTuple):
         return Batch(*(next(others) if isinstance(value, Tensor) else value for value in self))  # type: ignore[arg-type]
 
     def split(self, parts: int) -> list["Batch"]:
-        """As many equal parts; the first has the names of what was skipped."""
+        """As many equal parts, before it is planned what to erase and to mix; the first names what was skipped."""
         pieces = zip(*(tensor.chunk(parts) for tensor in (self.images, self.labels, self.shift)), strict=True)
         return [Batch(*piece)._replace(skipped=() if i else self.skipped) for i, piece in enumerate(pieces)]
 

@@ -1,14 +1,12 @@
 """Checkpoints: written whole or not at all, verified when read, the last good one used."""
 
-import os
 import pickle
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from resnet_train.data.normalize import Normalization
 from resnet_train.engine.dist import World, averaged_statistics, decide, gather, set_statistics, statistics
 from resnet_train.engine.step import TrainState
 from resnet_train.errors import BadInput
+from resnet_train.whole import whole
 
 _FORMAT = 1
 
@@ -84,7 +83,8 @@ def _write(state: TrainState, about: About, folder: Path, copies: Sequence[str],
         # `last.pt` comes last: killed before it, the run repeats this step and writes the others again. No links, so
         # that damage to one file is not damage to two.
         for name in (*copies, "last.pt"):
-            with _whole(folder / name) as file:
+            # Killed between the two renames of `last.pt`, the run continues from `previous.pt`.
+            with whole(folder / name, folder / "previous.pt" if name == "last.pt" else None) as file:
                 torch.save(payload, file)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's file writer
@@ -169,24 +169,3 @@ def _newest_first(folder: Path) -> Iterator[Path]:
     named = [folder / "last.pt", folder / "previous.pt"]
     others = sorted(set(folder.glob("*.pt")) - set(named), key=lambda path: path.stat().st_mtime, reverse=True)
     return (path for path in [*named, *others] if path.exists())
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when it is written, durably; an older `last.pt` becomes `previous.pt`."""
-    partial = path.with_name(f"{path.name}.tmp")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if path.name == "last.pt" and path.exists():
-            path.replace(path.with_name("previous.pt"))  # killed here, the run continues from it
-        partial.replace(path)
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)  # makes the renames durable
-        finally:
-            os.close(handle)
-    finally:
-        partial.unlink(missing_ok=True)

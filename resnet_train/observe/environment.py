@@ -13,14 +13,14 @@ import torch
 
 from resnet_train import __version__
 from resnet_train.engine.dist import World
+from resnet_train.run_folder import sessions
+from resnet_train.whole import write_whole
 
 
-def add_session(path: Path, step: int, world: World) -> None:
-    """Add this session to `env.json`."""
-    sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps({"sessions": [*sessions, {"from_step": step, **describe(world)}]}, indent=2) + "\n")
-    partial.replace(path)
+def add_session(folder: Path, step: int, world: World) -> None:
+    """Add this session to a run folder's `env.json`. Raises `OSError`."""
+    told = [*sessions(folder), {"from_step": step, **describe(world)}]
+    write_whole(folder / "env.json", json.dumps({"sessions": told}, indent=2) + "\n")
 
 
 def describe(world: World) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from resnet_train.engine.dist import World, sum_over_ranks
 from resnet_train.errors import BadInput
 from resnet_train.observe import environment
 from resnet_train.run_folder import Record, flat
+from resnet_train.whole import write_whole
 
 TAGS = {
     "train": {
@@ -165,7 +166,7 @@ def open_log(folder: Path, run: Run, step: int, total: int, kept: Sequence[Recor
     if not world.first:
         return Log([], clock, skipped)
     with _writing():
-        environment.add_session(folder / "env.json", step, world)
+        environment.add_session(folder, step, world)
         sinks: list[Sink] = [JsonLines(folder / "metrics.jsonl", kept), TensorBoard(folder, run, kept)]
     sinks.append(Progress(f"{run.network.name} seed {run.seed}", step, total, later))
     return Log(sinks, clock, skipped)
@@ -175,12 +176,7 @@ class JsonLines:
     """`metrics.jsonl`: the kept records, then each new one."""
 
     def __init__(self, path: Path, kept: Sequence[Record]) -> None:
-        partial = path.with_suffix(".tmp")
-        with partial.open("w") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in kept))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.file = path.open("a")
 
     def write(self, record: Record) -> None:

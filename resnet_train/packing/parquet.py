@@ -50,7 +50,7 @@ def read(files: Sequence[Path]) -> tuple[InParquet, list[str] | None]:
         file = _open(path)
         classes = classes or _classes(file.schema_arrow.metadata)
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=["image.path", "label"])
+            table = _rows(path, file, group, ["image.path", "label"])
             labels = table.column("label").to_pylist()
             for row, (image, label) in enumerate(zip(table.column("image").to_pylist(), labels, strict=True)):
                 if not isinstance(label, int) or label < 0:
@@ -92,8 +92,12 @@ def _open(path: Path) -> Any:
 @functools.lru_cache(maxsize=1)
 def _group(path: Path, number: int) -> Any:
     """The images of a row group; the last one is kept, since samples are packed in the order of their rows."""
+    return _rows(path, _open(path), number, ["image"]).column("image")
+
+
+def _rows(path: Path, file: Any, group: int, columns: list[str]) -> Any:
     library = _library()
     try:
-        return _open(path).read_row_group(number, columns=["image"]).column("image")
+        return file.read_row_group(group, columns=columns)
     except (OSError, library.ArrowException) as error:
         raise BadInput(f"cannot read {path}: {str(error).splitlines()[0]}") from None

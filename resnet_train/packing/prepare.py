@@ -26,7 +26,8 @@ from resnet_train.packing import pool, tiling
 from resnet_train.packing.listing import Listing
 from resnet_train.packing.source import Source, open_source
 from resnet_train.packing.store import Options
-from resnet_train.packing.write import KEPT, Job, member, pack, whole
+from resnet_train.packing.write import KEPT, Job, member, pack
+from resnet_train.whole import partial_of, whole, write_whole
 
 _UNFINISHED = "unfinished"
 """Below the destination: the plan, and the records of finished shards, until the index is made of them."""
@@ -115,7 +116,7 @@ def _claimed(dest: Path, plan: dict[str, Any]) -> Iterator[None]:
             if dest.exists() and any(dest.iterdir()):
                 raise BadInput(f"{dest} is not empty, and holds no packing that was begun: give another folder")
             begun.parent.mkdir(parents=True)
-            whole(begun, json.dumps(plan))
+            write_whole(begun, json.dumps(plan))
         _same(json.loads(begun.read_text()), plan, dest)
         with claimed(begun, f"another resnet-train prepare is at work on {dest}"):
             yield
@@ -151,7 +152,7 @@ def _pack_all(jobs: list[Job], workers: int) -> None:
                 pass
     finally:
         for job in left:  # of processes that were ended because another met something
-            job.path.with_suffix(".tmp").unlink(missing_ok=True)
+            partial_of(job.path).unlink(missing_ok=True)
 
 
 def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, list[Job]], options: Options) -> Report:
@@ -164,9 +165,8 @@ def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, li
         entries = _entries(source.parts[part], records)
         if not len(entries):
             raise BadInput(f"not one image of {part} can be decoded")
-        file = io.BytesIO()
-        np.save(file, entries)
-        whole(dest / part / "index.npy", file.getvalue())
+        with whole(dest / part / "index.npy") as file:
+            np.save(file, entries)
         sizes = [record["size"] for record in records]
         parts[part] = {"images": len(entries), "shards": [*zip([job.path.name for job in listed], sizes, strict=True)]}
         odd += [(part, name, what) for record in records for name, what in record["odd"]]
@@ -184,11 +184,11 @@ def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, li
     report["odd"] = dict(Counter(what.split(":")[0] for _, _, what in odd).most_common())
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("part", "image", "what"), *odd])
-    whole(dest / "odd.csv", table.getvalue().encode("utf-8", "surrogateescape"))
-    whole(dest / "classes.txt", "".join(f"{' '.join(name.split())}\n" for name in source.names))
+    write_whole(dest / "odd.csv", table.getvalue())
+    write_whole(dest / "classes.txt", "".join(f"{' '.join(name.split())}\n" for name in source.names))
     classes = [*zip(source.classes, source.names, strict=True)]
     about = {"format": FORMAT, "classes": classes, "parts": parts, "plan": plan, "report": report}
-    whole(dest / PACKED, json.dumps(about))
+    write_whole(dest / PACKED, json.dumps(about))
     shutil.rmtree(dest / _UNFINISHED)
     return report
 

@@ -1,7 +1,6 @@
 """One shard: written whole or not at all, with a record of what is in it that says it is finished."""
 
 import json
-import os
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from resnet_train.errors import BadInput
 from resnet_train.packing.listing import Listing
 from resnet_train.packing.pool import Count
 from resnet_train.packing.store import Options, keep
+from resnet_train.whole import whole, write_whole
 
 KEPT = "finished shards are kept: run the same command again to go on"
 _TOLD = 32
@@ -37,18 +37,13 @@ def pack(job: Job, count: Count) -> dict[str, Any]:
 
     Its `entries` are [row, offset, label, length, width, height, crc32, form].
     """
-    partial = job.path.with_suffix(".tmp")
     try:
-        with partial.open("wb") as file:
+        with whole(job.path) as file:
             record = _fill(file, job, count)
             file.write(bytes(2 * BLOCK))
             record["size"] = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(job.path)
-        whole(job.record, json.dumps(record))
+        write_whole(job.record, json.dumps(record))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise BadInput(f"cannot write {job.path}: {error.strerror}; {KEPT}") from None
     return record
 
@@ -107,18 +102,3 @@ def _add(file: BinaryIO, name: str, data: bytes) -> int:
     offset = file.tell()
     file.write(data + bytes(-len(data) % BLOCK))
     return offset
-
-
-def whole(path: Path, data: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(".tmp")
-    with partial.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
