@@ -250,6 +250,7 @@ def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> 
         code, out, err = program("probe", *arguments)
         assert (code, out, len(err.splitlines())) == (2, "", 1), err
         assert message in err
-    code, _, err = program("run", config(networks=["vgg-16"], probes=PROBES))
+    path = config(networks=["vgg-16"], probes=PROBES)
+    code, _, err = program("run", path)
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "vgg-16 has no units to probe: keep probes.responses alone for it" in err
+    assert f"{path}: vgg-16 has no units to probe: keep probes.responses alone for it" in err

@@ -40,13 +40,16 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         except BadInput as error:
             raise BadInput(f"{source}: networks: {error}") from None
     experiment = _validate(Experiment, tree, layers)
-    for _ in runs(experiment):  # per_network is only seen to be valid in the run that it makes
+    for _ in runs(experiment, layers):  # some of it is only seen to be valid in the run that it makes
         pass
     return experiment
 
 
-def runs(experiment: Experiment) -> Iterator[Run]:
-    """The grid: every network with every seed, in the order of the file."""
+def runs(experiment: Experiment, layers: Sequence[tuple[str, Tree]] = ()) -> Iterator[Run]:
+    """The grid: every network with every seed, in the order of the file. `layers` are what it was made of.
+
+    Raises `BadInput`, but not of an experiment that was loaded.
+    """
     whole = experiment.model_dump(mode="json", exclude_unset=True, by_alias=True)
     recipe = {key: whole[key] for key in Recipe.model_fields if key in whole}
     for network in experiment.networks:
@@ -55,8 +58,9 @@ def runs(experiment: Experiment) -> Iterator[Run]:
             raise BadInput(f"per_network.{network.name}.{key}: an exception is to {', '.join(Recipe.model_fields)}")
         members = {"experiment": experiment.name, "network": network.model_dump(mode="json")}
         tree = merge(recipe, exception) | members
+        told = [(f"per_network.{network.name}", exception)] if exception else []
         for seed in experiment.seeds:
-            yield _validate(Run, {**tree, "seed": seed}, [(f"per_network.{network.name}", exception)])
+            yield _validate(Run, {**tree, "seed": seed}, [*layers, *told])
 
 
 def read_run(tree: Tree, source: str) -> Run:
