@@ -9,7 +9,7 @@ from typing import Any
 from resnet_train import figures, run_folder
 from resnet_train.config.load import dump
 from resnet_train.errors import BadInput
-from resnet_train.groups import ERRORS, Group, apart, errors_of, families, footnotes, protocols, rows
+from resnet_train.groups import Group, apart, errors_of, families, footnotes, protocols, rows
 from resnet_train.run_folder import Record, Recorded
 from resnet_train.tables import columns, percent, short
 
@@ -20,28 +20,12 @@ def table(made: Sequence[Group]) -> str:
     """The comparison for a terminal: errors in percent, mean ± deviation over seeds."""
     lines: list[tuple[str, ...]] = []
     for row in rows(made):
-        shown = {column: head for column, head in errors_of(row).items() if not column.startswith("best")}
+        shown = {column: head for column, head in errors_of(row, brief=True).items() if not column.startswith("best")}
         if not lines:
-            lines.append(
-                (
-                    "network",
-                    "seeds",
-                    *map(_shortened, shown.values()),
-                    "parameters",
-                    "multiply-adds",
-                    "images/s",
-                    "hours",
-                )
-            )
+            lines.append(("network", "seeds", *shown.values(), "parameters", "multiply-adds", "images/s", "hours"))
         costs = [short(row[name]) for name in ("params", "macs", "images_per_second")]
         lines.append((row["network"], str(row["seeds"]), *_percents(row, shown), *costs, _hours(row)))
     return "\n".join([columns(lines), *footnotes(made)])
-
-
-def _shortened(heading: str) -> str:
-    for long, brief in (("training error (running)", "train error"), ("training error (clean)", "clean train")):
-        heading = heading.replace(long, brief)
-    return heading.replace("validation", "val")
 
 
 def _percents(row: Record, shown: Iterable[str]) -> list[str]:
@@ -68,14 +52,15 @@ def findings(made: Sequence[Group]) -> list[str]:
         shallow, deep = family.members[0], family.members[-1]
         if shallow.depth == deep.depth:
             continue
-        name = "clean_train_error" if shallow.row()["clean_train_error"] is not None else "train_error"
+        kind = "running" if shallow.row()["clean_train_error"] is None else "clean"
+        name = "train_error" if kind == "running" else "clean_train_error"
         a, b = shallow.row()[name], deep.row()[name]
         if a is None or b is None:
             continue
         verdict = "the same" if not apart(shallow, deep, name) else "higher" if b > a else "lower"
         said.append(
             f"{family.name}: the deeper network's training error is {verdict}: "
-            f"{deep.label} {b:.2f} %, {shallow.label} {a:.2f} % ({ERRORS[name].split('(')[1][:-1]})"
+            f"{deep.label} {b:.2f} %, {shallow.label} {a:.2f} % ({kind})"
         )
     alike: dict[tuple[str, str], list[Group]] = {}
     for group in made:

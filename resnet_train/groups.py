@@ -12,13 +12,13 @@ from resnet_train.errors import BadInput
 from resnet_train.run_folder import Record, Recorded
 
 ERRORS = {
-    "train_error": "training error (running)",
-    "clean_train_error": "training error (clean)",
-    "val_error_top1": "validation top-1",
-    "val_error_top5": "validation top-5",
-    "best_val_error_top1": "best validation top-1",
+    "train_error": ("training error (running)", "train error"),
+    "clean_train_error": ("training error (clean)", "clean train"),
+    "val_error_top1": ("validation top-1", "val top-1"),
+    "val_error_top5": ("validation top-5", "val top-5"),
+    "best_val_error_top1": ("best validation top-1", "best top-1"),
 }
-"""The columns of errors, in percent, and their headings."""
+"""The columns of errors, in percent, and their headings, in full and for a terminal."""
 
 _UNDER_PROTOCOL = ("clean_train_error", "val_error", "best_val_error")
 """How columns begin that depend on what is seen of an image; the running training error is over augmented batches."""
@@ -295,10 +295,10 @@ def rows(made: Sequence[Group]) -> list[Record]:
     return told
 
 
-def errors_of(row: Record) -> dict[str, str]:
+def errors_of(row: Record, brief: bool = False) -> dict[str, str]:
     """The columns of errors in a row, and their headings."""
     return {
-        column: ERRORS[name] + column.removeprefix(name)
+        column: ERRORS[name][brief] + column.removeprefix(name)
         for column in row
         for name in ERRORS
         if column == name or column.startswith(f"{name} [")

@@ -107,9 +107,9 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
             log.flush()
             probe.finish(folder, world)
     agreement.settle()
-    if stop:
-        name = f"{run.network.name} seed {run.seed}"
-        interrupted = Interrupted(f"{name} stopped at step {state.step} of {plan.total}, saved; run again to continue")
+    if stop and state.step < plan.total:
+        name, again = f"{run.network.name} seed {run.seed}", "run again" + " without --fresh" * fresh
+        interrupted = Interrupted(f"{name} stopped at step {state.step} of {plan.total}, saved; {again} to continue")
         interrupted.told = not world.first
         raise interrupted
 

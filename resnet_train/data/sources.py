@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resnet_train.config.data import Data, Digits, FileSection, ImageFolder, Shards, StoredImages, Synthetic
-from resnet_train.data import draws, pictures
+from resnet_train.data import draws, pictures, shards
 from resnet_train.data.draws import Ints
 from resnet_train.data.files import Files
 from resnet_train.data.pictures import Picture, Pixels
@@ -112,7 +112,7 @@ def open_validation(cfg: Data) -> AnySource:
         case ImageFolder(holdout=0):
             return _files(cfg, folder(Path(cfg.path) / "val"))
         case Shards(holdout=0):
-            return _files(cfg, _packed(Path(cfg.path), "val"))
+            return _files(cfg, shards.open_shards(Path(cfg.path), "val"))
     return open_data(cfg)[1]
 
 
@@ -127,7 +127,8 @@ def _open(cfg: Data) -> tuple[AnySource, AnySource]:
             train, val = _folders(Path(cfg.path))
             return _files(cfg, train), _files(cfg, val)
         case Shards():
-            return _files(cfg, _packed(Path(cfg.path), "train")), _files(cfg, _packed(Path(cfg.path), "val"))
+            packed = [_files(cfg, shards.open_shards(Path(cfg.path), part)) for part in ("train", "val")]
+            return packed[0], packed[1]
         case StoredImages():
             return _torchvision(cfg, train=True), _torchvision(cfg, train=False)
         case Digits():
@@ -139,12 +140,6 @@ def _open(cfg: Data) -> tuple[AnySource, AnySource]:
 
 def _files(cfg: FileSection, found: Files) -> Files | Resident:
     return found if cfg.resident_gb is None else resident(found, cfg.resident_gb, cfg.workers)
-
-
-def _packed(root: Path, part: str) -> Files:
-    from resnet_train.data import shards  # here, since they are Files
-
-    return shards.open_shards(root, part)
 
 
 def _digits() -> tuple[Stored, Stored]:

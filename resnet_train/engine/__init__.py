@@ -1,1 +1,1 @@
-"""What a training step is made of: ranks, plan, optimizer, step, checkpoint."""
+"""Ranks, plan, optimizer, step, checkpoint: what a training is made of, and what networks are read from afterwards."""

@@ -1,1 +1,1 @@
-"""What can be seen of a run: metrics and complexity."""
+"""What can be seen of a network and its training: the record, complexity, probes, the machine."""

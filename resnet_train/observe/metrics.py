@@ -114,7 +114,7 @@ class Log:
         for path in (path for batch in share.batches for path in batch.skipped):
             listed = self.skipped.read_text().splitlines() if self.skipped.exists() else []
             if path not in listed:
-                with self.skipped.open("a") as file:
+                with _writing(), self.skipped.open("a") as file:
                     file.write(f"{path}\n")
                 print(f"warning: cannot decode {path}; {len(listed) + 1} listed in {self.skipped}", file=sys.stderr)
 

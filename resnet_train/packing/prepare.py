@@ -136,10 +136,10 @@ def _finished(job: Job) -> dict[str, Any] | None:
     """The record of a shard, if it is there and whole, and no image of it was left out that may not be."""
     try:
         record: dict[str, Any] = json.loads(job.record.read_text())
-        whole = job.path.stat().st_size == record["size"]
+        complete = job.path.stat().st_size == record["size"]
     except (OSError, ValueError):
         return None
-    return record if whole and (job.skip_bad or not record["bad"]) else None
+    return record if complete and (job.skip_bad or not record["bad"]) else None
 
 
 def _pack_all(jobs: list[Job], workers: int) -> None:
