@@ -202,8 +202,8 @@ def recomputed_bn(
     return net.eval()
 
 
-def protocol(run: Run) -> str:
-    """How evaluation looks at an image, for every figure that is printed."""
+def protocol(run: Run, changed: str | None = None) -> str:
+    """How evaluation looks at an image, for every figure that is printed; `changed` is what was done to it before."""
     cfg, view = run.eval, run.view
     mirror = " and its mirror image" if cfg.flip else ""
     if view is None:
@@ -219,5 +219,6 @@ def protocol(run: Run) -> str:
         seen += f", mean of {cfg.average}"
     weights = f"average of the weights (decay {run.train.ema})" if run.train.ema else "last weights"
     images = f"{run.data.holdout} held-out training images" if run.data.holdout else "validation set"
+    images += f", {changed}" if changed else ""
     statistics = f"BN statistics of {cfg.recompute_bn} training images" if cfg.recompute_bn else "running BN statistics"
     return f"{images}; {seen}; {weights}; {statistics}; {run.train.precision}"

@@ -84,9 +84,10 @@ def evaluate_all(
     for member in members:
         if member.step is None and data is None:
             raise BadInput(f"{member.label} is a state dict, which knows no data: give --data PATH")
-    protocols = {evaluate.protocol(member.run) for member in members}
+    by_label = {m.label: evaluate.protocol(m.run, sources.changed(m.run.data)) for m in members}
+    protocols = set(by_label.values())
     if len(protocols) > 1:
-        told = "; ".join(f"{m.label}: {evaluate.protocol(m.run)}" for m in members)
+        told = "; ".join(f"{label}: {protocol}" for label, protocol in by_label.items())
         raise BadInput(f"networks are averaged under one protocol; evaluate these one by one, or --set it: {told}")
     with dist.start(members[0].run.train.device) as world:
         found, kept, classes, val_set = _measure(members, save_logits is not None, world)
@@ -208,7 +209,8 @@ def _write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "results.jsonl").open("a") as file:
-            file.writelines(json.dumps(one) + "\n" for one in figures)
+            data = getattr(first.run.data, "path", first.run.data.kind)
+            file.writelines(json.dumps({**one, "data": data}) + "\n" for one in figures)
         with (folder / f"{name}-classes.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["class", "images", "error", "most often taken for", "times"])

@@ -31,8 +31,14 @@ Record = dict[str, Any]
 TIMES = frozenset({"time", "seconds", "images_per_second", "data_wait_seconds", "probe_seconds", "probe_share"})
 """The keys of a record that depend on the clock; all others are the same for an uninterrupted and a resumed run."""
 
-_PLACE = frozenset({"data.path", "data.download", "data.workers", "data.resident_gb", "train.device"})
-"""Keys that say where a run is made, not what it is: they may change from one session to the next."""
+_FREE = frozenset(
+    {
+        *("data.path", "data.download", "data.workers", "data.resident_gb", "train.device"),
+        *("eval.batch_size", "train.on_divergence"),
+    }
+)
+"""Keys that say where and how a run is made, not what it is: they may change from one session to the next, as may those
+of `checkpoint`."""
 
 
 def folder_of(output: str, run: Run) -> Path:
@@ -120,7 +126,7 @@ def flat(tree: Tree, prefix: str = "") -> Record:
     for key, value in tree.items():
         name = f"{prefix}{key}"
         leaves |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return {key: value for key, value in leaves.items() if key not in _PLACE}
+    return {key: value for key, value in leaves.items() if key not in _FREE and not key.startswith("checkpoint.")}
 
 
 def held_by(folder: Path, run: Run) -> Recorded | None:

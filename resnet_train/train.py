@@ -47,7 +47,8 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     if saved is None:
         statistics = dist.decide(world, lambda: normalize.statistics(run, train_set))
         size = train_set.size if isinstance(train_set, Resident) else None
-        about = About(run, tuple(train_set.classes), len(train_set), statistics, size)
+        changed = sources.changed(run.data)
+        about = About(run, tuple(train_set.classes), len(train_set), statistics, size, changed)
         if run.train.from_ is not None:
             start_from(run.train.from_, run.network, state, world)
     else:
@@ -144,7 +145,7 @@ def facts(run: Run, data: TrainingData, val_images: int, plan: Plan) -> Record:
         "steps": plan.total,
         "train_images": len(data.source),
         "val_images": val_images,
-        "protocol": evaluate.protocol(run),
+        "protocol": evaluate.protocol(run, sources.changed(run.data)),
     }
 
 
@@ -155,6 +156,9 @@ def same_run(saved: Saved, run: Run, train_set: AnySource) -> None:
         raise BadInput(f"{saved.path} is of a run with {key} = {old}, not {new}: it belongs to another folder")
     if about.train_images != len(train_set):
         raise BadInput(f"data: the run began with {about.train_images} training images, and here are {len(train_set)}")
+    if about.changed != (changed := sources.changed(run.data)):
+        whole = "as the source has them"
+        raise BadInput(f"data: the run began with images {about.changed or whole}; here they are {changed or whole}")
     if about.classes != tuple(train_set.classes):
         raise BadInput("data: the run began with classes of other names than are here")
 

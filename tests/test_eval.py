@@ -114,7 +114,7 @@ def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: st
 
 
 def test_protocols_are_told_and_kept_with_their_figures(
-    runs: list[str], program: Program, monkeypatch: pytest.MonkeyPatch
+    runs: list[str], photos: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles: list[str] = []
     monkeypatch.setattr(Figure, "suptitle", lambda _, title, **__: titles.append(title))
@@ -132,7 +132,7 @@ def test_protocols_are_told_and_kept_with_their_figures(
     assert "and its mirror image" in both[2]["protocol"]
     folder = Path("runs/tiny/cifar-resnet-8/seed-0/evaluation")
     kept = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    assert kept == [one, ten, *both]
+    assert kept == [{**figure, "data": str(photos)} for figure in (one, ten, *both)]
     assert {path.name for path in folder.iterdir()} >= {
         "last-one-crop-mistakes.png",
         "last-ten-crop-classes.csv",

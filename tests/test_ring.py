@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import select
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -93,6 +95,17 @@ def test_a_killed_worker_is_told_and_nothing_hangs() -> None:
     with pytest.raises(BadInput, match=r"killed by SIGKILL, .* lower data.workers"):
         list(ring.fill(write, wanted(0, 99), SHAPE, 2, CPU))
     assert not multiprocessing.active_children()
+
+
+def test_a_worker_whose_trainer_was_killed_before_it_began_ends() -> None:
+    script = (
+        "import subprocess, sys; from resnet_train.data import workers\n"
+        "gone = subprocess.Popen([sys.executable, '-c', '']); gone.wait()\n"
+        "workers.begin(gone.pid)\n"
+        "print('on it goes')"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
 
 
 def test_arrays_of_a_slot_are_aligned_and_their_own() -> None:

@@ -263,6 +263,26 @@ def test_other_data_than_the_run_began_with_is_refused(config: Config, program: 
     assert (code, "began with 6 training images, and here are 7" in err) == (2, True)
 
 
+def test_reduced_images_are_other_data_and_another_protocol(config: Config, program: Program, images: Path) -> None:
+    for folder, options in (("whole", ()), ("small", ("--short-side", 8))):
+        assert program("prepare", images, folder, *options)[0] == 0
+    view = {"view": {"resize": 8, "crop": 8}}
+    data = {"kind": "shards", "path": "whole", "workers": 0}
+    path = config(data=data, augment={"crop": {"kind": "random-resized", "size": 8}}, eval=view)
+    record = finish(program, path) / "metrics.jsonl"
+    [told] = json.loads(program("eval", FOLDER / "checkpoints/last.pt", "--data", "small", "--json")[1])
+    assert told["protocol"].startswith("validation set, shorter sides reduced to 8 px; one 8 px crop")
+    kept = json.loads((FOLDER / "evaluation/results.jsonl").read_text())
+    assert (kept["protocol"], kept["data"]) == (told["protocol"], "small")
+    record.write_text(record.read_text().rpartition('{"step": 8, "kind": "end"')[0])
+    code, _, err = program("run", path, "data.path=small")
+    said = "began with images as the source has them; here they are shorter sides reduced to 8 px"
+    assert (code, said in err) == (2, True), err
+    elsewhere = Path("whole").rename("moved")
+    free = ["eval.batch_size=3", "checkpoint.every.steps=1", "train.on_divergence=record"]
+    assert program("run", path, f"data.path={elsewhere}", *free)[0] == 0
+
+
 def test_a_checkpoint_of_another_network_is_refused(config: Config, program: Program) -> None:
     """Plain and residual networks with shortcut A have the same keys and shapes, so nothing else would tell."""
     path = config(networks=["cifar-plain-8", "cifar-resnet-8"])

@@ -176,6 +176,14 @@ def about(folder: Path) -> dict[str, Any]:
     return told
 
 
+def changed(folder: Path) -> str | None:
+    """What packing did to the pixels of a set, in words; `None` where they are the source's. Raises `BadInput`."""
+    options = about(folder)["report"]["options"]
+    if options["short_side"]:
+        return f"shorter sides reduced to {options['short_side']} px"
+    return f"made {options['square']} x {options['square']} px" if options["square"] else None
+
+
 def open_shards(folder: Path, part: str) -> Shards:
     """The `train` or `val` part of a packed set. Raises `BadInput` where its shards are not those of its index.
 

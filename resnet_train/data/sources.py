@@ -116,6 +116,11 @@ def open_validation(cfg: Data) -> AnySource:
     return open_data(cfg)[1]
 
 
+def changed(cfg: Data) -> str | None:
+    """What `prepare` did to the pixels, in words; `None` where they are the source's. Raises `BadInput`."""
+    return shards.changed(Path(cfg.path)) if isinstance(cfg, Shards) else None
+
+
 def evenly_spaced(n: int, count: int) -> Ints:
     """`count` of `n` indices at even distances: the same share of every class where classes lie one after the other."""
     return np.arange(min(n, count)) * n // min(n, count)

@@ -76,7 +76,10 @@ def begin(trainer: int) -> None:
     Until it has, they go on; so SIGTERM, by which multiprocessing ends stray workers, only sets them a limit. When it
     is killed they end with it: their parent is the fork server, which would wait for them as they for it.
     """
-    alive = os.pidfd_open(trainer)
+    try:
+        alive = os.pidfd_open(trainer)
+    except ProcessLookupError:  # killed while this process was started
+        os._exit(1)
     threading.Thread(target=lambda: (select.select([alive], [], []), os._exit(1)), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -32,6 +32,8 @@ class About:
     normalization: Normalization
     image_size: int | None = None
     """Height and width of the training images, where they are of one size that the run itself does not tell."""
+    changed: str | None = None
+    """What packing did to their pixels, in words."""
 
     @property
     def channels(self) -> int:
@@ -69,6 +71,7 @@ def _write(state: TrainState, about: About, folder: Path, copies: Sequence[str],
         "train_images": about.train_images,
         "normalization": list(about.normalization),
         "image_size": about.image_size,
+        "changed": about.changed,
         "step": state.step,
         "net": state.net.state_dict(),
         "ema": None if state.ema is None else state.ema.state_dict(),
@@ -141,8 +144,14 @@ def read(path: Path) -> Saved:
         if payload["format"] != _FORMAT:
             raise BadInput(f"{path} is of format {payload['format']}; this program reads format {_FORMAT}")
         run = read_run(payload["run"], str(path))
-        normalization, size = Normalization(*payload["normalization"]), payload.get("image_size")
-        about = About(run, tuple(payload["classes"]), payload["train_images"], normalization, size)
+        about = About(
+            run,
+            tuple(payload["classes"]),
+            payload["train_images"],
+            Normalization(*payload["normalization"]),
+            payload.get("image_size"),
+            payload.get("changed"),
+        )
         return Saved(path, about, payload["step"], payload)
     except (KeyError, TypeError):
         raise BadInput(f"{path} is not a checkpoint of resnet-train") from None
