@@ -76,7 +76,7 @@ def _training_set(data: Data) -> AnySource | None:
     try:
         return sources.open_data(data)[0]
     except BadInput as error:
-        print(f"note: {error}; so figures are for ImageNet's or CIFAR's image size and classes", file=sys.stderr)
+        print(f"note: {error}; costs are for the images that such networks usually see", file=sys.stderr)
         return None
 
 

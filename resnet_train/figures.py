@@ -105,9 +105,7 @@ def _curve(ax: "Axes", group: Group, kind: str, key: str, over: str = "step", **
     unit = 3600 if over == "seconds" else 1
     xs = [statistics.mean(one[step][0] for one in series) / unit for step in steps]
     means = [statistics.mean(one[step][1] for one in series) for step in steps]
-    if len(steps) == 1:
-        look["marker"] = "o"
-    ax.plot(xs, means, **look)
+    ax.plot(xs, means, **({"marker": "o"} if len(steps) == 1 else {}) | look)
     if len(series) > 1:
         spread = [statistics.stdev(one[step][1] for one in series) for step in steps]
         low = [mean - s for mean, s in zip(means, spread, strict=True)]
@@ -137,7 +135,7 @@ def draw_costs(made: Sequence[Group], path: Path) -> None:
             _points(ax, made, cost, "clean_train_error", fillstyle="none", linestyle=":")
         _points(ax, made, cost, "val_error_top1")
         named += _names(ax, made, cost, "val_error_top1")
-        _scale(ax, [x for group in made if (x := group.row()[cost])])
+        _scale(ax, [x for group in made if (x := group.row()[cost])], each=cost == "depth")
         ax.set(xlabel=xlabel, ylabel=_Y if cost != "depth" else "top-1 error (%)")
         ax.margins(0.12, 0.12)
     family_looks = _family_looks(made)
@@ -178,14 +176,18 @@ def _names(ax: "Axes", made: Sequence[Group], x: str, y: str) -> "list[Annotatio
     return named
 
 
-def _scale(ax: "Axes", values: Sequence[float]) -> None:
-    """Logarithmic where the values span much; ticks such as 20 M."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+def _scale(ax: "Axes", values: Sequence[float], each: bool) -> None:
+    """Logarithmic where the values span much; ticks such as 20 M, or at `each` of the values if they are few."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     if values and max(values) > 8 * min(values):
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 50 * min(values) else (1, 3)))
         ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    if each and len(set(values)) < 8:
+        ax.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 

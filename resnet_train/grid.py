@@ -48,7 +48,7 @@ def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, at_onc
     Raises what `train` raises; a divergence that is to be recorded is, and the next run begins.
     """
     folders = [folder_of(output, run) for run in runs]
-    with dist.start(device) as world, listening() as request:
+    with dist.start(device) as world, listening(world.first) as request:
         if at_once > 1 and world.size > 1:
             raise BadInput(f"--at-once {at_once} is for one rank, and there are {world.size}: leave it out")
         pending: list[tuple[Run, Path]] = []
@@ -131,7 +131,7 @@ def _work_alone(member: _Member, threads: int, parent: int) -> None:
     """What the process of one run does. If the one that started it is killed, it saves and stops."""
     torch.set_num_threads(threads)
     try:
-        with dist.start(member.run.train.device) as world, listening() as request:
+        with dist.start(member.run.train.device) as world, listening(speaks=False) as request:
             threading.Thread(target=_stop_after, args=(os.pidfd_open(parent),), daemon=True).start()
             _train(member, world, request)
     except (Exception, KeyboardInterrupt) as error:

@@ -117,10 +117,11 @@ def _measure(
     for member in members:
         known = member.step is not None  # other programs' files do not name their classes
         if (known and member.classes != classes) or len(member.classes) != len(classes):
-            count = len(member.classes)
-            raise BadInput(
-                f"{member.label} was trained on {count} classes that are not those of the data ({len(classes)})"
-            )
+            said = f"{member.label} was trained on {len(member.classes)} classes, and the data has {len(classes)}"
+            if len(member.classes) == len(classes):
+                theirs, ours = next(pair for pair in zip(member.classes, classes, strict=True) if len({*pair}) == 2)
+                said += f" of other names: {ours} for its {theirs}"
+            raise BadInput(said)
         set_precision(member.run.train.precision, world.device)
         net = member.net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         normalization = member.normalization.to(world.device)

@@ -180,7 +180,7 @@ def stop_if_diverged(
     diverged = Diverged(
         f"{run.network.name} seed {run.seed}: the loss or its gradient is not finite at step {step}, of samples "
         f"{', '.join(samples[:4])}, … ({len(samples)}, listed in {listed}); "
-        f"the last good checkpoint is {last if last.exists() else 'none: it was never saved'}"
+        + (f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it")
     )
     diverged.told = not world.first
     raise diverged

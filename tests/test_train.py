@@ -211,6 +211,7 @@ def test_signals_save_and_ask_to_be_run_again(number: signal.Signals, config: Co
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
+    assert f"{number.name}: saving and stopping at the next step" in err
     assert "Traceback" not in err
     assert checkpoint.read(FOLDER / "checkpoints/last.pt").step >= last_step(FOLDER)
 

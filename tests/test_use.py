@@ -16,6 +16,7 @@ from resnet_train import export
 from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
 from resnet_train.engine import trained
+from resnet_train.errors import BadInput
 from resnet_train.models.network import build
 
 Program = Callable[..., tuple[int, str, str]]
@@ -214,6 +215,9 @@ def test_torchvision_is_refused_what_it_has_not(checkpoint: str, program: Progra
     code, out, err = program("export", checkpoint, "--to", "torchvision")
     assert (code, out, "it has resnet-18, resnet-34" in err) == (2, "", True)
     assert not Path("x.pth").exists()
+    narrow = ANY_NET.validate_python(zoo.network("resnet-18") | {"widths": (8, 16, 32, 64)})
+    with pytest.raises(BadInput, match="no such resnet-18: the one that it has differs in widths; export"):
+        export.of_torchvision(narrow, 5, 3)
 
 
 def test_a_file_that_reads_back_otherwise_is_not_written(
