@@ -77,6 +77,16 @@ def program(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
     return call
 
 
+LAST = "runs/tiny/{}/seed-0/checkpoints/last.pt"
+
+
+@pytest.fixture
+def checkpoint(config: Callable[..., Path], program: Callable[..., tuple[int, str, str]]) -> str:
+    """The tiny network after two steps."""
+    assert program("run", config(train={"steps": 2}))[0] == 0
+    return LAST.format("cifar-resnet-8")
+
+
 def spawn(*arguments: object, ranks: int = 1, **options: Any) -> subprocess.Popen[str]:
     """Start `resnet-train` as a process of its own, under torchrun where there are several ranks."""
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -129,6 +139,24 @@ def squares(tmp_path: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
     return tmp_path / "squares"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Callable[..., Path]:
+    """Make an image folder: two classes of noise, with files of several sizes and kinds."""
+
+    def make(train: int = 6, val: int = 3) -> Path:
+        random = np.random.default_rng(0)
+        for part, count in (("train", train), ("val", val)):
+            for name in ("apple", "pear"):
+                (tmp_path / "images" / part / name).mkdir(parents=True)
+                for i in range(count):
+                    shape = (40 + 3 * i, 60 - 4 * i, 3)
+                    path = tmp_path / "images" / part / name / f"{i}.{'png' if i % 2 else 'jpg'}"
+                    Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(path)
+        return tmp_path / "images"
+
+    return make
 
 
 @pytest.fixture(scope="session")
