@@ -1,20 +1,28 @@
 """What the tests share: a tiny experiment, the program called in process, and the real images where they are."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from resnet_train import cli, run_folder
 from resnet_train.config import load
+from resnet_train.config.data import Shards
 from resnet_train.config.load import merge
 from resnet_train.config.schema import Run
+from resnet_train.data import sources
+from resnet_train.data.files import Files
+from resnet_train.data.pictures import Pixels
+from resnet_train.packing import tiling
 from resnet_train.run_folder import TIMES, Record
 
 TINY: dict[str, Any] = {
@@ -69,6 +77,16 @@ def program(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
     return call
 
 
+LAST = "runs/tiny/{}/seed-0/checkpoints/last.pt"
+
+
+@pytest.fixture
+def checkpoint(config: Callable[..., Path], program: Callable[..., tuple[int, str, str]]) -> str:
+    """The tiny network after two steps."""
+    assert program("run", config(train={"steps": 2}))[0] == 0
+    return LAST.format("cifar-resnet-8")
+
+
 def spawn(*arguments: object, ranks: int = 1, **options: Any) -> subprocess.Popen[str]:
     """Start `resnet-train` as a process of its own, under torchrun where there are several ranks."""
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -102,8 +120,6 @@ def same_weights(one: Path, other: Path) -> bool:
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Class folders of three photographs for each of two classes."""
-    from PIL import Image
-
     for part in ("train", "val"):
         for i, name in enumerate(("a", "b")):
             folder = tmp_path / "imagenet" / part / name
@@ -116,9 +132,6 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
     """Class folders of noise, 9 training images of 8 x 8 pixels for each of four classes, and one more of the last."""
-    import numpy as np
-    from PIL import Image
-
     random = np.random.default_rng(0)
     for part, count in (("train", 37), ("val", 14)):
         for i in range(count):
@@ -128,6 +141,24 @@ def squares(tmp_path: Path) -> Path:
     return tmp_path / "squares"
 
 
+@pytest.fixture
+def folders(tmp_path: Path) -> Callable[..., Path]:
+    """Make an image folder: two classes of noise, with files of several sizes and kinds."""
+
+    def make(train: int = 6, val: int = 3) -> Path:
+        random = np.random.default_rng(0)
+        for part, count in (("train", train), ("val", val)):
+            for name in ("apple", "pear"):
+                (tmp_path / "images" / part / name).mkdir(parents=True)
+                for i in range(count):
+                    shape = (40 + 3 * i, 60 - 4 * i, 3)
+                    path = tmp_path / "images" / part / name / f"{i}.{'png' if i % 2 else 'jpg'}"
+                    Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(path)
+        return tmp_path / "images"
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def real_images() -> Path:
     """The folder of real images that RESNET_TRAIN_DATA names."""
@@ -135,3 +166,75 @@ def real_images() -> Path:
     if not folder:
         pytest.skip("RESNET_TRAIN_DATA names no folder of real images")
     return Path(folder)
+
+
+# --- packed images ----------------------------------------------------------------------------------------------------
+
+needs_jpegtran = pytest.mark.skipif(not tiling.available(), reason="there is no jpegtran")
+CLASSES = ("n01", "n02", "n03")
+SIZES = [(90, 60), (61, 83), (120, 120), (200, 77)]
+
+
+def photo(width: int, height: int, seed: int = 0) -> Pixels:
+    """Something with edges and slopes in every channel, as photos have."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (1 + height // 9, 1 + width // 9, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int64)
+    return (smooth + random.integers(-20, 21, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def whole_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of generated photos: three classes, four sizes, JPEG of several kinds and PNG. Not to be changed."""
+    root = tmp_path_factory.mktemp("whole") / "photos"
+    for part, count in (("train", 6), ("val", 4)):
+        for label, name in enumerate(CLASSES):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                image = Image.fromarray(photo(*SIZES[(i + label) % 4], seed=100 * label + i + (part == "val") * 50))
+                stem = root / part / name / f"{name}_{i * 7 % 10}"
+                if i == 1:
+                    image.save(f"{stem}.png")
+                elif i == 2:
+                    image.convert("L").save(f"{stem}.JPEG")
+                else:
+                    image.save(f"{stem}.JPEG", subsampling=("4:4:4", "4:2:0", "4:2:2")[i % 3], quality=90)
+    return root
+
+
+@pytest.fixture
+def photos(whole_photos: Path, tmp_path: Path) -> Path:
+    """The same, to change."""
+    return shutil.copytree(whole_photos, tmp_path / "photos")
+
+
+def opened(path: Path, kind: Any = Shards) -> tuple[Files, Files]:
+    """Both parts of a packed set, or of class folders if `kind` is `ImageFolder`."""
+    train, val = sources.open_data(kind.model_validate({"kind": kind.__name__.lower(), "path": str(path)}))
+    assert isinstance(train, Files)
+    assert isinstance(val, Files)
+    return train, val
+
+
+def key(name: str) -> str:
+    """CLASS/STEM of a sample, whether its name is a path or that of a shard's member."""
+    return "/".join(name.rpartition(":")[2].rsplit(".", 1)[0].split("/")[-2:])
+
+
+def assert_same(one: Files, other: Files) -> None:
+    """The same classes, samples, order and pixels."""
+    assert one.classes == other.classes
+    assert one.labels.tolist() == other.labels.tolist()
+    assert [key(one.name(i)) for i in range(len(one))] == [key(other.name(i)) for i in range(len(other))]
+    for i in range(len(one)):
+        assert one.picture(i).size == other.picture(i).size
+        assert np.array_equal(np.asarray(one.read(i)), np.asarray(other.read(i))), one.name(i)
+
+
+def refusal(program: Callable[..., tuple[int, str, str]], *arguments: object) -> str:
+    """The one line by which `prepare` refuses."""
+    code, _, err = program("prepare", *arguments)
+    said = err.strip().splitlines()
+    assert code == 2, err
+    assert len(said) == 1, err
+    return str(said[0])

@@ -1,4 +1,4 @@
-"""Sources, the order of samples, and batches."""
+"""The order of samples, batches, and what normalises them."""
 
 import shutil
 from collections import Counter
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
-from resnet_train.config.data import Augment, Data, Digits, ImageFolder, StoredImages, Synthetic
+from resnet_train.config.data import Augment, ImageFolder
 from resnet_train.config.schema import Run
 from resnet_train.data import augment, draws, loader, mix, normalize, sources
 from resnet_train.data.augment import Look
@@ -24,128 +25,10 @@ CPU = torch.device("cpu")
 Folders = Callable[..., Path]
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    """Make an image folder: two classes of noise, with files of several sizes and kinds."""
-
-    def make(train: int = 6, val: int = 3) -> Path:
-        random = np.random.default_rng(0)
-        for part, count in (("train", train), ("val", val)):
-            for name in ("apple", "pear"):
-                (tmp_path / "images" / part / name).mkdir(parents=True)
-                for i in range(count):
-                    shape = (40 + 3 * i, 60 - 4 * i, 3)
-                    path = tmp_path / "images" / part / name / f"{i}.{'png' if i % 2 else 'jpg'}"
-                    Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(path)
-        return tmp_path / "images"
-
-    return make
-
-
 def folder_run(tiny_run: Callable[..., Run], path: Path, **data: Any) -> Run:
     crop = {"kind": "random-resized", "size": 16}
     section = {"kind": "imagefolder", "path": str(path), "workers": 0, **data}
     return tiny_run(data=section, augment={"crop": crop, "color": True}, eval={"view": {"resize": 20, "crop": 16}})
-
-
-# --- sources ----------------------------------------------------------------------------------------------------------
-
-
-def refusal(cfg: Data) -> str:
-    with pytest.raises(BadInput) as caught:
-        sources.open_data(cfg)
-    return str(caught.value)
-
-
-def test_digits_are_scikit_learns() -> None:
-    train, val = sources.open_data(Digits(kind="digits"))
-    assert (len(train), len(val), train.channels, train.classes) == (1438, 359, 1, tuple("0123456789"))
-    assert isinstance(train, sources.Stored)
-    assert (train.images.max(), train.images.shape[1:]) == (255, (8, 8, 1))
-
-
-def test_holdout_is_taken_from_training_evenly() -> None:
-    cfg = Synthetic(kind="synthetic", size=4, train_images=100, classes=4, holdout=20)
-    train, val = sources.open_data(cfg)
-    assert (len(train), len(val)) == (80, 20)
-    assert isinstance(train, sources.Generated)
-    assert isinstance(val, sources.Generated)
-    assert not set(train.numbers) & set(val.numbers)
-    assert "only 100 training images" in refusal(cfg.model_copy(update={"holdout": 100}))
-
-
-def test_synthetic_images_depend_on_their_number_alone() -> None:
-    train, val = sources.open_data(Synthetic(kind="synthetic", size=6))
-    assert isinstance(train, sources.Generated)
-    assert np.array_equal(train.read(np.array([5, 9]))[1], train.read(np.array([9]))[0])
-    assert len(val) == 256
-    assert not np.array_equal(train.read(np.array([0])), train.read(np.array([10])))  # of the same class
-
-
-def test_folders_are_read_in_order(folders: Folders) -> None:
-    train, val = sources.open_data(ImageFolder(kind="imagefolder", path=str(folders())))
-    assert isinstance(train, sources.Folder)
-    assert (len(train), len(val), train.classes) == (12, 6, ("apple", "pear"))
-    assert train.labels.tolist() == [0] * 6 + [1] * 6
-    assert train.read(0).size == (60, 40)
-
-
-def test_bad_folders_are_named(folders: Folders) -> None:
-    path = folders()
-    cfg = ImageFolder(kind="imagefolder", path=str(path))
-    assert "cannot read" in refusal(cfg.model_copy(update={"path": "nowhere"}))
-    shutil.move(path / "val" / "pear", path / "val" / "plum")
-    assert "train and val have different classes: pear is only in" in refusal(cfg)
-    shutil.rmtree(path / "val" / "plum")
-    (path / "val" / "pear").mkdir()
-    assert "pear holds no image" in refusal(cfg)
-    shutil.rmtree(path / "val" / "pear")
-    shutil.move(path / "val" / "apple" / "0.jpg", path / "val" / "0.jpg")
-    shutil.rmtree(path / "val" / "apple")
-    assert "val holds images but no class folders" in refusal(cfg)
-
-
-@pytest.mark.parametrize("kind", ["cifar10", "cifar100", "mnist", "fashion-mnist"])
-def test_missing_sets_are_not_fetched_unasked(kind: Any, tmp_path: Path) -> None:
-    said = refusal(StoredImages(kind=kind, path=str(tmp_path)))
-    assert f"no complete {kind} in {tmp_path}" in said
-    assert "download=true" in said
-
-
-def test_real_cifar10(real_images: Path) -> None:
-    train, val = sources.open_data(StoredImages(kind="cifar10", path=str(real_images)))
-    assert (len(train), len(val), train.channels) == (50000, 10000, 3)
-    assert np.bincount(train.labels).tolist() == [5000] * 10
-    assert isinstance(train, sources.Stored)
-    # The per-channel means that every CIFAR-10 recipe quotes.
-    assert np.allclose(train.images.mean((0, 1, 2)) / 255, [0.4914, 0.4822, 0.4465], atol=1e-4)
-
-
-def test_real_odd_images_decode_or_are_named(real_images: Path) -> None:
-    root = real_images / "imagenet-odd"
-    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in sources.IMAGE_SUFFIXES)
-    names = np.array([str(file).encode() for file in files])
-    folder = sources.Folder(root, names, np.zeros(len(files), np.int64), ["odd"])
-    assert len(folder) > 100
-    assert all(folder.read(i).mode == "RGB" for i in range(len(folder)))
-
-
-def test_cmyk_png_in_jpeg_and_truncated_files(tmp_path: Path) -> None:
-    """What ImageNet also holds: CMYK, a PNG named .JPEG; and what a bad disk leaves: half a file."""
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.JPEG")
-    Image.fromarray(pixels).save(tmp_path / "png.JPEG", format="png")
-    Image.fromarray(pixels).convert("L").save(tmp_path / "grey.JPEG")
-    Image.fromarray(pixels).save(tmp_path / "half.JPEG")
-    (tmp_path / "half.JPEG").write_bytes((tmp_path / "half.JPEG").read_bytes()[:500])
-    (tmp_path / "text.JPEG").write_text("not an image")
-    names = ["cmyk.JPEG", "png.JPEG", "grey.JPEG", "half.JPEG", "text.JPEG"]
-    folder = sources.Folder(tmp_path, np.array(names, "S"), np.zeros(5, np.int64), ["odd"])
-    assert [folder.read(i).size for i in range(3)] == [(20, 30)] * 3
-    assert np.array_equal(np.asarray(folder.read(1)), pixels)
-    for i in (3, 4):
-        with pytest.raises(BadInput, match=f"cannot decode {folder.name(i)}"):
-            folder.read(i)
 
 
 # --- order ------------------------------------------------------------------------------------------------------------
@@ -380,9 +263,14 @@ def test_a_mean_image_serves_other_sizes_by_its_channels(tiny_run: Callable[...,
     assert torch.allclose(norm(batch)[0, :, 0, 0], -norm.mean.mean((0, 1)) / 255)
 
 
-def test_statistics_of_a_folder(tiny_run: Callable[..., Run], folders: Folders) -> None:
-    run = folder_run(tiny_run, folders(), workers=1)
+@pytest.mark.parametrize("kind", ["pixel-mean", "channel-mean-std"])
+def test_statistics_of_a_folder_are_of_what_torchvision_sees(
+    kind: str, tiny_run: Callable[..., Run], whole_photos: Path
+) -> None:
+    run = folder_run(tiny_run, whole_photos, normalize=kind)
     source, _ = sources.open_data(run.data)
+    see = v2.Compose([v2.Resize(18), v2.CenterCrop(16)])  # 18 is to 16 as 256 is to 224
+    pixels = np.stack([see(source.read(i)) for i in range(len(source))]).astype(np.float64)
     norm = normalize.statistics(run, source)
-    assert torch.allclose(norm.mean, torch.full((1, 1, 3), 127.5), atol=4)
-    assert (norm.std > 10).all()
+    assert np.allclose(norm.mean, pixels.mean(0) if kind == "pixel-mean" else pixels.mean((0, 1, 2)), atol=1e-4)
+    assert np.allclose(norm.std, pixels.std((0, 1, 2)) if kind == "channel-mean-std" else 255.0, atol=1e-4)

@@ -1,25 +1,17 @@
-"""The plan, the step, checkpoints; each against an independent calculation."""
+"""The plan and the step, each against an independent calculation."""
 
 import copy
-import errno
-import gc
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import same_weights
 
 from resnet_train.config.schema import Run
-from resnet_train.data import loader, normalize, sources
 from resnet_train.data.loader import Batch, StepData, Stream
 from resnet_train.data.normalize import Normalization
-from resnet_train.engine import checkpoint
-from resnet_train.engine.checkpoint import About
 from resnet_train.engine.dist import World
 from resnet_train.engine.plan import plan_of
 from resnet_train.engine.step import TrainState, new_state, set_precision, train_step
@@ -133,11 +125,10 @@ def test_steps_are_sgd_written_out(tiny_run: TinyRun, nesterov: bool) -> None:
             F.cross_entropy(logits, batch.labels, label_smoothing=0.1), list(net.parameters())
         )
         with torch.no_grad():
-            for (name, p), v, g in zip(net.named_parameters(), speed, gradients, strict=True):
+            for p, v, g in zip(net.parameters(), speed, gradients, strict=True):
                 g = g + (0.01 * p if p.ndim > 1 else 0)
                 v.mul_(0.7).add_(g)
                 p -= 0.05 * (g + 0.7 * v if nesterov else v)
-                assert name
     assert_same_parameters(state.net.double(), net, rtol=1e-4, atol=1e-6)
 
 
@@ -282,127 +273,3 @@ def test_fp32_is_fp32_and_tf32_is_asked_for() -> None:
         assert torch.backends.cudnn.allow_tf32 == tf32
     with pytest.raises(BadInput, match="tf32 has no effect on the CPU"):
         set_precision("tf32", torch.device("cpu"))
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def saved(tiny_run: TinyRun, tmp_path: Path) -> tuple[TrainState, Callable[[], None], Path]:
-    """A state, a way to save it after one more step, and the folder."""
-    run = tiny_run(train={"ema": 0.9})
-    state = new_state(run, 4, 3, CPU)
-    folder = tmp_path / "checkpoints"
-
-    def save(*copies: str) -> None:
-        train_step(state, share(random_batch(seed=state.step)), IDENTITY, 0.1, run.train)
-        checkpoint.save(state, About(run, ("a", "b", "c", "d"), 40, IDENTITY), folder, copies, CPU)
-
-    return state, save, folder
-
-
-def test_a_restored_state_is_the_state(saved: Any, tiny_run: TinyRun, tmp_path: Path) -> None:
-    state, save, folder = saved
-    assert state.improves(12.5)
-    assert not state.improves(12.5)
-    save(), save("best.pt")
-    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
-    found = checkpoint.latest(folder, CPU)
-    assert found is not None
-    assert found.about.run == tiny_run(train={"ema": 0.9})
-    assert (found.about.classes, found.about.train_images, found.about.channels) == (("a", "b", "c", "d"), 40, 3)
-    other = new_state(found.about.run, 4, 3, CPU)
-    checkpoint.restore(other, found, CPU)
-    assert (other.step, other.best) == (2, 12.5)
-    checkpoint.save(other, found.about, tmp_path / "again", [], CPU)
-    assert same_weights(folder / "last.pt", tmp_path / "again" / "last.pt")
-
-
-@pytest.mark.parametrize("harm", ["truncate", "sector", "empty"])
-def test_the_last_good_checkpoint_is_used_with_a_warning(saved: Any, harm: str, capsys: Any) -> None:
-    _, save, folder = saved
-    save(), save()
-    last = folder / "last.pt"
-    content = bytearray(last.read_bytes())
-    if harm == "sector":  # the file's directory is intact, a record's CRC is not
-        middle = len(content) // 2
-        content[middle : middle + 512] = bytes(byte ^ 1 for byte in content[middle : middle + 512])
-    last.write_bytes({"truncate": content[:-100], "sector": content, "empty": b""}[harm])
-    found = checkpoint.latest(folder, CPU)
-    assert found is not None
-    assert found.step == 1
-    assert "warning" in capsys.readouterr().err
-    # Moved aside, or the next save would put it in the place of the good one.
-    assert sorted(path.name for path in folder.iterdir()) == ["last.pt.damaged", "previous.pt"]
-    (folder / "previous.pt").write_bytes(b"")
-    with pytest.raises(BadInput, match=r"no checkpoint in .* is good"):
-        checkpoint.latest(folder, CPU)
-
-
-@pytest.mark.parametrize("call", ["write", "fsync"])
-def test_a_full_disk_leaves_the_previous_checkpoint(saved: Any, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, save, folder = saved
-    save()
-    before = (folder / "last.pt").read_bytes()
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    if call == "fsync":
-        monkeypatch.setattr(os, "fsync", full)
-    else:
-        monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(BadInput, match=r"step 2 .*No space left on device; .*last.pt is intact"):
-        save()
-    assert (folder / "last.pt").read_bytes() == before
-    assert [path.name for path in folder.iterdir()] == ["last.pt"]
-
-
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "code.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    for name, said in {
-        "other.pt": "is not a checkpoint of resnet-train",
-        "code.pt": "is not a checkpoint of resnet-train",
-        "text.pt": "truncated or not a checkpoint",
-        "none.pt": "no such checkpoint",
-        ".": "Is a directory",
-    }.items():
-        with pytest.raises(BadInput, match=said):
-            checkpoint.read(tmp_path / name)
-
-
-def test_statistics_travel_with_the_checkpoint(saved: Any, tiny_run: TinyRun, tmp_path: Path) -> None:
-    run = tiny_run(data={"normalize": "pixel-mean"})
-    source, _ = sources.open_data(run.data)
-    norm = normalize.statistics(run, source)
-    state = new_state(run, 4, 3, CPU)
-    checkpoint.save(state, About(run, tuple(source.classes), len(source), norm), tmp_path / "c", [], CPU)
-    found = checkpoint.read(tmp_path / "c" / "last.pt").about.normalization
-    data = loader.training_data(run, source, 0, 0, 1, torch.device("cpu"))
-    batch = next(data.from_step(0, 1)).batches[0]
-    assert torch.equal(found(batch), norm(batch))
-
-
-# --- the loop ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lr", [0.1, 1e30])
-def test_garbage_is_collected_at_steps_that_are_due(lr: float, config: Any, program: Any, monkeypatch: Any) -> None:
-    """On all ranks alike, and never between; automatic again after a run, also one that failed."""
-    taken, collected = [], []
-
-    def step(*arguments: Any) -> Any:
-        assert not gc.isenabled()
-        assert gc.get_freeze_count()
-        taken.append(1)
-        return train_step(*arguments)
-
-    monkeypatch.setattr("resnet_train.train.train_step", step)
-    monkeypatch.setattr(gc, "collect", lambda: collected.append(len(taken)))
-    code, _, err = program("run", config(optimizer={"lr": lr}))
-    assert code == (0 if lr == 0.1 else 1), err
-    assert collected == ([0, 2, 3, 4, 6, 8] if lr == 0.1 else [0, 2])
-    assert gc.isenabled()
-    assert gc.get_freeze_count() == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from conftest import needs_jpegtran, photo
 from PIL import Image
 
 from resnet_train.data import pictures, tiles
@@ -14,17 +15,8 @@ from resnet_train.data.tiles import Tiled
 from resnet_train.errors import BadInput
 from resnet_train.packing import tiling
 
-needs_jpegtran = pytest.mark.skipif(not tiling.available(), reason="there is no jpegtran")
 SIZES = [(500, 375), (375, 500), (333, 217), (129, 65), (64, 64), (16, 300), (7, 5), (1, 1)]
 """375 is 47 blocks of 8 pixels, a prime: tiles are whole rows there. 7 and 1 are less than a block."""
-
-
-def photo(width: int, height: int, seed: int = 0) -> Pixels:
-    """Something with edges and slopes in every channel, as photos have."""
-    random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (1 + height // 9, 1 + width // 9, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int64)
-    return (smooth + random.integers(-20, 21, smooth.shape)).clip(0, 255).astype(np.uint8)
 
 
 def jpeg(pixels: Pixels, mode: str, restart: int = 0) -> bytes:

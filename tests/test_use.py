@@ -1,4 +1,4 @@
-"""Using what was trained: predictions, files for other programs, fine-tuning."""
+"""Using what was trained: predictions, and files for other programs."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import same_weights
+from conftest import LAST
 from PIL import Image
 from torch import Tensor
 
@@ -21,14 +21,6 @@ from resnet_train.models.network import build
 
 Program = Callable[..., tuple[int, str, str]]
 Config = Callable[..., Path]
-LAST = "runs/tiny/{}/seed-0/checkpoints/last.pt"
-
-
-@pytest.fixture
-def checkpoint(config: Config, program: Program) -> str:
-    """The tiny network after two steps."""
-    assert program("run", config(train={"steps": 2}))[0] == 0
-    return LAST.format("cifar-resnet-8")
 
 
 def picture(path: Path, size: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -243,124 +235,3 @@ def test_export_refuses(checkpoint: str, program: Program, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = program("export", checkpoint, "--to", "onnx")
     assert (code, "needs onnx: pip install 'resnet-train[export]'" in err) == (2, True)
-
-
-# --- fine-tuning ------------------------------------------------------------------------------------------------------
-
-
-def weights(path: str, key: str = "net") -> dict[str, Tensor]:
-    return torch.load(path, weights_only=True)[key]
-
-
-NEW: dict[str, Any] = {"name": "new", "data": {"classes": 3}}
-SOON = LAST.replace("tiny", "new").format("cifar-resnet-8")
-
-
-def test_fine_tuning_starts_from_the_weights_and_a_new_head(
-    config: Config, program: Program, tiny_run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    from resnet_train.engine.dist import World
-    from resnet_train.engine.step import new_state
-    from resnet_train.engine.transfer import start_from
-
-    assert program("run", config(train={"steps": 2, "ema": 0.5}))[0] == 0
-    path = LAST.format("cifar-resnet-8")
-    run = tiny_run(**NEW, train={"from": path, "ema": 0.9})
-    state, fresh = (new_state(run, 3, 3, World(torch.device("cpu"))) for _ in range(2))
-    start_from(path, run.network, state, World(torch.device("cpu")))
-    assert "has 4 classes, not 3: the head starts anew" in capsys.readouterr().err
-    assert state.ema is not None
-    for key, value in weights(path, "ema").items():
-        expected = fresh.net.state_dict()[key] if key.startswith("fc.") else value
-        assert torch.equal(state.net.state_dict()[key], expected), key
-        assert torch.equal(state.ema.state_dict()[key], expected), key
-
-
-def test_a_fine_tuning_is_resumed_without_the_file_that_it_began_from(
-    checkpoint: str, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from resnet_train import train as hall
-
-    train = {"from": checkpoint, "steps": 6}
-    assert program("run", config(**NEW, train=train))[0] == 0
-    whole = Path(SOON).rename("whole.pt")
-    step, calls = hall.train_step, []
-
-    def dies(*arguments: Any) -> Any:
-        calls.append(None)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(hall, "train_step", dies)
-        assert program("run", config(**NEW, train=train), "--fresh")[0] == 130
-    Path(checkpoint).unlink()
-    code, _, err = program("run", config(**NEW, train=train))
-    assert (code, "the head starts anew" in err) == (0, False)
-    assert same_weights(whole, Path(SOON))
-    code, _, err = program("run", config(**NEW, train={"steps": 6, "from": "other.pt"}))
-    assert (code, f"with train.from = {checkpoint}, not other.pt" in err) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"networks": [{"base": "cifar-resnet-8", "widths": [4, 8, 16]}]}, "widths is [4, 8, 8] there and [4, 8, 16]"),
-        ({"networks": [{"base": "cifar-plain-8", "widths": [4, 8, 8]}]}, "shortcut is A there and none here"),
-        ({"data": {"channels": 1}}, "conv1.weight is of shape [4, 3, 3, 3] there and of shape [4, 1, 3, 3] here"),
-        ({"train": {"from": "none.pt"}}, "none.pt: no such checkpoint"),
-        ({"train": {"from": 3}}, "train.from = 3: "),
-        ({"train": {"form": "x.pt"}}, "train.form: unknown key; did you mean from?"),
-    ],
-)
-def test_weights_of_another_network_are_refused(
-    changes: dict[str, Any], said: str, checkpoint: str, config: Config, program: Program
-) -> None:
-    changes = {"name": "new", **changes, "train": {"from": checkpoint, **changes.get("train", {})}}
-    code, _, err = program("run", config(**changes))
-    assert (code, len(err.splitlines())) == (2, 1), err
-    assert said in err
-
-
-def test_torchvisions_weights_are_fine_tuned(config: Config, program: Program) -> None:
-    from torchvision import models
-
-    torch.save(models.resnet50(num_classes=7).state_dict(), "bare.pth")
-    data = {"size": 32, "train_images": 8, "val_images": 2}
-    train = {"from": "bare.pth", "steps": 1, "batch_size": 8}
-    every = {"every": {"steps": 1}, "clean_train": 0}
-    tuned = config(networks=["resnet-50-v1.5"], train=train, data=data, eval=every)
-    code, _, err = program("run", tuned, "optimizer.lr=1e-9", "optimizer.weight_decay=0")
-    assert (code, "bare.pth has 7 classes, not 4: the head starts anew" in err) == (0, True)
-    now, then = weights(LAST.format("resnet-50-v1.5")), torch.load("bare.pth", weights_only=True)
-    torch.testing.assert_close(now["layer4.2.conv3.weight"], then["layer4.2.conv3.weight"], rtol=1e-3, atol=1e-5)
-    code, _, err = program("run", config(networks=["resnet-50"], train=train, data=data, eval=every))
-    assert (code, "stride_on is 3x3 there and 1x1 here" in err) == (2, True)
-
-
-def test_a_source_that_fits_one_network_of_several_is_refused_before_any_is_trained(
-    checkpoint: str, config: Config, program: Program
-) -> None:
-    both = [{"base": "cifar-resnet-8", "widths": [4, 8, 8]}, {"base": "cifar-resnet-14", "widths": [4, 8, 8]}]
-    new = config(name="new", networks=both, train={"from": checkpoint})
-    for how in ((), ("--dry-run",)):
-        code, _, err = program("run", new, *how)
-        assert (code, "does not fit cifar-resnet-14: depths is [1, 1, 1] there and [2, 2, 2] here" in err) == (2, True)
-    assert not Path("runs/new").exists()
-    assert program("run", new, "--only", "cifar-resnet-8")[0] == 0
-    Path(checkpoint).unlink()  # which a run that has begun needs no more
-    assert program("run", new, "--only", "cifar-resnet-8", "--dry-run")[0] == 0
-    assert "no such checkpoint" in program("run", new, "--only", "cifar-resnet-8", "--dry-run", "--fresh")[2]
-
-
-def test_what_is_unset_is_what_it_stands_for(config: Config, program: Program) -> None:
-    bottleneck = {"base": "cifar-resnet-11-bottleneck", "name": "net", "widths": [4, 8, 8]}
-    assert program("run", config(networks=[bottleneck], train={"steps": 1}))[0] == 0
-    train = {"steps": 1, "from": LAST.format("net")}
-    assert (
-        program("run", config(name="new", networks=[bottleneck | {"expansion": 4, "stem_width": 4}], train=train))[0]
-        == 0
-    )
-    code, _, err = program("run", config(name="other", networks=[bottleneck | {"expansion": 2}], train=train))
-    assert (code, "expansion is 4 there and 2 here" in err) == (2, True)

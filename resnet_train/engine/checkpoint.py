@@ -80,7 +80,6 @@ def _write(state: TrainState, about: About, folder: Path, copies: Sequence[str],
         "ranks": ranks,  # what each rank has of its own
         "best": state.best,
     }
-    last = folder / "last.pt"
     try:
         folder.mkdir(exist_ok=True)
         # `last.pt` comes last: killed before it, the run repeats this step and writes the others again. No links, so
@@ -93,7 +92,8 @@ def _write(state: TrainState, about: About, folder: Path, copies: Sequence[str],
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's file writer
             raise
         reason = getattr(error, "strerror", None) or "the disk is full or over its quota"
-        kept = f"{last} is intact" if last.exists() else "there is none before it"
+        before = next(_newest_first(folder), None)  # `previous.pt`, where the last rename was refused
+        kept = "there is none before it" if before is None else f"{before} is intact"
         raise BadInput(f"cannot save the checkpoint of step {state.step} in {folder}: {reason}; {kept}") from None
 
 

@@ -1,0 +1,220 @@
+"""Stopping a run, however rudely, never changes how it ends."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import figures, same_weights, spawn
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_train import CONFIGS, FOLDER, Config, Program, finish, last_step
+
+from resnet_train.engine import checkpoint
+from resnet_train.errors import Interrupted
+from resnet_train.observe import metrics
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 7])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train": {"ema": 0.9, "accumulate": 2, "precision": "fp16", "clip": 1.0}},
+        {
+            "data": {"kind": "imagefolder", "path": "imagenet", "workers": 0},
+            "augment": {
+                "repeat": 2,
+                "crop": {"kind": "random-resized", "size": 32},
+                "resize": {0: 16, 0.5: 24, 0.75: 32},
+                "policy": {"kind": "trivial-augment"},
+                "erase": 0.5,
+                "mixup": 0.2,
+                "cutmix": 1.0,
+            },
+            "optimizer": {"kind": "lars", "lr": 1.0},
+        },
+    ],
+    ids=["plain", "scaled", "newer"],
+)
+def test_resume_is_exact(
+    stop_after: int, changes: Any, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch, images: Path
+) -> None:
+    """A run that stops and resumes must be the run that never stopped: bit for bit, not nearly."""
+    path = config(**changes)
+    whole = finish(program, path, output="whole")
+
+    received, sizes = metrics.Log.received, []
+
+    def interrupt(self: metrics.Log, share: Any) -> None:
+        received(self, share)
+        sizes.append(share.batches[0].images.shape[1])
+        if len(sizes) == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(metrics.Log, "received", interrupt)
+    code, _, err = program("run", path, "output=parts")
+    assert (code, f"stopped at step {stop_after} of 8, saved" in err) == (Interrupted.exit_code, True)
+    assert "Traceback" not in err
+    parts = finish(program, path, output="parts")
+    assert sizes == ([16] * 4 + [24] * 2 + [32] * 2 if "data" in changes else [8] * 8)
+    assert figures(parts) == figures(whole)
+    assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")
+    assert scalars(parts) == scalars(whole)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows, but for the clock."""
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    shown = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if not tag.startswith("speed")}
+    return {tag: [(event.step, event.value) for event in found] for tag, found in shown.items()}
+
+
+def test_killed_at_any_moment_a_run_ends_the_same(config: Config, program: Program) -> None:
+    """SIGKILL, in mid-epoch and while a checkpoint is being written, over and over."""
+    path = config(train={"steps": 150}, checkpoint={"every": {"steps": 1}}, eval={"every": {"steps": 30}})
+    # In a process as the parts are: sums depend on the number of threads.
+    assert spawn("run", path, "output=whole", stdout=None, stderr=None).wait() == 0
+    whole, parts = (Path(output) / FOLDER.relative_to("runs") for output in ("whole", "parts"))
+    steps = [0]
+    for more in (10, 21, 34):
+        process = spawn("run", path, "output=parts")
+        while process.poll() is None and last_step(parts) < steps[-1] + more:
+            time.sleep(0.005)
+        process.kill()
+        process.communicate()
+        steps.append(last_step(parts))
+    assert 0 < steps[1] < steps[2] < steps[3] < 150, steps
+    assert spawn("run", path, "output=parts", stdout=None, stderr=None).wait() == 0
+    assert figures(parts) == figures(whole)
+    assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")
+    assert scalars(parts) == scalars(whole)
+
+
+def test_killed_at_any_write_a_run_ends_the_same(config: Config, program: Program) -> None:
+    """SIGKILL at the n-th call that makes a file durable, for every n: in the saves, and before there is one."""
+    path = config(
+        checkpoint={"every": {"steps": 2}, "keep_every": {"steps": 2}},
+        eval={"every": {"steps": 2}},
+        train={"steps": 4},
+        schedule={"kind": "step", "milestones": [{"steps": 2}], "factor": 1000.0},  # so that the first is the best
+        seeds=[4],
+        data={"val_images": 60},
+    )
+    code = """if True:
+        import itertools, os, signal, sys
+        import matplotlib.figure, torch.utils.tensorboard
+        from resnet_train import cli, grid
+        cli.main(["run", sys.argv[1], "--dry-run"])  # all is imported once: each run is a copy of this process
+        real = os.fsync
+        for nth in itertools.count(1):
+            if os.fork() == 0:
+                calls = []
+                def fsync(file):
+                    calls.append(file)
+                    os.kill(os.getpid(), signal.SIGKILL) if len(calls) == nth else real(file)
+                os.fsync = fsync
+                sys.exit(cli.main(["run", sys.argv[1], f"output=at-{nth:02}"]))
+            if os.wait()[1] != signal.SIGKILL:
+                break
+    """
+    environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent)}
+    subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, env=environment)
+    *killed, whole = sorted(Path().glob("at-*"))  # the last had no n-th call
+    assert len(killed) >= 10  # five files of two saves, and their folder after each
+    for parts in killed:
+        code, _, err = program("run", path, f"output={parts}")
+        assert code == 0, (parts, err)
+        one, other = (output / "tiny/cifar-resnet-8/seed-4" for output in (parts, whole))
+        assert figures(one) == figures(other), parts
+        for name in ("last.pt", "best.pt", "step-2.pt", "step-4.pt"):
+            assert same_weights(one / "checkpoints" / name, other / "checkpoints" / name), (parts, name)
+        assert checkpoint.read(one / "checkpoints/best.pt").step == 2
+        assert not list(parts.rglob("*.tmp")), parts
+
+
+@pytest.mark.parametrize(("refused", "kept"), [("previous.pt", "last.pt"), ("last.pt", "previous.pt")])
+def test_a_rename_that_is_refused_leaves_the_previous_checkpoint(
+    refused: str, kept: str, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the older checkpoint out of the way, and of the newer one into its place."""
+    path, replace = config(), Path.replace
+    whole = finish(program, path, output="whole")
+
+    def refusing(self: Path, target: Path) -> Path:
+        if Path(target).name == refused and (target.with_name("previous.pt").exists() or self.name == "last.pt"):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", refusing)
+        code, _, err = program("run", path, "output=parts")
+    checkpoints = Path("parts") / FOLDER.relative_to("runs") / "checkpoints"
+    said = f"cannot save the checkpoint of step 4 in {checkpoints}: Operation not permitted; {checkpoints / kept} is intact"
+    assert (code, err.splitlines()[-1]) == (2, f"resnet-train: {said}")
+    assert "Traceback" not in err
+    assert checkpoint.read(checkpoints / kept).step == 3
+    parts = finish(program, path, output="parts")
+    assert figures(parts) == figures(whole)
+    assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")
+
+
+def test_stopped_on_two_ranks_a_run_goes_on_on_one(config: Config, program: Program) -> None:
+    """In the middle of a log line's window, whose sums then are both ranks'. As near as two ranks are to one."""
+    changes: dict[str, Any] = {"train": {"sync_bn": True}, "optimizer": {"lr": 0.02}, "log": {"every": {"steps": 3}}}
+    path = config(**changes, checkpoint={"every": {"steps": 4}, "keep_every": {"steps": 4}})
+    whole = finish(program, path, output="whole")
+    process = spawn("run", path, "output=parts", ranks=2)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    parts = Path("parts") / FOLDER.relative_to("runs")
+    shutil.copy(parts / "checkpoints/step-4.pt", parts / "checkpoints/last.pt")  # as if killed before the next save
+    record = parts / "metrics.jsonl"
+    record.write_text(record.read_text().rpartition('{"step": 8, "kind": "end"')[0])
+    finish(program, path, output="parts")
+    for one, other in zip(figures(whole), figures(parts), strict=True):
+        near = {
+            key: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value for key, value in other.items()
+        }
+        assert one == near
+    sessions = json.loads((parts / "env.json").read_text())["sessions"]
+    assert [session["ranks"] for session in sessions] == [2, 1]
+
+
+def test_data_workers_outlive_signals_but_not_their_trainer(config: Config, images: Path) -> None:
+    """SIGTERM to every process of the job, as Slurm sends it, saves; SIGKILL to the trainer alone leaves no process."""
+    never = {"every": {"steps": 100000}}  # but on the signal: killed amid a save, there may be a `previous.pt` alone
+    augment, view = {"crop": {"kind": "random-resized", "size": 8}}, {"resize": 8, "crop": 8}
+    data = {"kind": "imagefolder", "path": str(images), "workers": 1}
+    path = config(data=data, augment=augment, eval={"view": view} | never, train={"steps": 100000}, checkpoint=never)
+    for stop, code in ((lambda process: os.killpg(process.pid, signal.SIGTERM), 75), (subprocess.Popen.kill, -9)):
+        process = spawn("run", path, start_new_session=True)
+        begin = last_step(FOLDER)
+        while last_step(FOLDER) < begin + 4 and process.poll() is None:
+            time.sleep(0.01)
+        stop(process)
+        _, err = process.communicate(timeout=30)  # which waits for every process that holds the pipe
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+    assert checkpoint.read(FOLDER / "checkpoints/last.pt").step >= 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_save_and_ask_to_be_run_again(number: signal.Signals, config: Config) -> None:
+    path = config(train={"steps": 100000}, checkpoint={"every": {"steps": 100000}})
+    process = spawn("run", path)
+    while last_step(FOLDER) < 4 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert f"{number.name}: saving and stopping at the next step" in err
+    assert "Traceback" not in err
+    assert checkpoint.read(FOLDER / "checkpoints/last.pt").step >= last_step(FOLDER)

@@ -1,0 +1,290 @@
+"""The packed form, and what is read of it: the samples of the folders, or an error that names the damage."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same, figures, key, needs_jpegtran, opened, refusal
+from PIL import Image
+
+from resnet_train import cli
+from resnet_train.config.assumed import data_of
+from resnet_train.config.data import ImageFolder
+from resnet_train.config.schema import Run
+from resnet_train.data import loader, shards, sources
+from resnet_train.data.shards import ENTRY
+from resnet_train.errors import BadInput
+
+Program = Callable[..., tuple[int, str, str]]
+SIZED = {"augment": {"crop": {"kind": "random-resized", "size": 24}}, "eval": {"view": {"resize": 28, "crop": 24}}}
+
+
+@pytest.fixture(scope="module")
+def packed_once(whole_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photos in shards of seven. Not to be changed."""
+    packed = tmp_path_factory.mktemp("shards") / "packed"
+    assert cli.main(["prepare", str(whole_photos), str(packed), "--shard-images", "7"]) == 0
+    return packed
+
+
+@pytest.fixture
+def packed(packed_once: Path, tmp_path: Path) -> Path:
+    """The same, to change."""
+    shutil.copytree(packed_once, tmp_path / "packed")
+    return Path("packed")
+
+
+# --- the packed form --------------------------------------------------------------------------------------------------
+
+STORED = [[], ["--raw-fraction", 0.5], pytest.param(["--tiled", "--raw-fraction", 0.2], marks=needs_jpegtran)]
+
+
+@pytest.mark.parametrize("options", STORED)
+def test_shards_are_the_folders_they_were_made_of(options: list[Any], photos: Path, program: Program) -> None:
+    code, out, err = program("prepare", photos, "packed", "--shard-images", 7, "--workers", 2, *options, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    for one, other, part in zip(opened(Path("packed")), opened(photos, ImageFolder), ("train", "val"), strict=True):
+        assert_same(one, other)
+        assert_same(one.subset(np.array([5, 2])), other.subset(np.array([5, 2])))
+        told = report["parts"][part]
+        forms = np.bincount(one.entries["form"], minlength=3).tolist()
+        assert [told["as_files"], told["tiled"], told["raw"]] == forms
+        assert (told["images"], told["shards"], told["left_out"]) == (len(other), -(-len(other) // 7), 0)
+        assert (forms[1] > 0) == ("--tiled" in options)
+        assert (forms[2] > 0) == ("--raw-fraction" in options)
+        for i in range(len(one)):  # and any part of it
+            whole, (width, height) = np.asarray(other.read(i)), other.picture(i).size
+            box = (width // 3, height // 4, width // 3 + 20, height // 4 + 31)
+            found = one.picture(i).region(box)
+            rows, columns = (
+                slice(box[1] - found.top, box[3] - found.top),
+                slice(box[0] - found.left, box[2] - found.left),
+            )
+            assert np.array_equal(found.pixels[rows, columns], whole[box[1] : box[3], box[0] : box[2]])
+            assert found.pixels.flags.writeable
+    assert report["odd"]["grey"] == 6
+    code, out, err = program("prepare", "--verify", "packed", "--workers", 1)
+    assert (code, "18 of train, 12 of val" in out) == (0, True), err
+    assert not (Path("packed") / "unfinished").exists()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # webdataset's
+def test_other_programs_read_the_shards(whole_photos: Path, packed_once: Path) -> None:
+    tar = ["tar", "tf", packed_once / "train/000000.tar"]
+    listed = subprocess.run(tar, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert (len(listed), listed[:2]) == (14, ["n01/n01_0.jpg", "n01/n01_0.cls"])
+    import webdataset
+
+    data = webdataset.WebDataset(f"{packed_once}/train/{{000000..000002}}.tar", shardshuffle=False).decode("rgb8")
+    train, _ = opened(whole_photos, ImageFolder)
+    samples = list(data)
+    assert [sample["__key__"] for sample in samples] == [key(train.name(i)) for i in range(len(train))]
+    for i, sample in enumerate(samples):
+        assert sample["cls"] == train.labels[i]
+        pixels = sample["png"] if "png" in sample else sample["jpg"]
+        assert np.array_equal(pixels, np.asarray(train.read(i)))
+
+
+def test_dots_and_long_names_survive(photos: Path, program: Program) -> None:
+    """To WebDataset a dot ends a key; a tar header has room for 100 bytes."""
+    folder = photos / "train" / "n01"
+    (folder / "n01_0.JPEG").rename(folder / "a.b%c.JPEG")
+    (folder / "n01_7.png").rename(folder / f"{'ü' * 80}.png")
+    program("prepare", photos, "packed")
+    assert program("prepare", "--verify", "packed")[0] == 0
+    train, _ = opened(Path("packed"))
+    assert train.name(0).endswith("packed/train/000000.tar:n01/a%2Eb%25c.jpg")
+    with tarfile.open("packed/train/000000.tar") as tar:
+        assert f"n01/{'ü' * 80}.png" in tar.getnames()
+    wanted = opened(photos, ImageFolder)[0]
+    assert all(np.array_equal(np.asarray(train.read(i)), np.asarray(wanted.read(i))) for i in range(len(train)))
+
+
+def test_the_largest_files_of_a_shard_are_the_raw_ones(photos: Path, program: Program) -> None:
+    """Their decoding takes the longest. The others stay as they are, and a file that is gone is told when it is due."""
+    program("prepare", photos, "packed", "--raw-fraction", 0.5, "--shard-images", 6)
+    train, files = opened(Path("packed"))[0], opened(photos, ImageFolder)[0]
+    sizes = np.array([Path(files.name(i)).stat().st_size for i in range(len(files))]).reshape(-1, 6)
+    raw = (train.entries["form"] == shards.RAW).reshape(-1, 6)
+    assert raw.sum(1).tolist() == [3] * len(raw)
+    assert (np.where(raw, sizes, 10**9).min(1) >= np.where(raw, 0, sizes).max(1)).all()
+
+
+def test_smaller_images_are_said_to_be_another_recipe(photos: Path, program: Program) -> None:
+    out = program("prepare", photos, "packed", "--short-side", 64)[1]
+    assert "recipe: CHANGED: shorter sides over 64 px were reduced" in out
+    train, _ = opened(Path("packed"))
+    wanted = [min(64, min(opened(photos, ImageFolder)[0].picture(i).size)) for i in range(len(train))]
+    assert [min(train.picture(i).size) for i in range(len(train))] == wanted
+    assert "recipe: unchanged" in program("prepare", photos, "same")[1]
+
+
+def test_what_a_jpeg_cannot_hold_is_left_out(photos: Path, program: Program) -> None:
+    Image.new("L", (70_000, 200)).save(photos / "train/n01/long.png")
+    assert "cannot encode n01/long.png, 69650 x 199 pixels" in refusal(program, photos, "x", "--short-side", 199)
+    code, _, err = program("prepare", photos, "packed", "--short-side", 199, "--on-bad-image", "skip")
+    assert code == 0, err
+
+
+def test_squares_are_averages_of_areas(photos: Path, program: Program) -> None:
+    code, out, err = program("prepare", photos, "packed", "--square", 16)
+    assert code == 0, err
+    assert "recipe: CHANGED: every image was made 16 pixels wide and high" in out
+    train, files = opened(Path("packed"))[0], opened(photos, ImageFolder)[0]
+    for i in range(len(train)):
+        wanted = files.read(i).resize((16, 16), Image.Resampling.BOX)
+        assert np.array_equal(np.asarray(train.read(i)), np.asarray(wanted))
+    assert program("prepare", "--verify", "packed")[0] == 0
+    assert "have no effect" in refusal(program, photos, "x", "--square", 16, "--tiled")
+
+
+# --- what is read of it -----------------------------------------------------------------------------------------------
+
+
+def test_a_shard_stays_open_while_it_is_read(
+    whole_photos: Path, packed_once: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though another thread opens so many that this one's turn to be closed has come."""
+    train, files = opened(packed_once)[0], opened(whole_photos, ImageFolder)[0]
+    read = os.pread
+
+    def crowded(*arguments: int) -> bytes:
+        train._file.cache_clear()
+        return read(*arguments)
+
+    monkeypatch.setattr(os, "pread", crowded)
+    assert np.array_equal(np.asarray(train.read(0)), np.asarray(files.read(0)))
+
+
+def test_an_index_of_many_entries_is_mapped_and_shared(tmp_path: Path) -> None:
+    """What is sent to a worker is a path, and a subset is as cheap."""
+    entries = np.zeros(100_000, ENTRY)
+    entries["label"] = np.arange(100_000) // 100
+    entries["offset"], entries["length"], entries["width"], entries["height"] = np.arange(100_000) * 2, 1, 3, 4
+    (tmp_path / "train").mkdir()
+    np.save(tmp_path / "train" / "index.npy", entries)
+    (tmp_path / "train" / "000000.tar").write_bytes(b"x")
+    parts = {"train": {"images": 100_000, "shards": [["000000.tar", 1]]}}
+    about = {"format": shards.FORMAT, "classes": [[str(i), str(i)] for i in range(1000)], "parts": parts}
+    (tmp_path / "index.json").write_text(json.dumps(about))
+    source = shards.open_shards(tmp_path, "train")
+    sent = pickle.dumps(source)
+    assert len(sent) < 20_000
+    again = pickle.loads(sent)
+    assert isinstance(again.entries.base, np.memmap)
+    assert again.place(99_999) == (199_998, 999, 1, 0, 3, 4, 0, 0)
+    rows = sources.evenly_spaced(len(source), 1000)
+    few = pickle.loads(pickle.dumps(source.subset(rows))).subset(np.array([999]))
+    assert (len(few), few.labels.tolist(), few.place(0).offset) == (1, [999], 2 * 99_900)
+
+
+def test_an_index_of_other_shards_is_told(packed: Path, config: Callable[..., Path], program: Program) -> None:
+    index = packed / "train/index.npy"
+    entries = np.load(index)
+    for column, value, said in (("shard", 9, "names shard 9 of 3"), ("offset", 700, "there is none")):
+        changed = entries.copy()
+        changed[column][::2] = value
+        np.save(index, changed)
+        data = {"kind": "shards", "path": "packed", "workers": 0}
+        code, _, err = program("run", config(data=data, train={"steps": 2}, **SIZED))
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert said in err
+        code, _, err = program("prepare", "--verify", "packed")
+        assert (code, said in err) == (2, True)
+
+
+def test_damage_is_named(packed: Path, program: Program) -> None:
+    shard = packed / "train/000001.tar"
+    whole = shard.read_bytes()
+    train, _ = opened(packed)
+    place = train.place(12)
+    cases = [(place.offset + 90, b"\xff"), (place.offset + -(-place.length // 512) * 512 + 512, b"7")]
+    for at, byte in cases:  # in the pixels; in the label
+        shard.write_bytes(whole[:at] + byte + whole[at + 1 :])
+        code, _, err = program("prepare", "--verify", "packed")
+        lines = err.splitlines()
+        assert (code, len(lines)) == (2, 2), err
+        assert f"{shard}:{key(train.name(12))}." in lines[0]
+        assert "1 of 30 images are not as they were packed" in lines[1]
+    shard.write_bytes(whole[:-5000])
+    said = r"1.tar has .* bytes, and .* by the index; pack it again"
+    with pytest.raises(BadInput, match=said):
+        opened(Path("packed"))
+    with pytest.raises(BadInput, match=r"cannot read .*000001.tar: it is cut short"):
+        train.picture(13)
+    shard.unlink()
+    with pytest.raises(BadInput, match=r"the index of packed names .*: No such file or directory; pack it again"):
+        opened(Path("packed"))
+    shard.write_bytes(whole)
+    index = Path("packed/train/index.npy")
+    np.save(index, np.load(index)[:-1])
+    with pytest.raises(BadInput, match=r"lists 17 images, and packed/index.json 18"):
+        opened(Path("packed"))
+    index.write_bytes(index.read_bytes()[:300])
+    with pytest.raises(BadInput, match=r"index.npy is damaged"):
+        opened(Path("packed"))
+    Path("packed/index.json").write_text("{")
+    with pytest.raises(BadInput, match=r"index.json is damaged"):
+        opened(Path("packed"))
+
+
+@needs_jpegtran
+def test_batches_from_shards_are_those_from_folders(
+    photos: Path, tiny_run: Callable[..., Run], program: Program
+) -> None:
+    """Of both ranks, over the end of an epoch: the same samples, in the same order, cut alike."""
+    program("prepare", photos, "packed", "--tiled", "--raw-fraction", 0.3, "--shard-images", 5)
+    for rank in (0, 1):
+        found = []
+        for kind, path in (("imagefolder", str(photos)), ("shards", "packed")):
+            run = tiny_run(data={"kind": kind, "path": path, "workers": 1}, train={"batch_size": 8}, **SIZED)
+            data = loader.training_data(run, sources.open_data(run.data)[0], 0, rank, 2, torch.device("cpu"))
+            found.append([[t.clone() for t in step.batches[0].tensors()] for step in data.from_step(0, 3)])
+        for one, other in zip(*found, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+            assert one[0].shape == (4, 24, 24, 3)
+
+
+@needs_jpegtran
+def test_training_from_real_photos_in_shards(real_images: Path, config: Callable[..., Path], program: Program) -> None:
+    """One of each class, packed in two ways, verified, and trained on: to the same loss, the last digit included."""
+    natural, runs = Path("natural").absolute(), []
+    for folder in (real_images / "imagenet-natural-c100").glob("*/*"):
+        (natural / folder.parent.name / folder.name).mkdir(parents=True)
+        image = min(folder.iterdir())
+        (natural / folder.parent.name / folder.name / image.name).symlink_to(image.absolute())
+    for name, options in (("folders", []), ("tiled", ["--tiled"]), ("raw", ["--raw-fraction", 0.5])):
+        data = {"kind": "imagefolder", "path": str(natural), "workers": 0}
+        if options:
+            code, _, err = program("prepare", natural, name, "--shard-images", 32, *options)
+            assert code == 0, err
+            assert program("prepare", "--verify", name)[0] == 0
+            data |= {"kind": "shards", "path": name}
+        code, _, err = program("run", config(data=data, name=f"on-{name}", train={"steps": 2}, **SIZED))
+        assert code == 0, err
+        runs.append(figures(next(Path("runs", f"on-{name}").rglob("seed-0"))))
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_a_network_is_evaluated_on_folders_or_shards(
+    whole_photos: Path, packed_once: Path, config: Callable[..., Path], program: Program
+) -> None:
+    assert data_of(str(packed_once))["kind"] == "shards"
+    data = {"kind": "imagefolder", "path": str(whole_photos), "workers": 0}
+    assert program("run", config(data=data, train={"steps": 1}, **SIZED))[0] == 0
+    last = next(Path("runs").rglob("last.pt"))
+    errors = [program("eval", last, "--data", path, "--json")[1] for path in (whole_photos, packed_once)]
+    one, other = (json.loads(text) for text in errors)
+    assert one == other
