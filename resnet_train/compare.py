@@ -41,31 +41,44 @@ def _hours(row: Record) -> str:
 
 
 def findings(made: Sequence[Group]) -> list[str]:
-    """What depth did to the training error, in a sentence for each family; then what is both cheaper and better.
+    """What depth did to the training error, in a sentence for each family; what the shortcuts did, where plain networks
+    stand beside residual ones of their depth; then what is both cheaper and better.
 
     A difference that may be chance is none (`groups.apart`). Networks of different experiments are not set against
     each other: they differ in more than depth. Nor are those of different protocols, which the clean training error
     is taken under as well.
     """
-    said = []
-    for family in families(made):
+    said, found = [], families(made)
+    for family in found:
         shallow, deep = family.members[0], family.members[-1]
-        if shallow.depth == deep.depth:
-            continue
-        kind = "running" if shallow.row()["clean_train_error"] is None else "clean"
-        name = "train_error" if kind == "running" else "clean_train_error"
-        a, b = shallow.row()[name], deep.row()[name]
-        if a is None or b is None:
-            continue
-        verdict = "the same" if not apart(shallow, deep, name) else "higher" if b > a else "lower"
-        said.append(
-            f"{family.name}: the deeper network's training error is {verdict}: "
-            f"{deep.label} {b:.2f} %, {shallow.label} {a:.2f} % ({kind})"
-        )
+        if shallow.depth != deep.depth:
+            said += _judged(f"{family.name}: the deeper network's", deep, shallow)
+    for family, plain in itertools.product(found, found):
+        if family.kind == "residual" and plain.kind == "plain" and _set(family.members[0]) == _set(plain.members[0]):
+            partners = {group.depth: group for group in plain.members}
+            both = [group for group in family.members if group.depth in partners]
+            for group in both[-1:]:  # the deepest, where it matters the most
+                said += _judged(f"{group.depth} layers: the {family.name} network's", group, partners[group.depth])
     alike: dict[tuple[str, str], list[Group]] = {}
     for group in made:
-        alike.setdefault((group.experiment, group.protocol), []).append(group)
+        alike.setdefault(_set(group), []).append(group)
     return said + [line for members in alike.values() for line in _cheaper(members)]
+
+
+def _set(group: Group) -> tuple[str, str]:
+    """Groups of one experiment and protocol can be set against each other."""
+    return group.experiment, group.protocol
+
+
+def _judged(whose: str, one: Group, other: Group) -> list[str]:
+    """A sentence on the training error of one network, measured by another; none where either has none."""
+    kind = "running" if other.row()["clean_train_error"] is None else "clean"
+    name = "train_error" if kind == "running" else "clean_train_error"
+    b, a = one.row()[name], other.row()[name]
+    if a is None or b is None:
+        return []
+    verdict = "not measurably different" if not apart(other, one, name) else "higher" if b > a else "lower"
+    return [f"{whose} training error is {verdict}: {one.label} {b:.2f} %, {other.label} {a:.2f} % ({kind})"]
 
 
 def _timed_on(group: Group) -> str | None:

@@ -1,5 +1,6 @@
 """What the tests share: a tiny experiment, the program called in process, and the real images where they are."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from resnet_train.config.schema import Run
 from resnet_train.data import sources
 from resnet_train.data.files import Files
 from resnet_train.data.pictures import Pixels
+from resnet_train.groups import Group, groups_of
 from resnet_train.packing import tiling
 from resnet_train.run_folder import TIMES, Record
 
@@ -238,3 +240,37 @@ def refusal(program: Callable[..., tuple[int, str, str]], *arguments: object) ->
     assert code == 2, err
     assert len(said) == 1, err
     return str(said[0])
+
+
+@pytest.fixture
+def recorded(config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Write a run folder whose errors end at `clean`; running and validation errors follow from it.
+
+    The clean one is of 10,000 images, as the validation error, the running one of the last 10 steps' 160.
+    """
+
+    def write(network: Any, seed: int, clean: float, status: str | None = "finished", **changes: Any) -> Path:
+        path = config(**merge({"networks": [network], "seeds": [seed], "eval": {"clean_train": 10_000}}, changes))
+        [run] = load.runs(load.load(path))
+        folder = run_folder.folder_of("runs", run)
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(load.dump(run)))
+        facts = {"params": 1000, "macs": 2e6, "steps": 20, "protocol": "whole image"}
+        images = {"train_images": 50_000, "val_images": 10_000}
+        records: list[dict[str, Any]] = [{"step": 0, "kind": "start", **facts, **images}]
+        for step in (10, 20):
+            more = 20 - step
+            speed = {"images_per_second": 50.0 * step, "seconds": step * 36.0}
+            records.append({"step": step, "kind": "train", "error": clean + 2 + more, **speed})
+            errors = {"clean_train_error_top1": clean + more, "val_error_top5": 1.0}
+            records.append({"step": step, "kind": "eval", "val_error_top1": clean + 4 - more / 20, **errors, **speed})
+        if status:
+            records.append({"step": 20, "kind": "end", "status": status, "seconds": 720.0})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        return folder
+
+    return write
+
+
+def groups() -> list[Group]:
+    return groups_of(run_folder.find([Path("runs")]))

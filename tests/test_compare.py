@@ -1,7 +1,6 @@
 """The comparison, from run folders written by hand."""
 
 import csv
-import itertools
 import json
 import shutil
 import statistics
@@ -10,51 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from conftest import merge
-from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
+from conftest import groups
 
-from resnet_train import compare, figures, run_folder
-from resnet_train.config import load
+from resnet_train import compare, run_folder
 from resnet_train.errors import BadInput
-from resnet_train.groups import COLUMNS, Group, families, groups_of
+from resnet_train.groups import COLUMNS, families
 
 Program = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def recorded(config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """Write a run folder whose errors end at `clean`; running and validation errors follow from it.
-
-    The clean one is of 10,000 images, as the validation error, the running one of the last 10 steps' 160.
-    """
-
-    def write(network: Any, seed: int, clean: float, status: str | None = "finished", **changes: Any) -> Path:
-        path = config(**merge({"networks": [network], "seeds": [seed], "eval": {"clean_train": 10_000}}, changes))
-        [run] = load.runs(load.load(path))
-        folder = run_folder.folder_of("runs", run)
-        folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(load.dump(run)))
-        facts = {"params": 1000, "macs": 2e6, "steps": 20, "protocol": "whole image"}
-        images = {"train_images": 50_000, "val_images": 10_000}
-        records: list[dict[str, Any]] = [{"step": 0, "kind": "start", **facts, **images}]
-        for step in (10, 20):
-            more = 20 - step
-            speed = {"images_per_second": 50.0 * step, "seconds": step * 36.0}
-            records.append({"step": step, "kind": "train", "error": clean + 2 + more, **speed})
-            errors = {"clean_train_error_top1": clean + more, "val_error_top5": 1.0}
-            records.append({"step": step, "kind": "eval", "val_error_top1": clean + 4 - more / 20, **errors, **speed})
-        if status:
-            records.append({"step": 20, "kind": "end", "status": status, "seconds": 720.0})
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        return folder
-
-    return write
-
-
-def groups() -> list[Group]:
-    return groups_of(run_folder.find([Path("runs")]))
 
 
 def test_figures_are_means_and_deviations_over_seeds(recorded: Callable[..., Path], program: Program) -> None:
@@ -96,10 +57,11 @@ def test_what_depth_did_is_read_off_the_figures(recorded: Callable[..., Path]) -
     assert compare.findings(groups()) == [
         "plain: the deeper network's training error is higher: cifar-plain-56 9.00 %, cifar-plain-20 5.00 % (clean)",
         "residual: the deeper network's training error is lower: cifar-resnet-56 2.00 %, cifar-resnet-20 5.00 % (clean)",
+        "56 layers: the residual network's training error is lower: cifar-resnet-56 2.00 %, cifar-plain-56 9.00 % (clean)",
     ]
     assert compare.warnings(groups()) == []
     recorded("cifar-resnet-56", 1, 7.0)  # 4.5 ± 3.5 against 5: no difference
-    assert "residual: the deeper network's training error is the same" in compare.findings(groups())[1]
+    assert "residual: the deeper network's training error is not measurably different" in compare.findings(groups())[1]
 
 
 @pytest.mark.parametrize("few", [0, 1, 5])
@@ -116,22 +78,25 @@ def test_of_a_single_seed_few_images_are_no_difference(few: int, recorded: Calla
 
     for wrong in range(few, few + 15):
         by_chance = fisher_exact([[few, 1437 - few], [wrong, 1437 - wrong]]).pvalue
-        assert verdict(wrong) == ("higher" if by_chance < 0.05 else "the same"), wrong
+        assert verdict(wrong) == ("higher" if by_chance < 0.05 else "not measurably different"), wrong
 
 
 def test_chance_is_that_of_the_images_an_error_is_of(recorded: Callable[..., Path]) -> None:
     recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-56", 0, 10.0)
     assert "is higher: cifar-resnet-56 10.00 %" in compare.findings(groups())[0]
     replaced("clean_train_error_top1", "another")  # the running one is of 160 images
-    assert "is the same: cifar-resnet-56 12.00 %, cifar-resnet-20 7.00 % (running)" in compare.findings(groups())[0]
+    assert (
+        "is not measurably different: cifar-resnet-56 12.00 %, cifar-resnet-20 7.00 % (running)"
+        in compare.findings(groups())[0]
+    )
     replaced('"step": 10,', '"step": 0,')  # of 320
     assert "is higher" in compare.findings(groups())[0]
     replaced('"train_images": 50000', '"train_images": 160')  # each twice
-    assert "is the same" in compare.findings(groups())[0]
+    assert "is not measurably different" in compare.findings(groups())[0]
     metrics = recorded("cifar-resnet-56", 1, 9.0, status="diverged") / "metrics.jsonl"
     first, *_, last = metrics.read_text().splitlines()
     metrics.write_text(f"{first}\n{last}\n")  # before its first line of training, so of no images
-    assert "is the same" in compare.findings(groups())[0]
+    assert "is not measurably different" in compare.findings(groups())[0]
 
 
 def replaced(old: str, new: str) -> None:
@@ -153,7 +118,7 @@ def test_several_seeds_are_judged_by_students_test(recorded: Callable[..., Path]
             for name, errors in (("cifar-resnet-20", one), ("cifar-resnet-56", other)):
                 for seed, error in enumerate(errors):
                     recorded(name, seed, error, eval={"clean_train": 10})
-            verdict = "higher" if ttest_ind(one, other).pvalue < 0.05 else "the same"
+            verdict = "higher" if ttest_ind(one, other).pvalue < 0.05 else "not measurably different"
             assert f"is {verdict}" in compare.findings(groups())[0], (seeds, apart)
 
 
@@ -161,12 +126,12 @@ def test_a_single_seed_among_several_is_judged_by_the_images_too(recorded: Calla
     for seed in (0, 1):
         recorded("cifar-resnet-20", seed, 5.0 + seed / 10, eval={"clean_train": 10})
     recorded("cifar-resnet-56", 0, 9.0, eval={"clean_train": 10})
-    assert "is the same" in compare.findings(groups())[0]
+    assert "is not measurably different" in compare.findings(groups())[0]
     for path in Path("runs").rglob("config.yaml"):
         path.write_text(path.read_text().replace("clean_train: 10", "clean_train: 10000"))
     assert "is higher" in compare.findings(groups())[0]
     recorded("cifar-resnet-20", 2, 7.0)  # 5.7 ± 1.1: 9 may be another seed
-    assert "is the same" in compare.findings(groups())[0]
+    assert "is not measurably different" in compare.findings(groups())[0]
 
 
 def test_a_run_is_counted_once(recorded: Callable[..., Path], program: Program) -> None:
@@ -292,54 +257,6 @@ def test_depth_is_judged_under_one_protocol(recorded: Callable[..., Path]) -> No
     assert compare.findings(groups()) == []
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Figure]:
-    """The figure of costs, as it is saved."""
-
-    def draw() -> Figure:
-        kept: list[Figure] = []
-        monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
-        figures.draw_costs(groups(), Path("unused.png"))
-        return kept[0]
-
-    return draw
-
-
-def test_every_network_is_a_point_under_its_name(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
-    for seed in range(2):  # all at the same parameters, multiply-adds and hours
-        recorded("cifar-plain-20", seed, 5.0 + seed), recorded("cifar-plain-56", seed, 5.2 + seed)
-    for depth in (20, 32, 44, 56):
-        recorded(f"cifar-resnet-{depth}", 0, 5.0 + depth / 1000)
-    figure = drawn()
-    *panels, curves, key = figure.axes
-    assert [ax.get_xlabel() for ax in panels][0::3] == ["depth (layers)", "hours of training"]
-    for ax in panels:
-        names = [text for text in ax.texts if isinstance(text, Annotation)]
-        assert sorted(text.get_text() for text in names) == sorted(group.label for group in groups())
-        boxes = [Text.get_window_extent(text) for text in names]
-        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-        assert all(ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max) for box in boxes)
-    depths = {tuple(bars[0].get_xdata()): list(bars[0].get_ydata()) for bars in panels[0].containers[:2]}
-    assert depths[20, 56] == pytest.approx([5.5, 5.7])  # the clean training error, as in the table
-    assert [list(bars[0].get_ydata()) for bars in panels[0].containers][2] == pytest.approx([9.5, 9.7])
-    assert list(curves.get_lines()[0].get_xdata()) == pytest.approx([0.1, 0.2])
-    assert not key.axison
-
-
-def test_lines_join_networks_of_one_protocol_only(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
-    recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-56", 0, 5.0)
-    path = recorded("cifar-resnet-32", 0, 4.0) / "metrics.jsonl"
-
-    def joined() -> list[list[int]]:
-        return [list(bars[0].get_xdata()) for bars in drawn().axes[0].containers]
-
-    assert joined() == [[20, 32, 56]] * 2
-    path.write_text(path.read_text().replace("whole image", "ten crops"))
-    assert joined() == [[20, 56], [32]] * 2
-    assert {text.get_text()[-3:] for text in drawn().axes[1].texts} == {"[1]", "[2]"}
-    assert drawn().axes[-1].texts[0].get_text() == "[1] whole image\n[2] ten crops"
-
-
 def test_experiments_are_not_pooled(recorded: Callable[..., Path]) -> None:
     recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-20", 0, 7.0, name="other")
     assert [group.label for group in groups()] == ["other/cifar-resnet-20", "tiny/cifar-resnet-20"]
@@ -403,43 +320,5 @@ def test_a_family_differs_in_nothing_but_depth(
         recorded(network, 0, 5.0)
     found = families(groups())
     assert {family.name: [group.depth for group in family.members] for family in found} == expected
-    assert len(compare.findings(groups())) == sum(len(set(depths)) > 1 for depths in expected.values())
-
-
-def test_only_members_of_a_family_are_joined(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
-    for network in ("cifar-resnet-20", "cifar-resnet-56", "cifar-preact-20", "cifar-preact-56", "cifar-plain-20"):
-        recorded(network, 0, 5.0)
-    figure = drawn()
-    validation = figure.axes[0].containers[3:]
-    assert [list(bars[0].get_xdata()) for bars in validation] == [[20], [20, 56], [20, 56]]
-    assert len({bars[0].get_color() for bars in validation}) == 3
-    legend = figure.axes[-1].artists[0]
-    assert [text.get_text() for text in legend.get_texts()][:2] == ["residual (pre-activation)", "residual"]
-    for wide in ("wrn-10-2", "wrn-16-2", "wrn-10-4", "wrn-16-4", "cifar-resnet-20-C", "cifar-resnet-56-C"):
-        recorded(wide, 0, 5.0)
-    figure = drawn()
-    keys = [key.get_window_extent() for key in (figure.axes[-1].artists[0], figure.axes[-1].get_legend())]
-    assert not keys[0].overlaps(keys[1])
-    assert all(figure.bbox.contains(*key.min) and figure.bbox.contains(*key.max) for key in keys)
-
-
-def test_a_name_is_nearer_to_its_own_point_than_to_others() -> None:
-    figure = Figure(figsize=(15, 8.6), layout="constrained")
-    ax = figure.subplots(2, 3).flat[0]
-    named = []
-    for name, at in {"a-network": (50, 50), "other-network": (52, 49), "low": (0, 0), "high": (100, 100)}.items():
-        ax.plot(*at, "o")
-        named.append(ax.annotate(name, at, (0, 0), textcoords="offset points", fontsize=8))
-    figures._separate(figure, named)
-    for name in named:
-        box, (x, y) = Text.get_window_extent(name), ax.transData.transform([other.xy for other in named]).T
-        beside = [max(box.x0 - at, 0, at - box.x1) ** 2 for at in x]
-        above = [max(box.y0 - at, 0, at - box.y1) ** 2 for at in y]
-        far = [a + b for a, b in zip(beside, above, strict=True)]
-        assert far[named.index(name)] == min(far), name.get_text()
-
-
-def test_many_networks_of_one_depth_have_lines_of_their_own(recorded: Callable[..., Path]) -> None:
-    for i in range(6):
-        recorded({"base": "cifar-resnet-20", "name": f"net-{i}", "dropout": i / 10}, 0, 5.0)
-    assert len({str(look) for look in figures._looks(groups())}) == 6
+    said = [line for line in compare.findings(groups()) if "the deeper network's" in line]
+    assert len(said) == sum(len(set(depths)) > 1 for depths in expected.values())

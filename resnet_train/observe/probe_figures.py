@@ -76,9 +76,6 @@ def side_by_side(kind: str, found: Mapping[str, Figures], plain: Mapping[str, bo
 
 def heat_maps(runs: Sequence[Recorded], path: Path, tensorboard: Path | None) -> bool:
     """Gradient norms at units' inputs by depth and time, a panel for each run with one scale; whether there are any."""
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
     maps: list[tuple[Recorded, list[int], Any]] = []
     for run in sorted(runs, key=lambda run: (not run.run.network.plain, run.run.network.depth)):
         records = [record for record in run.records if record["kind"] == "gradients"]
@@ -87,6 +84,9 @@ def heat_maps(runs: Sequence[Recorded], path: Path, tensorboard: Path | None) ->
             maps.append((run, [record["step"] for record in records], np.array(norms, float).T))
     if not maps:
         return False
+    from matplotlib.colors import LogNorm  # here: most runs have none, and need not wait for it
+    from matplotlib.figure import Figure
+
     positive = np.concatenate([norms[norms > 0] for _, _, norms in maps])
     scale = LogNorm(positive.min(), positive.max()) if len(positive) else None
     columns = math.ceil(math.sqrt(len(maps)))

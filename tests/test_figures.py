@@ -1,0 +1,99 @@
+"""The pictures of a comparison, from run folders written by hand."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import groups
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+
+from resnet_train import figures
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Figure]:
+    """The figure of costs, as it is saved."""
+
+    def draw() -> Figure:
+        kept: list[Figure] = []
+        monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
+        figures.draw_costs(groups(), Path("unused.png"))
+        return kept[0]
+
+    return draw
+
+
+def test_every_network_is_a_point_under_its_name(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
+    for seed in range(2):  # all at the same parameters, multiply-adds and hours
+        recorded("cifar-plain-20", seed, 5.0 + seed), recorded("cifar-plain-56", seed, 5.2 + seed)
+    for depth in (20, 32, 44, 56):
+        recorded(f"cifar-resnet-{depth}", 0, 5.0 + depth / 1000)
+    figure = drawn()
+    *panels, curves, key = figure.axes
+    assert [ax.get_xlabel() for ax in panels][0::3] == ["depth (layers)", "hours of training"]
+    for ax in panels:
+        names = [text for text in ax.texts if isinstance(text, Annotation)]
+        assert sorted(text.get_text() for text in names) == sorted(group.label for group in groups())
+        boxes = [Text.get_window_extent(text) for text in names]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert all(ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max) for box in boxes)
+    depths = {tuple(bars[0].get_xdata()): list(bars[0].get_ydata()) for bars in panels[0].containers[:2]}
+    assert depths[20, 56] == pytest.approx([5.5, 5.7])  # the clean training error, as in the table
+    assert [list(bars[0].get_ydata()) for bars in panels[0].containers][2] == pytest.approx([9.5, 9.7])
+    assert list(curves.get_lines()[0].get_xdata()) == pytest.approx([0.1, 0.2])
+    assert not key.axison
+
+
+def test_lines_join_networks_of_one_protocol_only(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
+    recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-56", 0, 5.0)
+    path = recorded("cifar-resnet-32", 0, 4.0) / "metrics.jsonl"
+
+    def joined() -> list[list[int]]:
+        return [list(bars[0].get_xdata()) for bars in drawn().axes[0].containers]
+
+    assert joined() == [[20, 32, 56]] * 2
+    path.write_text(path.read_text().replace("whole image", "ten crops"))
+    assert joined() == [[20, 56], [32]] * 2
+    assert {text.get_text()[-3:] for text in drawn().axes[1].texts} == {"[1]", "[2]"}
+    assert drawn().axes[-1].texts[0].get_text() == "[1] whole image\n[2] ten crops"
+
+
+def test_only_members_of_a_family_are_joined(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
+    for network in ("cifar-resnet-20", "cifar-resnet-56", "cifar-preact-20", "cifar-preact-56", "cifar-plain-20"):
+        recorded(network, 0, 5.0)
+    figure = drawn()
+    validation = figure.axes[0].containers[3:]
+    assert [list(bars[0].get_xdata()) for bars in validation] == [[20], [20, 56], [20, 56]]
+    assert len({bars[0].get_color() for bars in validation}) == 3
+    legend = figure.axes[-1].artists[0]
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["residual (pre-activation)", "residual"]
+    for wide in ("wrn-10-2", "wrn-16-2", "wrn-10-4", "wrn-16-4", "cifar-resnet-20-C", "cifar-resnet-56-C"):
+        recorded(wide, 0, 5.0)
+    figure = drawn()
+    keys = [key.get_window_extent() for key in (figure.axes[-1].artists[0], figure.axes[-1].get_legend())]
+    assert not keys[0].overlaps(keys[1])
+    assert all(figure.bbox.contains(*key.min) and figure.bbox.contains(*key.max) for key in keys)
+
+
+def test_a_name_is_nearer_to_its_own_point_than_to_others() -> None:
+    figure = Figure(figsize=(15, 8.6), layout="constrained")
+    ax = figure.subplots(2, 3).flat[0]
+    named = []
+    for name, at in {"a-network": (50, 50), "other-network": (52, 49), "low": (0, 0), "high": (100, 100)}.items():
+        ax.plot(*at, "o")
+        named.append(ax.annotate(name, at, (0, 0), textcoords="offset points", fontsize=8))
+    figures._separate(figure, named)
+    for name in named:
+        box, (x, y) = Text.get_window_extent(name), ax.transData.transform([other.xy for other in named]).T
+        beside = [max(box.x0 - at, 0, at - box.x1) ** 2 for at in x]
+        above = [max(box.y0 - at, 0, at - box.y1) ** 2 for at in y]
+        far = [a + b for a, b in zip(beside, above, strict=True)]
+        assert far[named.index(name)] == min(far), name.get_text()
+
+
+def test_many_networks_of_one_depth_have_lines_of_their_own(recorded: Callable[..., Path]) -> None:
+    for i in range(6):
+        recorded({"base": "cifar-resnet-20", "name": f"net-{i}", "dropout": i / 10}, 0, 5.0)
+    assert len({str(look) for look in figures._looks(groups())}) == 6
