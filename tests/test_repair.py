@@ -1,0 +1,189 @@
+"""What `prepare` does about damage: it mends its own, and of a source that is not whole it packs nothing."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resnet_train.config.data import ImageFolder, Shards
+from resnet_train.data import sources
+from resnet_train.data.files import Files
+from resnet_train.errors import BadInput
+from resnet_train.packing import pool, prepare
+
+Program = Callable[..., tuple[int, str, str]]
+
+
+def refusal(program: Program, *arguments: object) -> str:
+    code, _, err = program("prepare", *arguments)
+    said = err.strip().splitlines()
+    assert code == 2, err
+    assert len(said) == 1, err
+    return said[0]
+
+
+def prepared(program: Program, *arguments: object) -> str:
+    code, out, err = program("prepare", *arguments)
+    assert (code, err) == (0, "")
+    return out
+
+
+def files(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def opened(path: Path, kind: type[ImageFolder | Shards]) -> Files:
+    found = sources.open_data(kind.model_validate({"kind": kind.__name__.lower(), "path": str(path)}))[0]
+    assert isinstance(found, Files)
+    return found
+
+
+# --- packed sets ------------------------------------------------------------------------------------------------------
+
+
+def cut(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:-700])
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut])
+def test_a_lost_shard_is_packed_again(damage: Callable[[Path], Any], images: Path, program: Program) -> None:
+    command = images, "packed", "--shard-images", 2
+    prepared(program, *command)
+    whole = files(Path("packed"))
+    for path in whole:
+        os.utime(path, (0, 0))
+    lost = {Path("packed/train/000001.tar"), Path("packed/val/000002.tar")}
+    for shard in lost:
+        damage(shard)
+    with pytest.raises(BadInput, match=r"train/000001.tar.*; pack it again by the same resnet-train prepare command"):
+        opened(Path("packed"), Shards)
+    assert prepared(program, *command).startswith("packed again: train/000001.tar, val/000002.tar\npacked: 2 classes")
+    assert files(Path("packed")) == whole
+    assert {path for path in whole if path.stat().st_mtime > 0} == lost
+    assert prepared(program, *command).startswith("nothing to do: packed before\n")
+    assert json.loads(prepared(program, *command, "--json"))["packed_again"] == []
+
+
+def test_a_flipped_bit_is_told_with_its_cure(images: Path, program: Program) -> None:
+    command = images, "packed", "--shard-images", 2
+    prepared(program, *command)
+    whole = files(Path("packed"))
+    for shard in (Path("packed/val/000000.tar"), Path("packed/train/000001.tar")):
+        damaged = bytearray(shard.read_bytes())
+        damaged[700] ^= 1
+        shard.write_bytes(damaged)
+    code, _, err = program("prepare", "--verify", "packed")
+    cure = "delete packed/train/000001.tar, packed/val/000000.tar and run the same resnet-train prepare command again"
+    assert (code, len(err.splitlines())) == (2, 3)
+    assert cure in err
+    Path("packed/train/000001.tar").unlink()
+    Path("packed/val/000000.tar").unlink()
+    prepared(program, *command)
+    assert files(Path("packed")) == whole
+    prepared(program, "--verify", "packed")
+
+
+def test_a_shard_is_not_mended_with_other_images(images: Path, program: Program) -> None:
+    command = images, "packed", "--shard-images", 2
+    prepared(program, *command)
+    whole, shard, image = files(Path("packed")), Path("packed/train/000001.tar"), images / "train/b/0.JPEG"
+    good = image.read_bytes()
+    shard.unlink()
+    shutil.copy(images / "train/a/0.JPEG", image)  # of the same size in pixels and another colour
+    assert f"cannot make {shard} again: {image} or what stores it" in refusal(program, *command)
+    image.write_bytes(b"")
+    said = refusal(program, *command, "--on-bad-image", "skip")
+    assert f"cannot make {shard} again: it would have 1 images, and had 2" in said
+    assert not [*shard.parent.glob("000001.*")]
+    image.write_bytes(good)
+    prepared(program, *command)
+    assert files(Path("packed")) == whole
+
+
+def test_a_damaged_index_is_no_packing_that_is_done(images: Path, program: Program) -> None:
+    prepared(program, images, "packed")
+    index = Path("packed/train/index.npy")
+    index.write_bytes(index.read_bytes()[:-40])
+    assert "index.npy is damaged; delete the folder and pack it anew" in refusal(program, images, "packed")
+    np.save(index, np.zeros(5, sources.shards.ENTRY))
+    assert "lists 5 images, and packed/index.json 6" in refusal(program, images, "packed")
+
+
+# --- sources that are not whole ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["label", "image.bytes"])
+def test_a_damaged_page_is_one_line(column: str, images: Path, program: Program) -> None:
+    """Of labels it is met when the source is listed, of images by the process that packs them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    held = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((images / "train").rglob("*.JPEG"))]
+    path = Path("hub/train-00000-of-00001.parquet")
+    path.parent.mkdir()
+    pq.write_table(pa.table({"image": held, "label": [0, 0, 0, 1, 1, 1]}), path, use_dictionary=False)
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    [at] = [c.data_page_offset for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column]
+    data = bytearray(path.read_bytes())
+    data[at : at + 16] = bytes(byte ^ 255 for byte in data[at : at + 16])
+    path.write_bytes(data)
+    assert f"cannot read {path}: " in refusal(program, "hub", "packed")
+
+
+# --- bad images -------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_image_is_named_by_its_path_with_its_cure(images: Path, program: Program) -> None:
+    bad, good = images / "val/b/1.JPEG", (images / "val/b/1.JPEG").read_bytes()
+    cure = "; put a good file in its place (without it the source would be another), or --on-bad-image skip leaves"
+    bad.write_bytes(b"")
+    assert f"cannot decode {bad}: it is empty{cure}" in refusal(program, images, "packed")
+    bad.unlink()
+    bad.symlink_to("nowhere")
+    assert f"cannot read {bad}: No such file or directory{cure}" in refusal(program, images, "packed")
+    bad.unlink()
+    assert "packed from another source" in refusal(program, images, "packed")
+    bad.write_bytes(good)
+    prepared(program, images, "packed")
+
+
+def test_an_image_that_was_left_out_is_told_of_the_recipe(images: Path, program: Program) -> None:
+    (images / "val/b/1.JPEG").write_bytes(b"")
+    said = prepared(program, images, "packed", "--on-bad-image", "skip")
+    assert "recipe: unchanged, but for 1 image left out\n" in said
+
+
+# --- destinations, and Ctrl-C -----------------------------------------------------------------------------------------
+
+
+def test_what_was_not_begun_is_not_said_to_be_kept(images: Path, program: Program) -> None:
+    Path("file").write_text("")
+    assert refusal(program, images, "file/x").endswith("cannot write file/x: Not a directory")
+
+
+def test_a_destination_among_the_sources_images_is_refused(images: Path, program: Program) -> None:
+    shutil.rmtree(images / "val")
+    for dest in (images / "train/packed", images / "val", images / "val/packed"):
+        assert f"{dest} lies in {images}" in refusal(program, images, dest)
+    prepared(program, images, images / "packed")
+    assert prepared(program, images, images / "packed").startswith("nothing to do")
+
+
+def test_ctrl_c_says_what_is_kept(images: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    for module, name, said in (
+        (prepare, "open_source", "nothing was written"),
+        (pool, "each", "finished shards are kept: run the same command again to go on"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, stop)
+            code, _, err = program("prepare", images, "packed")
+        assert (code, err.splitlines()[-1]) == (130, f"resnet-train: interrupted; {said}")
+    prepared(program, images, "packed")
