@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,3 +190,19 @@ def test_ctrl_c_says_what_is_kept(images: Path, program: Program, monkeypatch: p
             code, _, err = program("prepare", images, "packed")
         assert (code, err.splitlines()[-1]) == (130, f"resnet-train: interrupted; {said}")
     prepared(program, images, "packed")
+
+
+def test_ctrl_c_while_helpers_start_is_one_line(images: Path, tmp_path: Path) -> None:
+    """The fork server meets the signal before it has read a line of multiprocessing's code."""
+    os.mkfifo(tmp_path / "pipe")
+    meet = f"import sys\nif 'forkserver' in sys.orig_argv[-1]:\n    open({str(tmp_path / 'pipe')!r}).read()\n"
+    (tmp_path / "sitecustomize.py").write_text(meet)
+    command = [sys.executable, "-m", "resnet_train", "prepare", images, "packed"]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(sources.__file__).parents[2]}"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    with (tmp_path / "pipe").open("wb"):  # waits until it is read
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, len(err.splitlines())) == (130, 1), err
+    assert err.startswith("resnet-train: interrupted; finished shards are kept")
