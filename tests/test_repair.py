@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_train.config.data import ImageFolder, Shards
 from resnet_train.data import sources
@@ -159,6 +160,22 @@ def test_an_image_that_was_left_out_is_told_of_the_recipe(images: Path, program:
     (images / "val/b/1.JPEG").write_bytes(b"")
     said = prepared(program, images, "packed", "--on-bad-image", "skip")
     assert "recipe: unchanged, but for 1 image left out\n" in said
+
+
+def test_folders_in_class_folders_are_read_as_torchvision_reads_them(images: Path, program: Program) -> None:
+    from torchvision.datasets import ImageFolder as Reference
+
+    for number, name in enumerate(("a/1.d/x.JPEG", "a/1/z.png", "a/1/y/w.JPEG", "b/Z/v.JPEG")):
+        path = images / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
+    wanted = Reference(str(images / "train"))
+    folders = opened(images, ImageFolder)
+    assert [(folders.name(i), int(folders.labels[i])) for i in range(len(folders))] == wanted.samples
+    prepared(program, images, "packed", "--shard-images", 3, "--raw-fraction", 1)
+    packed = opened(Path("packed"), Shards)
+    assert packed.labels.tolist() == folders.labels.tolist()
+    assert all(np.array_equal(np.asarray(packed.read(i)), np.asarray(wanted[i][0])) for i in range(len(wanted)))
 
 
 # --- destinations, and Ctrl-C -----------------------------------------------------------------------------------------
