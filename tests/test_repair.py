@@ -1,11 +1,13 @@
 """What `prepare` does about damage: it mends its own, and of a source that is not whole it packs nothing."""
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,7 +120,63 @@ def test_a_damaged_index_is_no_packing_that_is_done(images: Path, program: Progr
     assert "lists 5 images, and packed/index.json 6" in refusal(program, images, "packed")
 
 
+def test_a_packing_that_was_begun_is_said_to_be_unfinished(images: Path, program: Program) -> None:
+    (images / "val/b/2.JPEG").write_bytes(b"")
+    refusal(program, images, "packed")
+    for command in (("--verify", "packed"), ("packed", "again")):
+        said = refusal(program, *command)
+        assert "packed is not packed to its end: run the same resnet-train prepare command again" in said
+
+
 # --- sources that are not whole ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "train-00001-of-00003.parquet is missing: 2 of 3"),
+        (["train-00000-of-00002-e6aa2d8f.parquet"], "train-00001-of-00002.parquet is missing"),
+        (["train-00001-of-00002.tar"], "train-00000-of-00002.tar is missing"),
+        (["a-train-0000.tar", "a-train-0002.tar"], "a-train-0001.tar is missing: 2 of 3"),
+        (["train/000001.tar", "train/000002.tar"], "train/000000.tar is missing"),
+        (["train-9.tar", "train-11.tar", *(f"train-{i}.tar" for i in range(9))], "train-10.tar is missing"),
+        (["train-00001-of-00002.tar", "train-00002-of-00002.tar", "val-0.tar"], "cut short, or no tar file (empty file)"),
+        (["train-64.tar", "val-0.tar", "val-1.tar"], "cut short, or no tar file (empty file)"),
+        (["train-64.tar", "val.tar", "test-00003-of-00009.tar"], "cut short, or no tar file (empty file)"),
+    ],
+)  # fmt: skip
+def test_a_set_of_which_a_file_is_missing_is_refused(held: list[str], said: str, program: Program) -> None:
+    for name in held:
+        path = Path("hub", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    assert said in refusal(program, "hub", "packed")
+    assert not Path("packed").exists()
+
+
+def test_a_packed_set_of_which_a_shard_is_missing_is_no_source(images: Path, program: Program) -> None:
+    prepared(program, images, "packed", "--shard-images", 2)
+    Path("packed/train/000002.tar").unlink()
+    assert "packed/train/000002.tar: No such file or directory" in refusal(program, "packed", "other")
+
+
+def test_a_tar_that_ends_between_two_members_is_cut_short(images: Path, program: Program) -> None:
+    tar = Path("wds/train-0.tar")
+    tar.parent.mkdir()
+    with tarfile.open(tar, "w") as file:
+        for i in range(3):
+            for name, data in ((f"{i}.jpg", (images / f"train/a/{i}.JPEG").read_bytes()), (f"{i}.cls", b"0")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                file.addfile(member, io.BytesIO(data))
+        end = file.offset
+    whole = tar.read_bytes()
+    for data in (whole[:end], whole[: end - 1024], whole[: end - 1024 + 100], whole[:end] + b"\xff" * 1024):
+        tar.write_bytes(data)
+        said = refusal(program, "wds", "packed")
+        assert "cannot read wds/train-0.tar: it is cut short, or damaged, after" in said or "2.jpg has no 2.cls" in said
+    tar.write_bytes(whole[: end + 512])  # some writers end with a single block
+    prepared(program, "wds", "packed")
 
 
 @pytest.mark.parametrize("column", ["label", "image.bytes"])
