@@ -71,7 +71,7 @@ def test_a_full_disk_under_a_worker_is_told_by_the_program(photos: Path, program
     bad = photos / "train" / "n01" / "n01_0.JPEG"
     good = bad.read_bytes()
     bad.write_bytes(b"")
-    refusal(program, photos, "packed", "--shard-images", 9)
+    refusal(program, photos, "packed", "--shard-images", 9, "--workers", 1)  # so that no other shard is begun
     bad.write_bytes(good)
     partial_of(Path("packed/train/000001.tar")).symlink_to("/dev/full")
     said = refusal(program, photos, "packed", "--shard-images", 9)

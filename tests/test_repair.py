@@ -14,23 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import opened, refusal
 from PIL import Image
 
-from resnet_train.config.data import ImageFolder, Shards
+from resnet_train.config.data import ImageFolder
 from resnet_train.data import sources
-from resnet_train.data.files import Files
 from resnet_train.errors import BadInput
 from resnet_train.packing import pool, prepare
 
 Program = Callable[..., tuple[int, str, str]]
-
-
-def refusal(program: Program, *arguments: object) -> str:
-    code, _, err = program("prepare", *arguments)
-    said = err.strip().splitlines()
-    assert code == 2, err
-    assert len(said) == 1, err
-    return said[0]
 
 
 def prepared(program: Program, *arguments: object) -> str:
@@ -41,12 +33,6 @@ def prepared(program: Program, *arguments: object) -> str:
 
 def files(root: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def opened(path: Path, kind: type[ImageFolder | Shards]) -> Files:
-    found = sources.open_data(kind.model_validate({"kind": kind.__name__.lower(), "path": str(path)}))[0]
-    assert isinstance(found, Files)
-    return found
 
 
 # --- packed sets ------------------------------------------------------------------------------------------------------
@@ -67,7 +53,7 @@ def test_a_lost_shard_is_packed_again(damage: Callable[[Path], Any], images: Pat
     for shard in lost:
         damage(shard)
     with pytest.raises(BadInput, match=r"train/000001.tar.*; pack it again by the same resnet-train prepare command"):
-        opened(Path("packed"), Shards)
+        opened(Path("packed"))
     assert prepared(program, *command).startswith("packed again: train/000001.tar, val/000002.tar\npacked: 2 classes")
     assert files(Path("packed")) == whole
     assert {path for path in whole if path.stat().st_mtime > 0} == lost
@@ -228,10 +214,10 @@ def test_folders_in_class_folders_are_read_as_torchvision_reads_them(images: Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
     wanted = Reference(str(images / "train"))
-    folders = opened(images, ImageFolder)
+    folders, _ = opened(images, ImageFolder)
     assert [(folders.name(i), int(folders.labels[i])) for i in range(len(folders))] == wanted.samples
     prepared(program, images, "packed", "--shard-images", 3, "--raw-fraction", 1)
-    packed = opened(Path("packed"), Shards)
+    packed, _ = opened(Path("packed"))
     assert packed.labels.tolist() == folders.labels.tolist()
     assert all(np.array_equal(np.asarray(packed.read(i)), np.asarray(wanted[i][0])) for i in range(len(wanted)))
 
