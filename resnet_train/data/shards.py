@@ -49,7 +49,12 @@ ENTRY = np.dtype(
 )
 """A sample: where its bytes lie in which shard, its label, its size in pixels, the checksum of its bytes, its form."""
 
-_AGAIN = "; pack it again with resnet-train prepare"
+PLAN = "unfinished/plan.json"
+"""What is being packed; beside it are the records of finished shards, until the index is made of them."""
+_AGAIN = "; pack it again by the same resnet-train prepare command"
+"""What mends a shard that is missing or of another size."""
+_ANEW = "; delete the folder and pack it anew with resnet-train prepare"
+"""What mends an index."""
 _OPEN = 256
 """Shards that a process holds open: well below what a system allows."""
 
@@ -101,7 +106,7 @@ class Shards(Files):
         """Where a sample is. Raises `BadInput`."""
         place = Place(*self.entries[index if self.rows is None else self.rows[index]].item())
         if place.shard >= len(self.shards):
-            raise BadInput(f"the index of {self.folder} names shard {place.shard} of {len(self.shards)}{_AGAIN}")
+            raise BadInput(f"the index of {self.folder} names shard {place.shard} of {len(self.shards)}{_ANEW}")
         return place
 
     def name(self, index: int) -> str:
@@ -155,7 +160,7 @@ class _Raw:
         width, height = self.size
         start = self.place.length - 3 * width * height  # after the PPM's header
         if start <= 0:
-            raise BadInput(f"cannot decode {self.name}: by the index it has more pixels than bytes{_AGAIN}")
+            raise BadInput(f"cannot decode {self.name}: by the index it has more pixels than bytes{_ANEW}")
         rows = self.shards.bytes_of(self.place, start + 3 * width * top, 3 * width * (bottom - top))
         pixels = np.frombuffer(rows, np.uint8).reshape(-1, width, 3)
         return Region(pixels[:, left:right].copy(), left, top)
@@ -167,12 +172,15 @@ def about(folder: Path) -> dict[str, Any]:
         told: dict[str, Any] = json.loads((folder / PACKED).read_text())
         version = told["format"]
     except OSError as error:
+        if os.access(folder / PLAN, os.F_OK):
+            said = "is not packed to its end: run the same resnet-train prepare command again"
+            raise BadInput(f"data.path: {folder} {said}") from None
         said = f"{error.strerror}; expected a folder made by resnet-train prepare"
         raise BadInput(f"data.path: cannot read {folder / PACKED}: {said}") from None
     except (ValueError, TypeError, KeyError):
-        raise BadInput(f"data.path: {folder / PACKED} is damaged{_AGAIN}") from None
+        raise BadInput(f"data.path: {folder / PACKED} is damaged{_ANEW}") from None
     if version != FORMAT:
-        raise BadInput(f"data.path: {folder} is of format {version}, this program reads {FORMAT}{_AGAIN}")
+        raise BadInput(f"data.path: {folder} is of format {version}, this program reads {FORMAT}{_ANEW}")
     return told
 
 
@@ -192,20 +200,32 @@ def open_shards(folder: Path, part: str) -> Shards:
     told = about(folder)
     if part not in told["parts"]:
         raise BadInput(f"data.path: {folder} was packed without its {part} part")
-    listed = told["parts"][part]
-    for name, size in listed["shards"]:
+    for wrong in unfit(folder, part, told).values():
+        raise BadInput(f"data.path: {wrong}{_AGAIN}")
+    return indexed(folder, part, told)
+
+
+def unfit(folder: Path, part: str, told: dict[str, Any]) -> dict[str, str]:
+    """The shards of a part that are missing or of another size than by the index, and what is wrong with each."""
+    found = {}
+    for name, size in told["parts"][part]["shards"]:
         path = folder / part / name
         try:
-            found = path.stat().st_size
+            if (length := path.stat().st_size) != size:
+                found[name] = f"{path} has {length:,} bytes, and {size:,} by the index"
         except OSError as error:
-            raise BadInput(f"data.path: the index of {folder} names {path}: {error.strerror}{_AGAIN}") from None
-        if found != size:
-            raise BadInput(f"data.path: {path} has {found:,} bytes, and {size:,} by the index{_AGAIN}")
+            found[name] = f"the index of {folder} names {path}: {error.strerror}"
+    return found
+
+
+def indexed(folder: Path, part: str, told: dict[str, Any]) -> Shards:
+    """What a packed set lists of a part, whether or not its shards are there. Raises `BadInput`."""
+    listed = told["parts"][part]
     source = Shards(folder / part, [name for name, _ in listed["shards"]], [id_ for id_, _ in told["classes"]])
     if len(source) != listed["images"]:
         raise BadInput(
             f"data.path: {folder / part / 'index.npy'} lists {len(source):,} images, and {folder / PACKED} "
-            f"{listed['images']:,}{_AGAIN}"
+            f"{listed['images']:,}{_ANEW}"
         )
     return source
 
@@ -214,9 +234,9 @@ def _mapped(path: Path) -> npt.NDArray[np.void]:
     try:
         entries = np.asarray(np.load(path, mmap_mode="r"))
     except OSError as error:
-        raise BadInput(f"data.path: cannot read {path}: {error.strerror or error}{_AGAIN}") from None
+        raise BadInput(f"data.path: cannot read {path}: {error.strerror or error}{_ANEW}") from None
     except ValueError:
-        raise BadInput(f"data.path: {path} is damaged{_AGAIN}") from None
+        raise BadInput(f"data.path: {path} is damaged{_ANEW}") from None
     if entries.dtype != ENTRY or entries.ndim != 1:
-        raise BadInput(f"data.path: {path} is no index of samples{_AGAIN}")
+        raise BadInput(f"data.path: {path} is no index of samples{_ANEW}")
     return entries

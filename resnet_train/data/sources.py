@@ -1,7 +1,7 @@
 """Where samples come from: one small class a kind, each with `len`, `classes`, `labels` and a way to read images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +201,23 @@ def folder(root: Path) -> Folder:
         loose = any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries)
         found = "images but no class folders" if loose else "nothing to train on"
         raise BadInput(f"data.path: {root} holds {found}; expected {root / 'CLASS' / 'IMAGE.jpg'}")
-    names, labels = [], []
+    names: list[bytes] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
-        images = sorted(e.name for e in os.scandir(root / name) if Path(e.name).suffix.lower() in IMAGE_SUFFIXES)
+        images = list(_below(root, name))
         if not images:
             raise BadInput(f"data.path: class folder {root / name} holds no image")
-        names += [os.fsencode(f"{name}/{image}") for image in images]
+        names += map(os.fsencode, images)
         labels += [label] * len(images)
     return Folder(root, np.array(names), np.array(labels, np.int64), classes)
+
+
+def _below(root: Path, name: str) -> Iterator[str]:
+    """The images of a class, those of folders in it included, in the order of torchvision's `ImageFolder`."""
+
+    def refuse(error: OSError) -> None:
+        raise BadInput(f"data.path: cannot read {error.filename}: {error.strerror}")
+
+    for folder, _, files in sorted(os.walk(root / name, onerror=refuse, followlinks=True)):
+        below = os.path.relpath(folder, root)
+        yield from (f"{below}/{file}" for file in sorted(files) if Path(file).suffix.lower() in IMAGE_SUFFIXES)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ class Listing(ABC):
     names: Names
     """[n], CLASS/FILE as class folders would have it."""
     labels: Ints
+    cure: ClassVar[str] = ""
+    """What a user may do about a file that is no image, beside leaving it out."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,6 +44,10 @@ class Listing(ABC):
     def name(self, row: int) -> str:
         """Of a sample."""
         return os.fsdecode(self.names[row])
+
+    def where(self, row: int) -> str:
+        """The file that a user would open to see a sample."""
+        return self.name(row)
 
     def size(self, row: int) -> int:
         """Of a sample's file, in bytes. Raises `BadInput` where it cannot be read."""
@@ -72,6 +78,7 @@ class InFolder(Listing):
     root: Path
     paths: Names
     """[n], below the root."""
+    cure = "put a good file in its place (without it the source would be another), or "
 
     def read(self, row: int) -> bytes:
         with self._path(row) as path:
@@ -81,9 +88,12 @@ class InFolder(Listing):
         with self._path(row) as path:
             return path.stat().st_size
 
+    def where(self, row: int) -> str:
+        return f"{self.root}/{os.fsdecode(self.paths[row])}"
+
     @contextmanager
     def _path(self, row: int) -> Iterator[Path]:
-        path = self.root / os.fsdecode(self.paths[row])
+        path = Path(self.where(row))
         try:
             yield path
         except OSError as error:
@@ -108,8 +118,11 @@ class InTars(Listing):
         except OSError as error:
             raise BadInput(f"cannot read {path}: {error.strerror}") from None
         if len(data) < length:
-            raise BadInput(f"cannot read {self.name(row)} in {path}: the file is cut short")
+            raise BadInput(f"cannot read {self.where(row)}: the file is cut short")
         return data
+
+    def where(self, row: int) -> str:
+        return f"{self.name(row)} in {self.tars[self.tar[row]]}"
 
     def size(self, row: int) -> int:
         return int(self.lengths[row])

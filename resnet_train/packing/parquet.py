@@ -32,6 +32,9 @@ class InParquet(Listing):
         data: bytes | None = images[int(self.rows[row])]["bytes"].as_py()
         return data or b""
 
+    def where(self, row: int) -> str:
+        return f"{self.name(row)} in {self.files[self.file[row]]}"
+
 
 def _library() -> Any:
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from resnet_train.data.workers import shield_helpers
 from resnet_train.errors import BadInput
 
 _Job = TypeVar("_Job")
@@ -23,7 +24,7 @@ def each(
     Raises what a job raises, and `BadInput` where a process was killed; `kept` says what is not lost then.
     """
     context = multiprocessing.get_context("forkserver")  # not fork: whoever calls may have threads
-    context.set_forkserver_preload([do.__module__])
+    shield_helpers()
     waiting = iter(jobs)
     pipes: dict[Connection, Any] = {}
     try:

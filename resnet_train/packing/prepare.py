@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,15 @@ from tqdm import tqdm
 from resnet_train.claim import claimed
 from resnet_train.config.assumed import PACKED
 from resnet_train.data import shards
-from resnet_train.data.shards import ENTRY, FORMAT
+from resnet_train.data.shards import FORMAT, PLAN
 from resnet_train.errors import BadInput
 from resnet_train.packing import pool, tiling
 from resnet_train.packing.listing import Listing
 from resnet_train.packing.source import Source, open_source
 from resnet_train.packing.store import Options
-from resnet_train.packing.write import KEPT, Job, member, pack
+from resnet_train.packing.write import KEPT, Job, indexed, member, pack
 from resnet_train.whole import partial_of, whole, write_whole
 
-_UNFINISHED = "unfinished"
-"""Below the destination: the plan, and the records of finished shards, until the index is made of them."""
 Report = dict[str, Any]
 
 
@@ -46,27 +44,60 @@ def prepare(
 ) -> Report:
     """Pack a data set; what there is to tell of it, which is also in its `index.json`.
 
-    If `dest` holds a part of the same packing, that goes on; if all of it, nothing is done. Raises `BadInput`.
+    If `dest` holds a part of the same packing, that goes on; if all of it, then shards that are missing or of another
+    size are packed again, which the report says. Raises `BadInput`.
     """
-    source = open_source(path, val_labels, class_names)
-    for part, listing in source.parts.items():
-        _check_names(part, listing)
-    plan = _plan(source, options, per_shard)
-    if (dest / PACKED).exists():
-        told = shards.about(dest)
-        _same(told["plan"], plan, dest)
-        return dict(told["report"])
-    if options.tiled and not tiling.available():
-        print(
-            "--tiled: there is no jpegtran here (libjpeg-turbo-progs): images are stored as they are", file=sys.stderr
-        )
-    with _claimed(dest, plan):
+    _check_place(path, dest)
+    with _interruptible(dest):
+        source = open_source(path, val_labels, class_names)
+        for part, listing in source.parts.items():
+            _check_names(part, listing)
+        plan = _plan(source, options, per_shard)
         jobs = {
             part: list(_jobs(dest, part, listing, options, per_shard, skip_bad))
             for part, listing in source.parts.items()
         }
-        _pack_all([job for part in jobs.values() for job in part], workers)
-        return _finish(source, dest, plan, jobs, options)
+        told = shards.about(dest) if os.access(dest / PACKED, os.F_OK) else None
+        if told is None:
+            left = [job for part in jobs.values() for job in part]
+        else:
+            _same(told["plan"], plan, dest)
+            left = [job for part in jobs for job in _lost(dest, part, told, jobs[part])]
+            again = [f"{job.path.parent.name}/{job.path.name}" for job in left]
+            if not left:
+                return {**told["report"], "packed_again": again}
+        if options.tiled and not tiling.available():
+            said = "--tiled: there is no jpegtran here (libjpeg-turbo-progs): images are stored as they are"
+            print(said, file=sys.stderr)
+        with _claimed(dest, plan, told is not None):
+            for part in jobs:
+                (dest / part).mkdir(exist_ok=True)
+            _pack_all(left, workers)
+            if told is None:
+                return _finish(source, dest, plan, jobs, options)
+            shutil.rmtree((dest / PLAN).parent)
+            return {**told["report"], "packed_again": again}
+
+
+def _check_place(path: Path, dest: Path) -> None:
+    """Refuse a destination that would be a class, or a part, of the source when the same command is run again."""
+    for part in ("train", "val"):
+        if Path(os.path.realpath(dest)).is_relative_to(os.path.realpath(path / part)):
+            raise BadInput(f"{dest} lies in {path / part}, which is for images of the source: give another folder")
+
+
+@contextmanager
+def _interruptible(dest: Path) -> Iterator[None]:
+    """Say what becomes of the destination at Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"resnet-train: interrupted{_kept(dest) or '; nothing was written'}", file=sys.stderr)
+        raise
+
+
+def _kept(dest: Path) -> str:
+    return f"; {KEPT}" if os.access(dest / PLAN, os.F_OK) else ""
 
 
 def _check_names(part: str, listing: Listing) -> None:
@@ -108,28 +139,37 @@ def _same(held: dict[str, Any], plan: dict[str, Any], dest: Path) -> None:
 
 
 @contextmanager
-def _claimed(dest: Path, plan: dict[str, Any]) -> Iterator[None]:
-    """The destination for this process alone, and for this plan. Raises `BadInput`."""
-    begun = dest / _UNFINISHED / "plan.json"
+def _claimed(dest: Path, plan: dict[str, Any], again: bool) -> Iterator[None]:
+    """The destination for this process alone, and for this plan; `again`: it is packed. Raises `BadInput`."""
+    begun = dest / PLAN
     try:
         if not begun.exists():
-            if dest.exists() and any(dest.iterdir()):
+            if not again and dest.exists() and any(dest.iterdir()):
                 raise BadInput(f"{dest} is not empty, and holds no packing that was begun: give another folder")
-            begun.parent.mkdir(parents=True)
+            begun.parent.mkdir(parents=True, exist_ok=True)
             write_whole(begun, json.dumps(plan))
         _same(json.loads(begun.read_text()), plan, dest)
         with claimed(begun, f"another resnet-train prepare is at work on {dest}"):
             yield
     except OSError as error:
-        raise BadInput(f"cannot write {dest}: {error.strerror}; {KEPT}") from None
+        raise BadInput(f"cannot write {dest}: {error.strerror}{_kept(dest)}") from None
 
 
 def _jobs(dest: Path, part: str, listing: Listing, options: Options, per_shard: int, skip_bad: bool) -> Iterator[Job]:
-    (dest / part).mkdir(exist_ok=True)
     for number, first in enumerate(range(0, len(listing), per_shard)):
         path = dest / part / f"{number:06}.tar"
-        record = dest / _UNFINISHED / f"{part}-{number:06}.json"
+        record = (dest / PLAN).with_name(f"{part}-{number:06}.json")
         yield Job(path, record, listing.part(slice(first, first + per_shard)), first, options, skip_bad)
+
+
+def _lost(dest: Path, part: str, told: dict[str, Any], jobs: list[Job]) -> Iterator[Job]:
+    """What is to be packed again, into what the index says: shards that are missing or of another size."""
+    entries = shards.indexed(dest, part, told).entries
+    unfit = shards.unfit(dest, part, told)
+    for number, job in enumerate(jobs):
+        if job.path.name in unfit:
+            wanted = entries[entries["shard"] == number]
+            yield replace(job, wanted=wanted[np.argsort(wanted["offset"])])
 
 
 def _finished(job: Job) -> dict[str, Any] | None:
@@ -162,9 +202,9 @@ def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, li
     report: Report = {"source": source.kind, "classes": len(source.classes), "options": asdict(options), "parts": {}}
     for part, listed in jobs.items():
         records = [record for job in listed if (record := _finished(job)) is not None]
-        entries = _entries(source.parts[part], records)
-        if not len(entries):
+        if not any(record["entries"] for record in records):
             raise BadInput(f"not one image of {part} can be decoded")
+        entries = _entries(source.parts[part], records)
         with whole(dest / part / "index.npy") as file:
             np.save(file, entries)
         sizes = [record["size"] for record in records]
@@ -189,17 +229,14 @@ def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, li
     classes = [*zip(source.classes, source.names, strict=True)]
     about = {"format": FORMAT, "classes": classes, "parts": parts, "plan": plan, "report": report}
     write_whole(dest / PACKED, json.dumps(about))
-    shutil.rmtree(dest / _UNFINISHED)
+    shutil.rmtree((dest / PLAN).parent)
     return report
 
 
 def _entries(listing: Listing, records: list[dict[str, Any]]) -> np.ndarray:
     """The index of a part, in the order of class folders: classes, then names."""
-    rows = np.concatenate([np.array(r["entries"], np.int64).reshape(-1, 8) for r in records])
-    numbers = np.repeat(np.arange(len(records)), [len(r["entries"]) for r in records])
-    made = np.zeros(len(rows), ENTRY)
-    for name, column in zip(("offset", "label", "length", "width", "height", "crc32", "form"), rows.T[1:], strict=True):
-        made[name] = column
-    made["shard"] = numbers
-    result: np.ndarray = made[np.lexsort((listing.names[rows[:, 0]], listing.labels[rows[:, 0]]))]
+    made = np.concatenate([indexed(record["entries"], number) for number, record in enumerate(records)])
+    rows = np.array([entry[0] for record in records for entry in record["entries"]], np.int64)
+    folders, _, files = np.char.rpartition(listing.names[rows], b"/").T
+    result: np.ndarray = made[np.lexsort((files, folders, listing.labels[rows]))]
     return result

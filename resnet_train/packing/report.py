@@ -20,6 +20,9 @@ def _lines(report: Report, dest: Path) -> Iterator[str]:
         counts = [f"{one[key]:,}" for key in ("images", "left_out", "shards")]
         disk = [f"{one['bytes'] / 1e6:,.1f}", f"{one['bytes'] / max(one['source_bytes'], 1):.2f}"]
         rows.append([part, *counts, *disk, *(f"{one[key]:,}" for key in ("as_files", "tiled", "raw"))])
+    again = report.get("packed_again")
+    if again is not None:
+        yield f"packed again: {', '.join(again)}" if again else "nothing to do: packed before"
     yield f"{dest}: {report['classes']} classes, from {report['source']}"
     yield columns(rows)
     if report["odd"]:
@@ -33,6 +36,8 @@ def _lines(report: Report, dest: Path) -> Iterator[str]:
         )
     elif options["square"]:
         yield f"recipe: CHANGED: every image was made {options['square']} pixels wide and high; say so beside any error"
+    elif left_out := sum(one["left_out"] for one in report["parts"].values()):
+        yield f"recipe: unchanged, but for {left_out:,} image{'s' * (left_out > 1)} left out"
     else:
         yield "recipe: unchanged: every pixel is the source's"
     held = ""

@@ -43,6 +43,8 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
         held = sorted(entry.name for entry in os.scandir(path))
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; expected a folder that holds {EXPECTED}") from None
+    if PACKED not in held and (path / shards.PLAN).exists():
+        shards.about(path)  # complains: it is a half of something
     used = _Labels(path, val_labels)
 
     if _TRAIN_TAR in held or _VAL_TAR in held:
@@ -166,12 +168,15 @@ def _in_classes(listing: Listing, classes: Sequence[str]) -> Listing:
 
 
 def _webdataset(path: Path, files: dict[str, list[Path]], class_names: Path | None) -> Source:
+    ours = (path / PACKED).is_file()  # to be packed in another way
+    for part in shards.about(path)["parts"] if ours else ():
+        shards.open_shards(path, part)  # complains of what is missing
     found = {
         part: [(number, pair) for number, tar in enumerate(paths) for pair in tars.pairs(tar)]
         for part, paths in files.items()
     }
     highest = max((pair.label for pairs in found.values() for _, pair in pairs), default=-1)
-    if (path / PACKED).is_file():  # shards of our own, to be packed in another way
+    if ours:
         classes, names = ([*column] for column in zip(*shards.about(path)["classes"], strict=True))
     else:
         classes, names = labels.read_names(class_names, [str(i) for i in range(highest + 1)], bare=True)
@@ -208,4 +213,27 @@ def _files(path: Path, suffix: str) -> dict[str, list[Path]]:
     test = found.pop("test", None)
     if test and "val" not in found:
         found["val"] = test
+    for files in found.values():
+        _check_complete(files)
     return {part: found[part] for part in ("train", "val") if part in found}
+
+
+def _check_complete(files: Sequence[Path]) -> None:
+    """Refuse a part of which a numbered file is missing, as after a download that was interrupted.
+
+    Numbers are those of NAME-00001-of-00294, else the last in a name, from 0 to the highest that there is.
+    """
+    series: dict[tuple[str, str, str], dict[int, str]] = {}
+    for file in files:
+        if found := re.match(r"(.*-)(\d+)(-of-\d+)", file.name) or re.match(r"(.*?)(\d+)()$", file.stem):
+            before, digits, after = found.groups()
+            series.setdefault((f"{file.parent}/{before}", after, file.suffix), {})[int(digits)] = digits
+    for (before, after, suffix), held in series.items():
+        count = int(after.removeprefix("-of-") or max(held) + 1)
+        first = int(bool(after) and 0 not in held and count in held)  # such as count from 1
+        missing = next((number for number in range(first, first + count) if number not in held), None)
+        if missing is not None and (after or len(held) > 1):
+            width = min(map(len, held.values()))
+            raise BadInput(
+                f"{before}{missing:0{width}}{after}{suffix} is missing: {len(held)} of {count} such files are here"
+            )

@@ -54,15 +54,15 @@ class Kept(NamedTuple):
     """What is to be told of it."""
 
 
-def keep(data: bytes, name: str, options: Options, raw: bool) -> Kept:
-    """What to store of an image file; `raw`: bare pixels. Raises `BadInput` where it is none."""
-    image = pictures.encoded(data, name)
+def keep(data: bytes, name: str, where: str, options: Options, raw: bool) -> Kept:
+    """What to store of an image file; `raw`: bare pixels. Raises `BadInput`, which says `where`, if it is none."""
+    image = pictures.encoded(data, where)
     pixels = image.region((0, 0, *image.size)).pixels  # decoded whatever is stored: a broken file is told now
     kind = _format(data)
     odd = list(_odd(image, kind, Path(name).suffix.lower()))
     if options.short_side is not None and min(image.size) > options.short_side:
-        data, pixels, kind = *_smaller(pixels, options.short_side, name), "JPEG"
-        image = pictures.encoded(data, name)
+        data, pixels, kind = *_smaller(pixels, options.short_side, where), "JPEG"
+        image = pictures.encoded(data, where)
     width, height = image.size
     if options.square is not None:
         width = height = options.square
@@ -83,14 +83,14 @@ def keep(data: bytes, name: str, options: Options, raw: bool) -> Kept:
     return Kept(data, _SUFFIXES.get(kind, kind.lower()), form, width, height, tuple(odd))
 
 
-def _smaller(pixels: Pixels, short_side: int, name: str) -> tuple[bytes, Pixels]:
+def _smaller(pixels: Pixels, short_side: int, where: str) -> tuple[bytes, Pixels]:
     image = Image.fromarray(pixels)
     width, height = (round(short_side * side / min(image.size)) for side in image.size)
     file = io.BytesIO()
     try:
         image.resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=QUALITY)
     except OSError as error:  # JPEG has a limit to width and height
-        raise BadInput(f"cannot encode {name}, {width} x {height} pixels: {error}") from None
+        raise BadInput(f"cannot encode {where}, {width} x {height} pixels: {error}") from None
     return file.getvalue(), simplejpeg.decode_jpeg(file.getvalue())
 
 

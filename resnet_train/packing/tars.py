@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from resnet_train.data.shards import BLOCK
 from resnet_train.data.sources import IMAGE_SUFFIXES
 from resnet_train.errors import BadInput
 from resnet_train.packing.listing import InTars
@@ -50,6 +51,11 @@ def members(path: Path, file: Any = None) -> Iterator[Member]:
                 if not member.isfile():
                     raise BadInput(f"{path}: member {member.name} is a link or a device: refused")
                 yield Member(member.name, member.offset_data, member.size)
+            assert tar.fileobj is not None
+            tar.fileobj.seek(tar.offset)  # where tarfile stops, at an end or at what is no member
+            if tar.fileobj.read(BLOCK) != bytes(BLOCK):
+                said = "blocks of zeros end a tar file, and here are none"
+                raise BadInput(f"cannot read {path}: it is cut short, or damaged, after {member.name}: {said}")
     except (tarfile.TarError, OSError, EOFError) as error:
         said = getattr(error, "strerror", None) or f"it is cut short, or no tar file ({error})"
         raise BadInput(f"cannot read {path}: {said}") from None

@@ -32,14 +32,18 @@ def verify(folder: Path, workers: int) -> dict[str, int]:
     """
     parts = {part: open_shards(folder, part) for part in shards.about(folder)["parts"]}
     jobs = [job for source in parts.values() for job in _jobs(source)]
-    total, wrong = sum(map(len, parts.values())), 0
+    total, wrong, damaged = sum(map(len, parts.values())), 0, []
     with tqdm(total=total, desc="verifying", unit="img", disable=None) as bar:
-        for lines in pool.each(check, jobs, min(workers, len(jobs)), bar.update, "nothing is lost"):
+        for shard, lines in pool.each(check, jobs, min(workers, len(jobs)), bar.update, "nothing is lost"):
             wrong += len(lines)
+            damaged += [str(shard)] * (len(lines) > 0)
             for line in lines:
                 print(line, file=sys.stderr)
     if wrong:
-        raise BadInput(f"{folder}: {wrong} of {total} images are not as they were packed: they are named above")
+        raise BadInput(
+            f"{folder}: {wrong} of {total} images are not as they were packed: they are named above; delete "
+            f"{', '.join(sorted(damaged))} and run the same resnet-train prepare command again, which packs that anew"
+        )
     return {part: len(source) for part, source in parts.items()}
 
 
@@ -59,10 +63,11 @@ def _jobs(source: Shards) -> Iterator[_Job]:
             yield _Job(source, order[first:last])
 
 
-def check(job: _Job, count: Count) -> list[str]:
-    """What is wrong with the samples of a shard, a line each."""
+def check(job: _Job, count: Count) -> tuple[Path, list[str]]:
+    """A shard, and what is wrong with its samples, a line each."""
     source, wrong = job.source, []
-    labels = dict(_labels(source.folder / source.shards[source.place(int(job.rows[0])).shard]))
+    shard = source.folder / source.shards[source.place(int(job.rows[0])).shard]
+    labels = dict(_labels(shard))
     for done, row in enumerate(job.rows.tolist(), 1):
         place = source.place(row)
         try:
@@ -79,7 +84,7 @@ def check(job: _Job, count: Count) -> list[str]:
         if done % 32 == 0:
             count(32)
     count(len(job.rows) % 32)
-    return wrong
+    return shard, wrong
 
 
 def _labels(path: Path) -> Iterator[tuple[int, bytes]]:

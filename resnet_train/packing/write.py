@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from resnet_train.data.shards import BLOCK
+import numpy as np
+
+from resnet_train.data.shards import BLOCK, ENTRY
 from resnet_train.errors import BadInput
 from resnet_train.packing.listing import Listing
 from resnet_train.packing.pool import Count
@@ -30,6 +32,8 @@ class Job:
     """Row of the first one in the whole list."""
     options: Options
     skip_bad: bool
+    wanted: np.ndarray | None = None
+    """[n] of ENTRY: what an index says of the shard, if it is made a second time; else None."""
 
 
 def pack(job: Job, count: Count) -> dict[str, Any]:
@@ -40,12 +44,38 @@ def pack(job: Job, count: Count) -> dict[str, Any]:
     try:
         with whole(job.path) as file:
             record = _fill(file, job, count)
+            if job.wanted is not None:
+                _compare(job, record["entries"])
             file.write(bytes(2 * BLOCK))
             record["size"] = file.tell()
         write_whole(job.record, json.dumps(record))
     except OSError as error:
         raise BadInput(f"cannot write {job.path}: {error.strerror}; {KEPT}") from None
     return record
+
+
+def indexed(entries: list[list[int]], shard: int) -> np.ndarray:
+    """The entries of a record as an index has them, [n] of ENTRY."""
+    made = np.zeros(len(entries), ENTRY)
+    columns = np.array(entries, np.int64).reshape(-1, 8).T[1:]
+    for name, column in zip(("offset", "label", "length", "width", "height", "crc32", "form"), columns, strict=True):
+        made[name] = column
+    made["shard"] = shard
+    return made
+
+
+def _compare(job: Job, entries: list[list[int]]) -> None:
+    """Refuse a shard that is not the one that was lost. Raises `BadInput`."""
+    assert job.wanted is not None
+    found = indexed(entries, int(job.path.stem))
+    if np.array_equal(found, job.wanted):
+        return
+    pairs = zip(entries, found, job.wanted, strict=False)
+    changed = next((entry[0] - job.first for entry, one, other in pairs if one != other), None)
+    said = f"it would have {len(found)} images, and had {len(job.wanted)}"
+    if changed is not None:
+        said = f"{job.listing.where(changed)} or what stores it (jpegtran, Pillow) is not what it was"
+    raise BadInput(f"cannot make {job.path} again: {said}; put that back, or pack into another folder")
 
 
 def _fill(file: BinaryIO, job: Job, count: Count) -> dict[str, Any]:
@@ -57,10 +87,10 @@ def _fill(file: BinaryIO, job: Job, count: Count) -> dict[str, Any]:
             count(_TOLD)
         try:
             data = job.listing.read(row)
-            kept = keep(data, name, job.options, row in raw)
+            kept = keep(data, name, job.listing.where(row), job.options, row in raw)
         except BadInput as error:
             if not job.skip_bad:
-                raise BadInput(f"{error}; --on-bad-image skip leaves it out; {KEPT}") from None
+                raise BadInput(f"{error}; {job.listing.cure}--on-bad-image skip leaves it out; {KEPT}") from None
             bad.append([name, str(error)])
             continue
         read += len(data)
