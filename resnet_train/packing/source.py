@@ -221,7 +221,7 @@ def _files(path: Path, suffix: str) -> dict[str, list[Path]]:
 def _check_complete(files: Sequence[Path]) -> None:
     """Refuse a part of which a numbered file is missing, as after a download that was interrupted.
 
-    Numbers are those of NAME-00001-of-00294, else the last in a name, from 0 to the highest that there is.
+    Numbers are those of NAME-00001-of-00294, else the last in a name, from 0 or 1 to the highest that there is.
     """
     series: dict[tuple[str, str, str], dict[int, str]] = {}
     for file in files:
@@ -229,8 +229,8 @@ def _check_complete(files: Sequence[Path]) -> None:
             before, digits, after = found.groups()
             series.setdefault((f"{file.parent}/{before}", after, file.suffix), {})[int(digits)] = digits
     for (before, after, suffix), held in series.items():
-        count = int(after.removeprefix("-of-") or max(held) + 1)
-        first = int(bool(after) and 0 not in held and count in held)  # such as count from 1
+        count = int(after.removeprefix("-of-") or max(held) + (0 in held))
+        first = int(0 not in held and count in held)  # such as count from 1
         missing = next((number for number in range(first, first + count) if number not in held), None)
         if missing is not None and (after or len(held) > 1):
             width = min(map(len, held.values()))
