@@ -17,7 +17,8 @@ from resnet_train.data.loader import Batch
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.sources import AnySource
 from resnet_train.data.views import EvaluationData
-from resnet_train.engine.dist import World, gather, unsynchronised
+from resnet_train.engine.batch_norm import unsynchronised
+from resnet_train.engine.dist import World, gather
 from resnet_train.engine.step import autocast
 
 

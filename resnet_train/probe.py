@@ -16,7 +16,7 @@ from resnet_train.data import augment, sources
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.sources import AnySource, evenly_spaced
 from resnet_train.data.views import EvaluationData
-from resnet_train.engine import dist, trained
+from resnet_train.engine import batch_norm, dist, trained
 from resnet_train.engine.dist import World
 from resnet_train.engine.step import TrainState
 from resnet_train.errors import BadInput
@@ -38,7 +38,7 @@ def measure(
     world: World,
 ) -> None:
     """Probe a network in training and write down what was found. Every rank calls it, the first one works."""
-    with log.clock.stopped(world), dist.averaged_statistics(world, state.net, state.ema):
+    with log.clock.stopped(world), batch_norm.averaged_statistics(world, state.net, state.ema):
         if not world.first:
             return
         begin = time.perf_counter()

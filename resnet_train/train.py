@@ -12,7 +12,7 @@ from resnet_train.data import loader, normalize, sources
 from resnet_train.data.loader import TrainingData
 from resnet_train.data.resident import Resident
 from resnet_train.data.sources import AnySource
-from resnet_train.engine import checkpoint, dist
+from resnet_train.engine import batch_norm, checkpoint, dist
 from resnet_train.engine.checkpoint import About, Saved
 from resnet_train.engine.dist import Agreement, World
 from resnet_train.engine.interrupt import Request
@@ -89,7 +89,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
                 averages = metrics.running(world, state.sums) | {"lr": plan.lr_at(state.step - 1)}
                 log.write("train", state.step, averages | measured | log.clock.speed(state.step))
             if plan.eval.is_due(state.step):
-                with log.clock.stopped(world), dist.averaged_statistics(world, state.net, state.ema):
+                with log.clock.stopped(world), batch_norm.averaged_statistics(world, state.net, state.ema):
                     errors = evaluate.errors(state.averaged(), run, train_set, val_set, clean_set, normalization, world)
                 improved = state.improves(errors["val_error_top1"])
                 log.write("eval", state.step, errors)

@@ -15,8 +15,9 @@ from test_engine import CPU, IDENTITY, random_batch, share
 from resnet_train.config.schema import Run
 from resnet_train.data import loader, normalize, sources
 from resnet_train.engine import checkpoint
+from resnet_train.engine.batch_norm import statistics
 from resnet_train.engine.checkpoint import About
-from resnet_train.engine.dist import World, statistics
+from resnet_train.engine.dist import World
 from resnet_train.engine.step import TrainState, new_state, train_step
 from resnet_train.errors import BadInput
 

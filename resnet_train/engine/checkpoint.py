@@ -14,7 +14,8 @@ from torch import Tensor
 from resnet_train.config.load import dump, read_run
 from resnet_train.config.schema import Run
 from resnet_train.data.normalize import Normalization
-from resnet_train.engine.dist import World, averaged_statistics, decide, gather, set_statistics, statistics
+from resnet_train.engine.batch_norm import averaged_statistics, set_statistics, statistics
+from resnet_train.engine.dist import World, decide, gather
 from resnet_train.engine.step import TrainState
 from resnet_train.errors import BadInput
 from resnet_train.whole import whole

@@ -15,7 +15,7 @@ from resnet_train.config.schema import Run, Train
 from resnet_train.data import mix
 from resnet_train.data.loader import Batch, StepData
 from resnet_train.data.normalize import Normalization
-from resnet_train.engine import dist, graph, optim
+from resnet_train.engine import batch_norm, dist, graph, optim
 from resnet_train.engine.dist import World
 from resnet_train.engine.graph import Launch, Measured
 from resnet_train.errors import BadInput
@@ -66,7 +66,7 @@ def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState
     # channels_last comes before DDP, whose buckets take the strides that the weights have when it is built.
     net = net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.train.sync_bn:
-        net = dist.synchronise_batch_norm(net, world)
+        net = batch_norm.synchronised(net, world)
     ema = copy.deepcopy(net).requires_grad_(False) if run.train.ema else None
     forward: nn.Module = net
     if run.train.compile:

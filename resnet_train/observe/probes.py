@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_train.engine.dist import unsynchronised
+from resnet_train.engine.batch_norm import unsynchronised
 from resnet_train.errors import BadInput
 from resnet_train.models.blocks import Unit
 from resnet_train.models.network import Network
