@@ -1,6 +1,7 @@
 """Steps as a graph, with a tape in CUDA's place: what is recorded is repeated without Python's code between."""
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -136,14 +137,24 @@ def test_a_loss_scale_falls_within_the_graph(tiny_run: TinyRun) -> None:
 
 
 def test_images_of_another_size_begin_a_new_graph(tiny_run: TinyRun) -> None:
+    """The old one's memory is free already for the first step of the new size."""
     run = tiny_run()
     eager, graph = states(run)
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def record(call: Callable[[], Measured]) -> tuple[Callable[[], None], Measured]:
+        repeat, answer = taped(call)
+        held.append(weakref.ref(answer["grad_norm"]))
+        return repeat, answer
+
+    graph.launch = Graph(record)
     for step in range(12):
         batch = random_batch(seed=step)
         if step >= 6:
             batch = batch._replace(images=batch.images[:, :6, :6].contiguous())
         for state in (eager, graph):
             train_step(state, share(batch), IDENTITY, 0.1, run.train)
+        assert [tensor() is not None for tensor in held] == [step < 6] * (step >= 3) + [True] * (step >= 9)
     assert_same(eager, graph)
 
 

@@ -6,6 +6,7 @@ A small network's step is bound by launches: hundreds of kernels of a few micros
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ Launch = Callable[[Work, Sequence[Tensor]], Measured]
 Record = Callable[[Callable[[], Measured]], tuple[Callable[[], None], Measured]]
 """Records what a call would do: what does it, and the tensors in which its answer will be."""
 
-_WARM_UP = 3
+WARM_UP = 3
 """Calls that are made as they are before one is recorded: they compile, tune cuDNN and make what is made once. They are
 steps of the training like all others, so the warm-up leaves no trace."""
 
@@ -27,6 +28,13 @@ steps of the training like all others, so the warm-up leaves no trace."""
 def eagerly(work: Work, arguments: Sequence[Tensor]) -> Measured:
     """The work as it is."""
     return work(*arguments)
+
+
+class _Recorded(NamedTuple):
+    arguments: list[Tensor]
+    """Where each call's are put."""
+    repeat: Callable[[], None]
+    answer: Measured
 
 
 class Graph:
@@ -39,22 +47,24 @@ class Graph:
         self.record, self.side = record, side
         self.shapes: list[torch.Size] = []
         self.calls = 0
+        self.recorded: _Recorded | None = None
 
     def __call__(self, work: Work, arguments: Sequence[Tensor]) -> Measured:
         shapes = [tensor.shape for tensor in arguments]
         if shapes != self.shapes:
             self.shapes, self.calls = shapes, 0
+            self.recorded = None  # and its memory is free for the warm-up
         self.calls += 1
-        if self.calls <= _WARM_UP:
+        if self.calls <= WARM_UP:
             with _aside(self.side):
                 return work(*arguments)
-        if self.calls == _WARM_UP + 1:
-            self.arguments = [tensor.clone() for tensor in arguments]
-            self.repeat, self.answer = self.record(lambda: work(*self.arguments))
-        for held, given in zip(self.arguments, arguments, strict=True):
-            held.copy_(given)
-        self.repeat()
-        return self.answer
+        if self.recorded is None:
+            held = [tensor.clone() for tensor in arguments]
+            self.recorded = _Recorded(held, *self.record(lambda: work(*held)))
+        for tensor, given in zip(self.recorded.arguments, arguments, strict=True):
+            tensor.copy_(given)
+        self.recorded.repeat()
+        return self.recorded.answer
 
 
 def on_cuda(device: torch.device) -> Graph:
