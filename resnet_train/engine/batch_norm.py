@@ -63,9 +63,12 @@ def unsynchronised(net: nn.Module) -> nn.Module:
 
 
 class _SyncBatchNorm(nn.BatchNorm2d):
-    def forward(self, x: Tensor) -> Tensor:
+    """In the precision of its weights, also of an input under autocast, as batch norm's own kernels do it."""
+
+    def forward(self, given: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(x)
+            return super().forward(given)
+        x = given.to(self.weight.dtype)
         count = x.numel() / x.shape[1] * dist.get_world_size()  # shares of a batch are equal
         mean = _sum(x.sum((0, 2, 3))) / count
         centred = x - mean[:, None, None]
@@ -79,7 +82,7 @@ class _SyncBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(given.dtype)
 
 
 class _Sum(torch.autograd.Function):
