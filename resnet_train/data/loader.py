@@ -186,8 +186,10 @@ class TrainingData:
                 torch.cuda.current_stream().wait_event(copied)
                 for tensor in moved[:3]:
                     tensor.record_stream(torch.cuda.current_stream())
-                yield moved
-                copied.synchronize()  # the slot is about to be written again
+                try:
+                    yield moved
+                finally:  # the slot is about to be written again, or unpinned
+                    copied.synchronize()  # alone: a step of ranks may never end, once one of them has
 
     def _held(self, source: Stored | Generated | Resident, steps: range) -> Generator[Batch]:
         """Images of one size: held, cut and mirrored on the device, after plans for many steps at a time.

@@ -100,7 +100,8 @@ def fill(
     """The wanted batches in order, each in a slot that is overwritten once the next one is asked for.
 
     `size_of` says the size of a batch, by its number, where it is not the largest. The memory is pinned where the
-    device is a GPU. Raises `BadInput` where `make` did, at the batch that it concerns, or if a worker was killed.
+    device is a GPU: whoever copies from it waits for the copy before asking for the next batch, or closing. Raises
+    `BadInput` where `make` did, at the batch that it concerns, or if a worker was killed.
     """
     memory = _Memory(shape.bytes * (_SLOTS if workers else 1))
     slots = shape.slots(memory.bytes)
@@ -175,7 +176,6 @@ def _pinned(memory: Pixels, device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.cuda.synchronize(device)  # or a copy that is still on its way would read what is no longer pinned
         if not refused:
             cuda.cudaHostUnregister(memory.ctypes.data)
 
