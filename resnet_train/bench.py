@@ -3,9 +3,10 @@
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,16 +18,17 @@ from resnet_train.data import loader, sources
 from resnet_train.data.files import Files
 from resnet_train.data.loader import Batch, StepData, TrainingData
 from resnet_train.data.normalize import Normalization
+from resnet_train.data.shards import RAW, Shards
 from resnet_train.data.sources import AnySource
-from resnet_train.engine import dist
+from resnet_train.engine import dist, graph
 from resnet_train.engine.dist import Agreement, World
 from resnet_train.engine.step import new_state, set_precision, train_step
 from resnet_train.errors import BadInput
 from resnet_train.observe import complexity, roofline
 from resnet_train.tables import columns
 
-_WARM_UP = 3
-"""Steps before the clock starts: kernels are chosen and compiled in the first ones."""
+_WARM_UP = graph.WARM_UP + 1
+"""Steps before the clock starts: kernels are chosen and compiled in the first ones, and recorded in the last."""
 _PROFILED = 5
 _ENDLESS = 2**62
 
@@ -52,6 +54,8 @@ class Measured:
     """An estimate of the most that the step could reach, from a copy and a matrix product measured here."""
     largest_batch: int | None
     """Images at once that the device has memory for, a power of two times the batch; None: not tried on a CPU."""
+    cores: int
+    """Of this node, for each of its ranks."""
 
 
 def bench(run: Run, seconds: float, trace: Path | None, as_json: bool) -> None:
@@ -61,10 +65,10 @@ def bench(run: Run, seconds: float, trace: Path | None, as_json: bool) -> None:
         train_set, _ = dist.first_before_others(world, lambda: sources.open_data(run.data))
         data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
         found = _measure(run, data, seconds, world)
-        if trace is not None:
-            _profile(run, data, trace, world)
         if world.first:
             print(json.dumps(asdict(found), indent=2) if as_json else _told(found, run, train_set))
+        if trace is not None:
+            _profile(run, data, trace, world)
 
 
 def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Measured:
@@ -100,6 +104,7 @@ def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Meas
         together=mean(lambda size: speed(data.from_step(0, _ENDLESS, lambda _: size), train)),
         roofline=mean(bound),
         largest_batch=_largest(run, source, resting(max(sizes)).batches[0], device) if device.type == "cuda" else None,
+        cores=len(os.sched_getaffinity(0)) // world.local_size,
     )
 
 
@@ -146,7 +151,10 @@ def _copied(share: StepData) -> StepData:
 
 
 def _largest(run: Run, source: AnySource, batch: Batch, device: torch.device) -> int:
-    """The most images at once, by doubling until memory ends; on one rank by itself, which may end before another."""
+    """The most images at once, by doubling until memory ends; on one rank by itself, which may end before another.
+
+    Memory may end in cuDNN, too, or in cuBLAS, and each has an error of its own.
+    """
     fitting = len(batch.labels)
     try:
         while True:
@@ -159,8 +167,12 @@ def _largest(run: Run, source: AnySource, batch: Batch, device: torch.device) ->
                 train(StepData([batch], [0], 0.0))
             roofline.wait(device)
             fitting = len(batch.labels)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError):
+            said = str(error).partition("\n")[0]
+            print(f"note: {2 * fitting} images at once ended with: {said}", file=sys.stderr)
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
         return fitting
 
 
@@ -207,13 +219,13 @@ def advice(found: Measured, run: Run, source: AnySource) -> list[str]:
     """What binds, and what to change, the cheapest first."""
     if found.loader < found.step:
         said = ["the loader binds:"]
-        cores = len(os.sched_getaffinity(0)) // found.ranks
         if isinstance(source, Files):
-            if run.data.processes < cores - 1:
-                said.append(f"- data.workers={cores - 1}: there are {cores} cores for each rank")
+            if run.data.processes < found.cores - 1:
+                said.append(f"- data.workers={found.cores - 1}: there are {found.cores} cores for each rank")
             if run.data.kind == "imagefolder":
                 said.append("- resnet-train prepare --tiled packs the same images so that a crop is decoded alone")
-            said.append("- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed")
+            if not (isinstance(source, Shards) and (source.entries["form"] == RAW).any()):
+                said.append("- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed")
         return said
     said = ["the step binds:"]
     if run.train.precision == "fp32":

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from test_engine import random_batch
 from torch import Tensor
 
 from resnet_train import bench
@@ -17,11 +19,13 @@ from resnet_train.config.network import ANY_NET
 from resnet_train.config.schema import Run
 from resnet_train.data import sources
 from resnet_train.data.loader import StepData
+from resnet_train.engine.dist import World
+from resnet_train.engine.graph import Graph
 from resnet_train.engine.step import TrainState, train_step
 from resnet_train.observe import complexity, roofline
 from resnet_train.observe.roofline import Limits
 
-FOUND = Measured("net", "NVIDIA", 1, 64, "bf16", 900.0, 1000.0, {32: 1000.0}, 880.0, 2000.0, 256)
+FOUND = Measured("net", "NVIDIA", 1, 64, "bf16", 900.0, 1000.0, {32: 1000.0}, 880.0, 2000.0, 256, 8)
 
 
 def test_bench_measures_each_part(config: Callable[..., Path], program: Callable[..., tuple[int, str, str]]) -> None:
@@ -66,6 +70,48 @@ def test_workers_that_take_time_from_the_step_are_told(tiny_run: Callable[..., R
     source, _ = sources.open_data(run.data)
     said = bench.advice(replace(FOUND, loader=5000.0), run, source)
     assert any("fewer data.workers" in line for line in said)
+
+
+def test_a_graph_is_recorded_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(roofline, "wait", lambda _: events.append("the clock"))
+    graph = Graph(lambda call: (events.append("recorded"), lambda: events.append("repeated"), call())[1:])
+    bench._each([None] * 9, lambda _: graph(lambda: {}, []), 1e9, World(torch.device("cpu")))  # type: ignore[list-item]
+    repeated = ["repeated"] * (9 - bench._WARM_UP)
+    assert events == ["recorded", "repeated", "the clock", *repeated, "the clock"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_whatever_ends_the_search_for_the_largest_batch_ends_nothing_else(
+    error: type[RuntimeError], tiny_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def step(state: TrainState, share: StepData, *rest: Any) -> dict[str, Tensor]:
+        if len(share.batches[0].labels) > 64:
+            raise error("cuDNN error: CUDNN_STATUS_ALLOC_FAILED\nand more")
+        return {}
+
+    monkeypatch.setattr(bench, "train_step", step)
+    run = tiny_run()
+    source, _ = sources.open_data(run.data)
+    assert bench._largest(run, source, random_batch(16), torch.device("cpu")) == 64
+    said = "note: 128 images at once ended with: cuDNN error: CUDNN_STATUS_ALLOC_FAILED\n"
+    assert capsys.readouterr().err == (said if error is RuntimeError else "")
+
+
+def test_advice_to_pack_is_not_what_is_done_already(tiny_run: Callable[..., Run], images: Path, program: Any) -> None:
+    assert program("prepare", images, "packed")[0] == 0
+    assert program("prepare", images, "raw", "--raw-fraction", 1)[0] == 0
+    told = {}
+    for kind, path in (("imagefolder", images), ("shards", "packed"), ("shards", "raw")):
+        section = {"kind": kind, "path": str(path), "workers": 7}
+        run = tiny_run(data=section, augment={"crop": {"kind": "random-resized", "size": 8}})
+        told[str(path)] = bench.advice(FOUND, run, sources.open_data(run.data)[0])
+    folders, packed, raw = told.values()
+    assert raw == ["the loader binds:"]
+    assert packed == [*raw, "- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed"]
+    assert len(folders) == 3
+    [more] = set(bench.advice(replace(FOUND, cores=9), run, sources.open_data(run.data)[0])) - set(raw)
+    assert more == "- data.workers=8: there are 9 cores for each rank"
 
 
 def test_advice_follows_what_binds(tiny_run: Callable[..., Run]) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import pytest
 import torch
 from conftest import figures, same_weights, spawn
 
-from resnet_train.engine import checkpoint
+from resnet_train.engine import batch_norm, checkpoint, dist
+from resnet_train.engine.dist import World
+from resnet_train.engine.step import autocast
 from resnet_train.observe.metrics import JsonLines
 
 Config = Callable[..., Path]
@@ -46,6 +48,42 @@ def test_two_ranks_are_one_rank(config: Config) -> None:
         assert a.keys() == b.keys()
         for key in a:
             assert a[key] == (pytest.approx(b[key], rel=1e-5) if isinstance(a[key], float) else b[key]), key
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A group of one rank."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_synchronised_batch_norm_is_torchs(precision: str) -> None:
+    """Under autocast it is given half precision, and calculates in full."""
+    cpu = torch.device("cpu")
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    nets = [torch.nn.Sequential(torch.nn.Conv2d(3, 5, 1), torch.nn.BatchNorm2d(5)) for _ in range(2)]
+    random = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(nets[0][0].weight, generator=random)
+    torch.nn.init.zeros_(nets[0][0].bias)
+    nets[1].load_state_dict(nets[0].state_dict())
+    batch_norm.synchronised(nets[1], World(cpu, size=2))
+    x = torch.randn(8, 3, 4, 4, generator=random)
+    rounding = 10 * torch.finfo(half).eps
+    for _ in range(2):
+        outputs = []
+        for net in nets:
+            with autocast(precision, cpu):
+                outputs.append(net(x))
+            (outputs[-1].float() ** 3).sum().backward()
+        assert outputs[0].dtype == outputs[1].dtype == half
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=rounding, atol=rounding)
+        for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+            if name != "0.bias":  # whose gradient is 0 but for rounding
+                assert (b.grad - a.grad).norm() <= rounding * a.grad.norm(), name
+    torch.testing.assert_close(nets[1].state_dict(), nets[0].state_dict())
 
 
 def test_two_ranks_are_two_passes_of_one(config: Config) -> None:
@@ -147,6 +185,16 @@ def test_kept_records_are_rewritten_whole(tmp_path: Path) -> None:
     lines.write({"step": 2, "kind": "eval"})
     lines.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_node_has_fewer_ranks_than_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("init_process_group", "destroy_process_group", "get_rank"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: 3)
+    with dist.start("cpu") as world:
+        pass
+    assert (world.rank, world.size, world.local_size) == (3, 16, 8)
 
 
 def test_a_rank_probes_and_recomputes_alone(config: Callable[..., Path]) -> None:

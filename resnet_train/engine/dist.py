@@ -24,6 +24,8 @@ class World:
     device: torch.device
     rank: int = 0
     size: int = 1
+    local_size: int = 1
+    """Ranks on this node."""
 
     @property
     def first(self) -> bool:
@@ -52,7 +54,7 @@ def start(device: str) -> Iterator[World]:
     # gloo beside NCCL carries flags and objects between CPUs without stopping the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=place if cuda else None)
     try:
-        yield World(place, dist.get_rank(), size)
+        yield World(place, dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     except Interrupted:  # all ranks alike
         dist.destroy_process_group()
         raise
