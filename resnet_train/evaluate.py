@@ -19,7 +19,7 @@ from resnet_train.data.sources import AnySource
 from resnet_train.data.views import EvaluationData
 from resnet_train.engine.batch_norm import unsynchronised
 from resnet_train.engine.dist import World, gather
-from resnet_train.engine.step import autocast
+from resnet_train.engine.step import autocast, untuned
 
 
 class Member(NamedTuple):
@@ -102,7 +102,8 @@ def logits(members: Sequence[Member], data: EvaluationData) -> Iterator[tuple[Te
             # A large view goes through in small parts, so that memory is that of a batch of the smallest.
             part = max(1, data.batch_size * smallest // batch.images[0].numel())
             parts = [Batch(*tensors) for tensors in zip(*(tensor.split(part) for tensor in batch[:3]), strict=True)]
-            scores = torch.stack([torch.cat([member(p) for p in parts]) for member in members])
+            with untuned():
+                scores = torch.stack([torch.cat([member(p) for p in parts]) for member in members])
             if found is None:
                 found = scores.new_empty(len(members), n, len(data.looks), scores.shape[2])
             found[:, rows, look] = scores
@@ -196,7 +197,7 @@ def recomputed_bn(
         norm.momentum = None  # the mean of all that it sees
         norm.train()
     for batch in data.batches():
-        with autocast(run.train.precision, world.device):
+        with untuned(), autocast(run.train.precision, world.device):
             net(normalization(batch))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from resnet_train import evaluate, run_folder
-from resnet_train.config.schema import Run
+from resnet_train.config.schema import Lesion, Probe, Run
 from resnet_train.data import augment, sources
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.sources import AnySource, evenly_spaced
 from resnet_train.data.views import EvaluationData
 from resnet_train.engine import batch_norm, dist, trained
 from resnet_train.engine.dist import World
-from resnet_train.engine.step import TrainState
+from resnet_train.engine.step import TrainState, set_precision, untuned
 from resnet_train.errors import BadInput
 from resnet_train.evaluate import Member
 from resnet_train.observe import probe_figures, probes
@@ -66,37 +66,25 @@ def figures(
 
     Raises `BadInput` where they are too many for the device.
     """
+    chosen = source.subset(evenly_spaced(len(source), images))
+    looks = augment.looks(run.view, run.eval)[:1]
+
+    def error(harmed: nn.Module) -> float:
+        data = EvaluationData(chosen, looks, run.eval.batch_size, device)
+        members = [Member(harmed, normalization, run.train.precision)]
+        return evaluate.outcomes(members, data, "softmax", World(device))[0].errors()["error_top1"]
+
     try:
-        with torch.random.fork_rng(devices=[]):  # on the CPU a DataLoader draws when it begins; nothing else draws
-            return _figures(kind, net, run, source, images, normalization, device)
+        # On the CPU a DataLoader draws when it begins; nothing else draws.
+        with torch.random.fork_rng(devices=[]), untuned():
+            if kind == "lesion":
+                return probes.lesion(net, error)
+            [batch] = EvaluationData(chosen, looks, len(chosen), device, skip_bad=run.data.skips_bad_images).batches()
+            seen = normalization(batch)
+            return probes.gradients(net, seen, batch.labels) if kind == "gradients" else probes.responses(net, seen)
     except torch.OutOfMemoryError:
         cure = f"lower probes.{kind}.images (of the verb: --images), now {images}"
         raise BadInput(f"{run.network.name}: out of memory on {device} while probing {kind}: {cure}") from None
-
-
-def _figures(
-    kind: str,
-    net: nn.Module,
-    run: Run,
-    source: AnySource,
-    images: int,
-    normalization: Normalization,
-    device: torch.device,
-) -> Figures:
-    chosen = source.subset(evenly_spaced(len(source), images))
-    looks = augment.looks(run.view, run.eval)[:1]
-    here = World(device)
-    if kind == "lesion":
-        data = EvaluationData(chosen, looks, run.eval.batch_size, device)
-
-        def error(harmed: nn.Module) -> float:
-            members = [Member(harmed, normalization, run.train.precision)]
-            return evaluate.outcomes(members, data, "softmax", here)[0].errors()["error_top1"]
-
-        return probes.lesion(net, error)
-    [batch] = EvaluationData(chosen, looks, len(chosen), device, skip_bad=run.data.skips_bad_images).batches()
-    seen = normalization(batch)
-    return probes.gradients(net, seen, batch.labels) if kind == "gradients" else probes.responses(net, seen)
 
 
 def finish(folder: Path, world: World) -> None:
@@ -129,7 +117,9 @@ def compare(
             one = _load(name, data, seed)
             train_set, val_set = sources.open_data(one.run.data)
             source = val_set if kind == "lesion" else train_set
-            count = images or (1000 if kind == "lesion" else 128)
+            count = images or (Lesion() if kind == "lesion" else Probe()).images
+            # A CPU, which has no tf32, may yet probe a run of it.
+            set_precision("fp32" if world.device.type == "cpu" else one.run.train.precision, world.device)
             net = one.net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             normalization = one.normalization.to(world.device)
             label = one.name if one.name not in found else name

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -273,3 +274,37 @@ def test_fp32_is_fp32_and_tf32_is_asked_for() -> None:
         assert torch.backends.cudnn.allow_tf32 == tf32
     with pytest.raises(BadInput, match="tf32 has no effect on the CPU"):
         set_precision("tf32", torch.device("cpu"))
+
+
+def test_each_size_of_images_is_compiled(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beyond the eighth, where torch by itself would go on eagerly."""
+    compiled = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        compiled.append(inputs)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
+    run = tiny_run(train={"compile": True})
+    state = new_state(run, 4, 3, CPU)
+    sizes = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    for size in sizes * 2:
+        images = torch.zeros(16, size, size, 3, dtype=torch.uint8)
+        train_step(state, share(random_batch()._replace(images=images)), IDENTITY, 0.1, run.train)
+    assert len(compiled) == len(sizes)
+
+
+def test_kernels_are_searched_for_in_training_alone(config: Any, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: dict[bool, set[bool]] = {True: set(), False: set()}
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    forward = Network.forward
+
+    def spied(self: Network, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "meta":  # where multiply-adds are counted
+            searched[self.training].add(torch.backends.cudnn.benchmark)
+        return forward(self, x)
+
+    monkeypatch.setattr(Network, "forward", spied)
+    code, _, err = program("run", config(train={"steps": 6}, eval={"every": {"steps": 2}}))
+    assert code == 0, err
+    assert searched == {True: {True}, False: {False}}

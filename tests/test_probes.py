@@ -226,6 +226,19 @@ def test_the_verb_sets_networks_side_by_side(config: Config, program: Program) -
     assert Path("map.png").exists()
 
 
+def test_the_verb_has_the_precision_of_the_run(config: Config, program: Program, monkeypatch: Any) -> None:
+    """Not torch's own default, by which a GPU convolves in tf32; a CPU, which has none, probes such a run, too."""
+    assert program("run", config())[0] == 0
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    checkpoint = Path("runs/tiny/cifar-resnet-8/seed-0/checkpoints/last.pt")
+    payload = torch.load(checkpoint, weights_only=True)
+    payload["run"]["train"] |= {"precision": "tf32", "device": "auto"}
+    torch.save(payload, checkpoint)
+    code, _, err = program("probe", "responses", checkpoint, "--images", 8)
+    assert code == 0, err
+    assert torch.backends.cudnn.allow_tf32 == torch.cuda.is_available()
+
+
 def test_heat_maps_of_several_runs_are_a_grid(tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))

@@ -123,7 +123,8 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""
     compile: bool = False
-    """torch.compile: faster on a GPU, after a minute or more; batch norm then differs from cuDNN's in the last bits."""
+    """torch.compile: faster on a GPU, after a minute or more; batch norm then differs from cuDNN's in the last bits.
+    With `sync_bn` on several GPUs less is fused, since the graph is cut at each batch norm."""
     cuda_graph: bool = False
     """Launch a step's kernels together, as one CUDA graph: for small networks, which are bound by launches. One GPU."""
     sync_bn: bool = False

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -70,9 +71,13 @@ def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState
     ema = copy.deepcopy(net).requires_grad_(False) if run.train.ema else None
     forward: nn.Module = net
     if run.train.compile:
-        torch.compiler.reset()  # or the ninth network of a process is one recompilation too many, and runs eagerly
+        # A ninth form of a function torch would run eagerly. Each network of a process is one, each size of its images,
+        # and where synchronised batch norm cuts the graph each kind of unit.
+        torch.compiler.reset()
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit
         # Before DDP, which hooks the weights' gradients and is not to be compiled. Shapes are few, so each is compiled.
         forward = torch.compile(net, dynamic=False)  # type: ignore[assignment]
+    torch.backends.cudnn.benchmark = True  # training batches are of few shapes, so a search for kernels pays
     return TrainState(
         net=net,
         forward=dist.parallel(forward, world, accumulates=run.train.accumulate > 1),
@@ -107,7 +112,17 @@ def set_precision(precision: str, device: torch.device) -> None:
     # torch.compile reads these.
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.benchmark = True  # training batches are of one shape, so the search for kernels pays
+
+
+@contextmanager
+def untuned() -> Iterator[None]:
+    """Within the block cuDNN chooses its kernels by rule: a search for each shape of an evaluation takes longer."""
+    tuned = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = tuned
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
