@@ -7,15 +7,18 @@ The ordinary script: torchvision's CIFAR10, RandomCrop(32, padding=4), RandomHor
 DataLoader with two workers, the same network, weights and SGD, loss and errors read every 50 steps. Both shuffle, each
 in an order of its own. They take turns in random order; the figure is images per second over the script's in the same
 round, median and range. "script again" is the control. Starting workers, compiling and the first steps are not counted.
+SIGTERM or Ctrl-C ends the rounds, and the table is of those that are done.
 """
 
 import argparse
 import random
 import shutil
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -82,6 +85,12 @@ class Noise(Dataset[tuple[Any, int]]):
         return self.transform(Image.fromarray(self.data[i])), i % 10
 
 
+def _deaf(_: int) -> None:
+    """A signal to all processes is for the first one: it ends the rounds, and then its workers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def script(run: Run, path: str | None, device: torch.device) -> Iterator[None]:
     """The ordinary script, a step at a time."""
     transform = transforms.Compose(
@@ -94,7 +103,13 @@ def script(run: Run, path: str | None, device: torch.device) -> Iterator[None]:
     )
     dataset: Any = datasets.CIFAR10(path, train=True, transform=transform) if path else Noise(transform)
     batches = DataLoader(
-        dataset, run.train.batch_size, shuffle=True, num_workers=2, drop_last=True, pin_memory=device.type == "cuda"
+        dataset,
+        run.train.batch_size,
+        shuffle=True,
+        num_workers=2,
+        drop_last=True,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_deaf,
     )
     net = build(run.network, 10)
     initialise(net, run.seed)
@@ -156,19 +171,25 @@ def main() -> None:
     plain = runs["ours, fp32"]
     loops = {"script": script(plain, args.data, device), "script again": script(plain, args.data, device)}
     loops |= {name: ours(run, device) for name, run in runs.items()}
+    torch.backends.cudnn.benchmark = True  # for all alike
     times: dict[str, list[float]] = {name: [] for name in loops}
-    for number in range(args.rounds + 1):
-        for name in random.Random(number).sample(list(loops), len(loops)):
-            took = seconds(loops[name], args.steps, device)
-            print(f"round {number}: {name} {took:.2f} s" + " (warm-up)" * (not number), file=sys.stderr)
-            if number:
-                times[name].append(took)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        for number in range(args.rounds + 1):
+            for name in random.Random(number).sample(list(loops), len(loops)):
+                took = seconds(loops[name], args.steps, device)
+                print(f"round {number}: {name} {took:.2f} s" + " (warm-up)" * (not number), file=sys.stderr)
+                if number:
+                    times[name].append(took)
+    done = min(map(len, times.values()))
+    if not done:
+        sys.exit("ended before the first round was done")
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{args.network}, batch {args.batch}, {args.rounds} x {args.steps} steps; {where}, torch {torch.__version__}")
+    print(f"{args.network}, batch {args.batch}, {done} x {args.steps} steps; {where}, torch {torch.__version__}")
     rows: list[tuple[str, ...]] = [("loop", "images/s", "range") + ("images/s here",) * cuda]
     for name, found in times.items():
-        ratios = [one / other for one, other in zip(times["script"], found, strict=True)]
-        speed = args.steps * args.batch / statistics.median(found)
+        ratios = [one / other for one, other in zip(times["script"][:done], found[:done], strict=True)]
+        speed = args.steps * args.batch / statistics.median(found[:done])
         cells = (name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}–{max(ratios):.2f}")
         rows.append((*cells, f"{speed:,.0f}") if cuda else cells)
     print(columns(rows))

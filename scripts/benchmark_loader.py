@@ -17,6 +17,7 @@ anew, with loss, and resizes by areas; its disk share leaves out the padding of 
 import argparse
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -260,7 +261,11 @@ def compare(source: Path, folder: Path, args: argparse.Namespace) -> None:
     batches = 1 + args.images // args.batch
     files = {"kind": "imagefolder", "path": str(copies(source, folder / "files", args.images + args.batch))}
     forms: dict[str, tuple[dict[str, Any], float]] = {"class folders": (files, 1.0)}
-    for name, options in {"tiled shards": ["--tiled"], "tiled, half raw": ["--tiled", "--raw-fraction", "0.5"]}.items():
+    tiled = {"tiled shards": ["--tiled"], "tiled, half raw": ["--tiled", "--raw-fraction", "0.5"]}
+    if not shutil.which("jpegtran"):
+        print("there is no jpegtran here (libjpeg-turbo-progs), so there are no tiled shards in the table")
+        tiled = {}
+    for name, options in tiled.items():
         forms[name] = packed(folder / "files", folder / name.replace(" ", "-"), *options)
     rows: list[tuple[str, ...]] = [("augmentation", "loader", "ratio", "spread", "disk", "largest", "mean difference")]
     for crop in _CROPS:

@@ -8,6 +8,7 @@ Every step starts from the same weights, sees the same four batches of noise and
 random order, about a second each; a figure is the time of a step over that of ours in the same round, so how many times
 as fast ours is, or what a choice is worth: the median and the range over the rounds. "ours again" is the control, whose
 range is the noise. Compiling and tuning come before. Loss is the mean of steps 17 to 20, as each precision has it.
+SIGTERM or Ctrl-C ends the rounds, and the table is of those that are done.
 
 Not alike: our step takes uint8 images and normalises them, counts its errors and notes the norm of its gradient on the
 device; the others take floats that are normalised already. torchvision's waits for the device after each step to print
@@ -18,10 +19,12 @@ import argparse
 import gc
 import math
 import random
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,8 +49,9 @@ from resnet_train.tables import columns
 _BATCHES = 4
 _STEPS = 20
 _LR, _MOMENTUM, _DECAY = 0.01, 0.9, 1e-4
-_TOLERANCE = {"fp32": 0.01, "tf32": 0.02, "bf16": 0.05, "fp16": 0.05}
-"""How far a loss after 20 steps may be from that of eager fp32, as a share of it."""
+_TOLERANCE = {"fp32": 0.01, "tf32": 0.02, "bf16": 0.05, "fp16": 0.15}
+"""How far a loss after 20 steps may be from that of eager fp32, as a share of it. fp16 may be a step or two behind: its
+scaler leaves out the first ones, whose gradients overflow."""
 
 
 @dataclass
@@ -259,10 +263,16 @@ def compare(found: dict[str, Contestant], rounds: int, device: torch.device) -> 
         steps[name] = max(2, round(1 / contestant.take(3, device)[0]))
         print(f"{name}: ready after {time.perf_counter() - begin:.1f} s", file=sys.stderr)
     times: dict[str, list[float]] = {name: [] for name in found}
-    for number in range(rounds):
-        for name in random.Random(number).sample(list(found), len(found)):
-            times[name].append(found[name].take(steps[name], device)[0])
-    return [(name, times[name], losses.get(name, math.nan)) for name in found]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        for number in range(rounds):
+            for name in random.Random(number).sample(list(found), len(found)):
+                times[name].append(found[name].take(steps[name], device)[0])
+                print(f"round {number + 1}: {name} {1e3 * times[name][-1]:.3f} ms", file=sys.stderr)
+    done = min(map(len, times.values()))
+    if not done:
+        sys.exit("ended before the first round was done")
+    return [(name, times[name][:done], losses.get(name, math.nan)) for name in found]
 
 
 def main() -> None:
@@ -275,7 +285,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="(default: %(default)s)")
     args = parser.parse_args()
     device = torch.device("cuda" if cuda else "cpu")
-    torch._dynamo.config.recompile_limit = 64  # these steps share one network's code
     cfg = ANY_NET.validate_python(zoo.network(args.network))
     precision, found = contestants(cfg, args.batch, device)
     limits = roofline.measure(device, precision)
@@ -284,8 +293,9 @@ def main() -> None:
     measured = compare(found, args.rounds, device)
 
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{cfg.name}, {args.batch} images of {size} px, {args.rounds} rounds; {where}, torch {torch.__version__}")
     base = {name: (times, loss) for name, times, loss in measured}
+    rounds = len(base["ours"][0])
+    print(f"{cfg.name}, {args.batch} images of {size} px, {rounds} rounds; {where}, torch {torch.__version__}")
     rows: list[tuple[str, ...]] = [("step", "ours is faster", "range", "loss")]
     for name, times, loss in measured:
         ratios = [other / one for one, other in zip(base["ours"][0], times, strict=True)]
