@@ -13,11 +13,12 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev libjpeg-turbo-progs python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-# Any user may run it: what it installs is readable by all, and what it writes beside `runs` goes to /tmp.
+# Any user may run it: what it installs is readable by all, and what it writes beside `runs` goes to /tmp. USER, since
+# torch asks for a name when it compiles, and one who is only a number has none.
 RUN useradd --create-home --uid 1001 trainer && install --directory --owner trainer /opt/venv /experiments/runs
 USER trainer
 WORKDIR /experiments
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp USER=trainer
 
 COPY --chown=trainer pyproject.toml README.md LICENSE /tmp/source/
 COPY --chown=trainer resnet_train /tmp/source/resnet_train
