@@ -14,6 +14,7 @@ from test_engine import IDENTITY, random_batch, share
 from torch.utils._pytree import tree_leaves
 
 from resnet_train.config.schema import Run
+from resnet_train.data import loader, sources
 from resnet_train.engine import checkpoint
 from resnet_train.engine.checkpoint import About
 from resnet_train.engine.dist import World
@@ -23,6 +24,7 @@ from resnet_train.engine.step import TrainState, new_state, set_precision, train
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
 ]
 
 Program = Callable[..., tuple[int, str, str]]
@@ -82,9 +84,9 @@ def exact() -> Iterator[None]:
 def pair(run: Run) -> tuple[TrainState, TrainState]:
     """An eager state and one with a graph."""
     set_precision(run.train.precision, GPU.device)
-    torch.backends.cudnn.benchmark = False  # a search may end with other kernels
     graph = new_state(run, 4, 3, GPU)
     eager = new_state(run, 4, 3, GPU)
+    torch.backends.cudnn.benchmark = False  # a search may end with other kernels
     assert isinstance(graph.launch, Graph)
     eager.launch = eagerly
     return eager, graph
@@ -197,6 +199,22 @@ def test_a_signal_saves_a_run_with_a_graph(wide: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
+
+
+def test_a_loader_ends_while_a_step_goes_on(images: Path, tiny_run: Callable[..., Run]) -> None:
+    """A step of several ranks may wait for one that is gone, and so for ever."""
+    section = {"kind": "imagefolder", "path": str(images), "workers": 1}
+    crop = {"kind": "random-resized", "size": 8}
+    run = tiny_run(data=section, augment={"crop": crop}, train={"batch_size": 4, "device": "cuda"})
+    source, _ = sources.open_data(run.data)
+    shares = loader.training_data(run, source, 0, 0, 1, GPU.device).from_step(0, 4)
+    next(shares)
+    torch.cuda._sleep(5 * 10**9)  # cycles, so some seconds
+    step = torch.cuda.Event()
+    step.record()
+    shares.close()
+    assert not step.query()
+    step.synchronize()
 
 
 # --- several GPUs -----------------------------------------------------------------------------------------------------
