@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # All that waits for a GPU, in one command and in given minutes: the `gpu` tests, the benchmarks of step and loaders,
-# then CIFAR-10 training for as long as there is time. Fetches nothing; a table of what was found comes last.
+# then CIFAR-10 training, four seeds at once and one, for as long as there is time. Fetches nothing; a table of what was
+# found comes last.
 #
 #   scripts/gpu_check.sh MINUTES [DATA] [WHEELS]
 #
 # DATA (or RESNET_TRAIN_DATA) holds cifar-10-batches-py, and perhaps imagenet-natural-c100/{train,val}. WHEELS is a folder
 # of wheels to use where torch is installed and the rest is not: they go into a folder of their own. PYTHON chooses the
-# interpreter, PARTS="tests step loader cifar train" what is done. Logs and the table go to OUT, if that is set, else to
-# docs/measurements/gpu-DATE. The exit code is 1 if a part failed or was cut short, 2 if there is no GPU.
+# interpreter, PARTS="tests step loader cifar at-once train" what is done: they share the time, and what one leaves goes
+# to the next. Logs and the table go to OUT, if that is set, else to docs/measurements/gpu-DATE. The exit code is 1 if a
+# part failed or was cut short, 2 if there is no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 minutes=${1:?is missing: how many minutes it may take}
 data=${2:-${RESNET_TRAIN_DATA:-}}
 wheels=${3:-}
 python=${PYTHON:-python3}
-parts=${PARTS:-tests step loader cifar train}
+parts=${PARTS:-tests step loader cifar at-once train}
 out=${OUT:-docs/measurements/gpu-$(date +%F)}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -36,11 +38,32 @@ rounds=$((minutes < 20 ? 3 : 9))
 failed=0
 table=()
 
-# part NAME SHARE COMMAND...: within a share (in percent) of all the time; its log, and a line of the table.
+# Each part's share of the time.
+declare -A share=([tests]=30 [step]=40 [loader]=10 [cifar]=10 [at-once]=15 [train]=20)
+# without WHAT PART...: these parts are left out.
+without() {
+    local what=$1 name
+    shift
+    for name; do
+        [[ " $parts " != *" $name "* ]] || table+=("$name: left out, there is no $what in '${data:-DATA}'")
+        share[$name]=0
+    done
+}
+[ -d "$data/imagenet-natural-c100/train" ] || without imagenet-natural-c100 loader
+[ -d "$data/cifar-10-batches-py" ] || without cifar-10-batches-py cifar at-once train
+shares=0
+for name in $parts; do
+    [ -n "${share[$name]:-}" ] || { echo "gpu_check: PARTS: $name is none of ${!share[*]}" >&2 && exit 2; }
+    shares=$((shares + share[$name]))
+done
+
+wanted() { [[ " $parts " == *" $1 "* && ${share[$1]} -gt 0 ]]; }
+
+# part NAME SHARE COMMAND...: within its share of the time that is left; its log, and a line of the table.
 part() {
-    local name=$1 left=$((minutes * 60 - SECONDS - 15)) most=$((minutes * 60 * $2 / 100)) begin=$SECONDS code
+    local name=$1 most=$(((minutes * 60 - SECONDS - 15) * $2 / shares)) begin=$SECONDS code
+    shares=$((shares - $2))
     shift 2
-    [ "$left" -lt "$most" ] && most=$left
     if [ "$most" -lt 20 ]; then
         table+=("$name: no time left")
         failed=1
@@ -63,35 +86,67 @@ found() {
     while IFS= read -r line; do table+=("    $line"); done < <(grep -hE "$2" "$out/$1.txt" 2>/dev/null)
 }
 
-wanted() { [[ " $parts " == *" $1 "* ]]; }
-
 if wanted tests; then
-    part tests 25 "$python" -m pytest -m gpu tests/test_gpu.py -p no:cacheprovider
-    found tests '(passed|failed|skipped|error)'
+    # -W default: what a machine unknown to us warns of is told, and fails nothing.
+    part tests "${share[tests]}" "$python" -m pytest -W default -m gpu tests/test_gpu.py -p no:cacheprovider
+    found tests '^(FAILED|ERROR)|^[0-9]+ (passed|failed|skipped|deselected|error)'
 fi
 if wanted step; then
     for setting in "cifar-resnet-20 128" "resnet-50-v1.5 256"; do
         read -r network batch <<<"$setting"
-        part "step-$network" 22 "$python" scripts/benchmark_step.py --network "$network" --batch "$batch" --rounds $rounds
+        part "step-$network" $((${share[step]} / 2)) \
+            "$python" scripts/benchmark_step.py --network "$network" --batch "$batch" --rounds $rounds
         found "step-$network" '^(ours again|- |\+ |torchvision|timm|matrix|losses)'
     done
 fi
-if wanted loader && [ -f scripts/benchmark_loader.py ] && [ -d "$data/imagenet-natural-c100/train" ]; then
-    part loader 10 "$python" scripts/benchmark_loader.py "$data/imagenet-natural-c100" --workers "$(nproc)" --rounds 3
-    found loader '^(random-resized|scale) '
+if wanted loader; then
+    part loader "${share[loader]}" \
+        "$python" scripts/benchmark_loader.py "$data/imagenet-natural-c100" --workers "$(nproc)" --rounds 3
+    found loader '^(random-resized|scale|there is no jpegtran) '
 fi
-if [ -d "$data/cifar-10-batches-py" ]; then
-    if wanted cifar; then
-        part cifar 10 "$python" scripts/benchmark_cifar.py --data "$data" --rounds $rounds
-        found cifar '^(script|ours)'
-    fi
-    if wanted train; then
-        # The paper's run, whole; evaluated every tenth epoch. Cut short it saves, and what it reached is in its record.
-        part train 100 "$python" -m resnet_train run configs/cifar10-depth.yaml --only cifar-resnet-20 "data.path=$data" \
-            "output=$scratch/runs" train.device=cuda train.precision=bf16 train.compile=true train.cuda_graph=true \
-            "eval.every={epochs: 10}" "checkpoint.every={epochs: 10}" "log.every={steps: 500}"
-        cp "$scratch"/runs/cifar10-depth/cifar-resnet-20/seed-0/{metrics.jsonl,env.json,config.yaml} "$out" 2>/dev/null
-        "$python" - "$out/metrics.jsonl" >>"$out/train.txt" <<'PYTHON'
+if wanted cifar; then
+    part cifar "${share[cifar]}" "$python" scripts/benchmark_cifar.py --data "$data" --rounds $rounds
+    found cifar '^(script|ours)'
+fi
+if wanted at-once; then
+    # Four seeds at once against one: images per second of all, in the time in which all train.
+    for count in 1 4; do
+        part "at-once-$count" $((${share[at-once]} * (count > 1 ? 2 : 1) / 3)) \
+            "$python" -m resnet_train run configs/cifar10-depth.yaml --only cifar-resnet-20 \
+            "data.path=$data" "output=$scratch/by-$count" train.device=cuda train.precision=bf16 \
+            train.cuda_graph=true train.steps=10000 "eval.every={steps: 10000}" "checkpoint.every={steps: 10000}" \
+            "log.every={steps: 250}" eval.clean_train=0 "seeds=[$(seq -s , 1 "$count")]" --at-once "$count"
+        "$python" - "$scratch/by-$count" >>"$out/at-once-$count.txt" <<'PYTHON'
+import json
+import statistics
+import sys
+from pathlib import Path
+
+runs = []
+for path in Path(sys.argv[1]).rglob("metrics.jsonl"):
+    runs.append([record for record in map(json.loads, path.open()) if record["kind"] == "train"])
+speeds = []
+if runs and all(runs):
+    begin, end = max(run[0]["time"] for run in runs), min(run[-1]["time"] for run in runs)
+    for run in runs:  # a record tells of the time since the one before it
+        both = zip(run, run[1:])
+        speeds.append([new["images_per_second"] for old, new in both if begin <= old["time"] and new["time"] <= end])
+if speeds and all(speeds):
+    total = sum(map(statistics.median, speeds))
+    print(f"RESULT {total:,.0f} images/s of {len(speeds)} together, for {end - begin:.0f} s")
+else:
+    print("RESULT there was no time in which all trained")
+PYTHON
+        found "at-once-$count" '^RESULT'
+    done
+fi
+if wanted train; then
+    # The paper's run, whole; evaluated every tenth epoch. Cut short it saves, and what it reached is in its record.
+    part train "${share[train]}" "$python" -m resnet_train run configs/cifar10-depth.yaml --only cifar-resnet-20 \
+        "data.path=$data" "output=$scratch/runs" train.device=cuda train.precision=bf16 train.compile=true \
+        train.cuda_graph=true "eval.every={epochs: 10}" "checkpoint.every={epochs: 10}" "log.every={steps: 500}"
+    cp "$scratch"/runs/cifar10-depth/cifar-resnet-20/seed-0/{metrics.jsonl,env.json,config.yaml} "$out" 2>/dev/null
+    "$python" - "$out/metrics.jsonl" >>"$out/train.txt" <<'PYTHON'
 import json
 import sys
 
@@ -106,30 +161,7 @@ print(f"RESULT {reached['step']} steps in {reached['seconds']:.1f} s, all of it;
 if "eval" in last:
     print(f"RESULT validation error {last['eval']['val_error_top1']:.2f} % at step {last['eval']['step']}")
 PYTHON
-        found train '^RESULT'
-    fi
-    if wanted train; then
-        # Four seeds at once against one: images per second of all, as each run has them while the others run.
-        for count in 1 4; do
-            part "at-once-$count" 10 "$python" -m resnet_train run configs/cifar10-depth.yaml --only cifar-resnet-20 \
-                "data.path=$data" "output=$scratch/by-$count" train.device=cuda train.precision=bf16 \
-                train.cuda_graph=true train.steps=4000 "eval.every={steps: 4000}" "checkpoint.every={steps: 4000}" \
-                "log.every={steps: 500}" eval.clean_train=0 "seeds=[$(seq -s , 1 "$count")]" --at-once "$count"
-            "$python" - "$scratch/by-$count" >>"$out/at-once-$count.txt" <<'PYTHON'
-import json
-import statistics
-import sys
-from pathlib import Path
-
-runs = [list(map(json.loads, path.open())) for path in Path(sys.argv[1]).rglob("metrics.jsonl")]
-speeds = [statistics.median(r["images_per_second"] for r in run if r["kind"] == "train") for run in runs]
-print(f"RESULT {sum(speeds):,.0f} images/s of {len(speeds)} together")
-PYTHON
-            found "at-once-$count" '^RESULT'
-        done
-    fi
-else
-    table+=("no cifar-10-batches-py in '${data:-DATA}': no CIFAR-10 training")
+    found train '^RESULT'
 fi
 
 {
