@@ -61,6 +61,8 @@ class Measured:
 def bench(run: Run, seconds: float, trace: Path | None, as_json: bool) -> None:
     """Print where the time goes, each part measured for so many seconds, and advice. Raises `BadInput`."""
     with dist.start(run.train.device) as world:
+        if world.first and (load := os.getloadavg()[0]) > 0.5:
+            print(f"note: others use {load:.1f} of {os.cpu_count()} cores, so figures are noisy", file=sys.stderr)
         set_precision(run.train.precision, world.device)
         train_set, _ = dist.first_before_others(world, lambda: sources.open_data(run.data))
         data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
@@ -69,6 +71,8 @@ def bench(run: Run, seconds: float, trace: Path | None, as_json: bool) -> None:
             print(json.dumps(asdict(found), indent=2) if as_json else _told(found, run, train_set))
         if trace is not None:
             _profile(run, data, trace, world)
+            if world.first:
+                print(f"wrote {trace}, for TensorBoard or Perfetto", file=sys.stderr)
 
 
 def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Measured:
@@ -217,28 +221,41 @@ def _loading(run: Run, source: AnySource) -> str:
 
 def advice(found: Measured, run: Run, source: AnySource) -> list[str]:
     """What binds, and what to change, the cheapest first."""
-    if found.loader < found.step:
+    files, cpu = isinstance(source, Files), found.device == "CPU"
+    if cpu and files and found.together < 0.9 * min(found.loader, found.step):
+        said = [
+            "the cores bind, which loader and step share:",
+            "- fewer data.workers, or train.device=cuda",
+            *_packing(run, source),
+        ]
+    elif found.loader < found.step:
         said = ["the loader binds:"]
-        if isinstance(source, Files):
-            if run.data.processes < found.cores - 1:
-                said.append(f"- data.workers={found.cores - 1}: there are {found.cores} cores for each rank")
-            if run.data.kind == "imagefolder":
-                said.append("- resnet-train prepare --tiled packs the same images so that a crop is decoded alone")
-            if not (isinstance(source, Shards) and (source.entries["form"] == RAW).any()):
-                said.append("- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed")
-        return said
-    said = ["the step binds:"]
-    if run.train.precision == "fp32":
-        said.append("- train.precision=bf16")
-    if found.device != "CPU" and not run.train.compile:
-        said.append("- train.compile=true fuses what stands between convolutions, after a minute of compiling")
-    small = run.network.stem == "cifar" and run.train.accumulate == found.ranks == 1
-    if found.device != "CPU" and small and not run.train.cuda_graph:
-        said.append(
-            "- train.cuda_graph=true launches a small network's kernels together; --at-once N trains N at a time"
-        )
-    if found.largest_batch is not None and found.largest_batch > found.batch and run.train.accumulate > 1:
-        said.append(f"- train.accumulate={max(1, run.train.accumulate * found.batch // found.largest_batch)}")
-    if found.together < 0.95 * found.step and isinstance(source, Files):
-        said.append("- the loader takes time from the step: fewer data.workers, or packed images")
+        if files and run.data.processes < found.cores - 1:
+            said.append(f"- data.workers={found.cores - 1}: there are {found.cores} cores for each rank")
+        said += _packing(run, source)
+    else:
+        said = ["the step binds:"]
+        if run.train.precision == "fp32":
+            said.append("- train.precision=bf16" + ", if the processor has AMX" * cpu)
+        if not cpu and not run.train.compile:
+            said.append("- train.compile=true fuses what stands between convolutions, after a minute of compiling")
+        small = run.network.stem == "cifar" and run.train.accumulate == found.ranks == 1
+        if not cpu and small and not run.train.cuda_graph:
+            said.append(
+                "- train.cuda_graph=true launches a small network's kernels together; --at-once N trains N at a time"
+            )
+        if found.largest_batch is not None and found.largest_batch > found.batch and run.train.accumulate > 1:
+            said.append(f"- train.accumulate={max(1, run.train.accumulate * found.batch // found.largest_batch)}")
+        if found.together < 0.95 * found.step and files:
+            said.append("- the loader takes time from the step: fewer data.workers, or packed images")
+    return said if len(said) > 1 else [*said, "- nothing that we know of would change that"]
+
+
+def _packing(run: Run, source: AnySource) -> list[str]:
+    """Forms of the same images that are read faster than theirs."""
+    said = []
+    if run.data.kind == "imagefolder":
+        said.append("- resnet-train prepare --tiled packs the same images so that a crop is decoded alone")
+    if isinstance(source, Files) and not (isinstance(source, Shards) and (source.entries["form"] == RAW).any()):
+        said.append("- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed")
     return said

@@ -25,6 +25,7 @@ from resnet_train.engine.step import TrainState, train_step
 from resnet_train.observe import complexity, roofline
 from resnet_train.observe.roofline import Limits
 
+NOTHING = "- nothing that we know of would change that"
 FOUND = Measured("net", "NVIDIA", 1, 64, "bf16", 900.0, 1000.0, {32: 1000.0}, 880.0, 2000.0, 256, 8)
 
 
@@ -69,7 +70,9 @@ def test_workers_that_take_time_from_the_step_are_told(tiny_run: Callable[..., R
     run = tiny_run(data=section, augment={"crop": {"kind": "random-resized", "size": 8}})
     source, _ = sources.open_data(run.data)
     said = bench.advice(replace(FOUND, loader=5000.0), run, source)
-    assert any("fewer data.workers" in line for line in said)
+    assert (said[0], "fewer data.workers" in said[-1]) == ("the step binds:", True)
+    said = bench.advice(replace(FOUND, device="CPU", together=700.0), run, source)
+    assert (said[0], "fewer data.workers" in said[1]) == ("the cores bind, which loader and step share:", True)
 
 
 def test_a_graph_is_recorded_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +110,8 @@ def test_advice_to_pack_is_not_what_is_done_already(tiny_run: Callable[..., Run]
         run = tiny_run(data=section, augment={"crop": {"kind": "random-resized", "size": 8}})
         told[str(path)] = bench.advice(FOUND, run, sources.open_data(run.data)[0])
     folders, packed, raw = told.values()
-    assert raw == ["the loader binds:"]
-    assert packed == [*raw, "- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed"]
+    assert raw == ["the loader binds:", NOTHING]
+    assert packed == [raw[0], "- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed"]
     assert len(folders) == 3
     [more] = set(bench.advice(replace(FOUND, cores=9), run, sources.open_data(run.data)[0])) - set(raw)
     assert more == "- data.workers=8: there are 9 cores for each rank"
@@ -117,7 +120,7 @@ def test_advice_to_pack_is_not_what_is_done_already(tiny_run: Callable[..., Run]
 def test_advice_follows_what_binds(tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(train={"precision": "bf16", "accumulate": 8})
     source, _ = sources.open_data(run.data)
-    assert bench.advice(FOUND, run, source) == ["the loader binds:"]  # held images: nothing to change
+    assert bench.advice(FOUND, run, source) == ["the loader binds:", NOTHING]  # held images
     said = bench.advice(replace(FOUND, loader=5000.0), run, source)
     assert said[0] == "the step binds:"
     assert any("train.accumulate=2" in line for line in said)

@@ -266,8 +266,9 @@ class Recipe(Section):
                 )
         else:
             if crop is not None and crop.kind != "pad":
+                held = "data.resident_gb" if kind in ("imagefolder", "shards") else f"data.kind {kind}"
                 raise ValueError(
-                    f"augment.crop of kind {crop.kind} is for image files (imagefolder, shards) of any size: use pad"
+                    f"augment.crop of kind {crop.kind} is for files of any size, {held} for images of one: use kind pad"
                 )
             if self.eval.view is not None:
                 raise ValueError(f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole")
