@@ -198,7 +198,7 @@ def test_scalars_are_those_of_yaml_1_2(config: Callable[..., Path]) -> None:
         ("schedule={kind: cosine, milestones: []}", "schedule.milestones: has no effect with kind cosine"),
         ("schedule={kind: step, warmup: {kind: constant, steps: 3}}", "a constant warm-up at lr 0 trains nothing"),
         ("eval.view.crop=3", "eval.view has no effect with data.kind synthetic"),
-        ("augment.crop={kind: scale}", "augment.crop of kind scale is for image files"),
+        ("augment.crop={kind: scale}", "augment.crop of kind scale is for files of any size"),
         ("augment.resize={0: 8, 0.5: 16}", "augment: resize needs a crop of kind scale or random-resized"),
         ("augment={crop: null, flip: false, repeat: 2}", "augment: repeat 2 would make 2 equal copies"),
         ("augment.repeat=3", "train.batch_size 16 is not divisible by augment.repeat 3"),
