@@ -22,6 +22,7 @@ from resnet_train.data import sources, workers
 from resnet_train.engine import dist, transfer
 from resnet_train.engine.dist import World
 from resnet_train.engine.interrupt import Request, listening
+from resnet_train.engine.step import within_memory
 from resnet_train.errors import BadInput, Diverged, Interrupted, Stop, report
 from resnet_train.groups import groups_of
 from resnet_train.observe import complexity
@@ -79,20 +80,20 @@ def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, at_onc
 
 def _train(member: _Member, world: World, request: Request) -> None:
     run, folder, fresh, later = member
+    fewer = ", or lower --at-once" if multiprocessing.parent_process() else ""
+    cure = (
+        f"train.batch_size {run.train.batch_size} is over {world.size} ranks x {run.train.accumulate} passes: raise "
+        "train.accumulate, lower train.batch_size (or eval.batch_size, if it was evaluating; or data.resident_gb), "
+        f"or use train.precision=bf16{fewer}"
+    )
     try:
-        train(run, folder, world, request, fresh, later)
+        with within_memory(str(member), world.device, cure):
+            train(run, folder, world, request, fresh, later)
     except Diverged as diverged:
         if run.train.on_divergence == "stop":
             raise
         if world.first:
             print(f"recorded: {diverged}", file=sys.stderr)
-    except torch.OutOfMemoryError:
-        fewer = ", or lower --at-once" if multiprocessing.parent_process() else ""
-        raise BadInput(
-            f"{run.network.name}: out of memory on {world.device} with train.batch_size {run.train.batch_size} over "
-            f"{world.size} ranks x {run.train.accumulate} passes: raise train.accumulate, lower train.batch_size (or "
-            f"eval.batch_size, if it was evaluating; or data.resident_gb), or use train.precision=bf16{fewer}"
-        ) from None
 
 
 def _train_several(members: Sequence[_Member], at_once: int, request: Request) -> None:

@@ -18,7 +18,7 @@ from resnet_train.data.sources import AnySource, evenly_spaced
 from resnet_train.data.views import EvaluationData
 from resnet_train.engine import batch_norm, dist, trained
 from resnet_train.engine.dist import World
-from resnet_train.engine.step import TrainState, set_precision, untuned
+from resnet_train.engine.step import TrainState, set_precision, untuned, within_memory
 from resnet_train.errors import BadInput
 from resnet_train.evaluate import Member
 from resnet_train.observe import probe_figures, probes
@@ -74,17 +74,14 @@ def figures(
         members = [Member(harmed, normalization, run.train.precision)]
         return evaluate.outcomes(members, data, "softmax", World(device))[0].errors()["error_top1"]
 
-    try:
-        # On the CPU a DataLoader draws when it begins; nothing else draws.
-        with torch.random.fork_rng(devices=[]), untuned():
-            if kind == "lesion":
-                return probes.lesion(net, error)
-            [batch] = EvaluationData(chosen, looks, len(chosen), device, skip_bad=run.data.skips_bad_images).batches()
-            seen = normalization(batch)
-            return probes.gradients(net, seen, batch.labels) if kind == "gradients" else probes.responses(net, seen)
-    except torch.OutOfMemoryError:
-        cure = f"lower probes.{kind}.images (of the verb: --images), now {images}"
-        raise BadInput(f"{run.network.name}: out of memory on {device} while probing {kind}: {cure}") from None
+    cure = f"lower probes.{kind}.images (of the verb: --images), now {images}"
+    # On the CPU a DataLoader draws when it begins; nothing else draws.
+    with within_memory(f"{run.network.name}, {kind}", device, cure), torch.random.fork_rng(devices=[]), untuned():
+        if kind == "lesion":
+            return probes.lesion(net, error)
+        [batch] = EvaluationData(chosen, looks, len(chosen), device, skip_bad=run.data.skips_bad_images).batches()
+        seen = normalization(batch)
+        return probes.gradients(net, seen, batch.labels) if kind == "gradients" else probes.responses(net, seen)
 
 
 def finish(folder: Path, world: World) -> None:

@@ -19,7 +19,7 @@ from resnet_train.data import sources
 from resnet_train.data.sources import AnySource
 from resnet_train.engine import dist, trained
 from resnet_train.engine.dist import World
-from resnet_train.engine.step import set_precision
+from resnet_train.engine.step import set_precision, within_memory
 from resnet_train.engine.trained import Trained
 from resnet_train.errors import BadInput
 from resnet_train.evaluate import Member, Outcomes
@@ -130,11 +130,9 @@ def _measure(
         called.append(Member(net, normalization, member.run.train.precision))
     kept: list[torch.Tensor] = []
     over = evaluate.data_of(run, val_set, world)
-    try:
+    cure = f"lower eval.batch_size, now {run.eval.batch_size}: --set eval.batch_size=N"
+    with within_memory(members[0].label, world.device, cure):
         found = evaluate.outcomes(called, over, run.eval.average, world, kept if keep else None)
-    except torch.OutOfMemoryError:
-        cure = f"lower eval.batch_size, now {run.eval.batch_size}: --set eval.batch_size=N"
-        raise BadInput(f"{members[0].label}: out of memory on {world.device}: {cure}") from None
     if not keep:
         return found, np.zeros(0, np.float16), classes, val_set
     none = torch.zeros(len(members), 0, len(over.looks), len(classes), dtype=torch.float16)

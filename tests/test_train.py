@@ -174,15 +174,16 @@ def test_a_full_disk_under_the_record_is_one_line(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("2.00 GiB"), RuntimeError("CUDA error: out of memory")])
 def test_too_little_memory_names_what_to_lower(
-    config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+    error: RuntimeError, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def greedy(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise error
 
     monkeypatch.setattr("resnet_train.train.train_step", greedy)
     code, _, err = program("run", config())
-    assert (code, "train.batch_size 16 over 1 ranks x 1 passes: raise train.accumulate" in err) == (2, True)
+    assert (code, "train.batch_size 16 is over 1 ranks x 1 passes: raise train.accumulate" in err) == (2, True)
     assert "Traceback" not in err
 
 

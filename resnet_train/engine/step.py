@@ -125,6 +125,17 @@ def untuned() -> Iterator[None]:
         torch.backends.cudnn.benchmark = tuned
 
 
+@contextmanager
+def within_memory(whose: str, device: torch.device, cure: str) -> Iterator[None]:
+    """Raises `BadInput`, which tells the cure, where the block is too much for the device's memory."""
+    try:
+        yield
+    except RuntimeError as error:  # beside torch's allocator CUDA itself can be short of it, and cuDNN
+        if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+            raise
+        raise BadInput(f"{whose}: out of memory on {device}: {cure}") from None
+
+
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context of a forward pass; with fp32 and tf32 it changes nothing."""
     return torch.autocast(device.type, _DTYPES.get(precision, torch.bfloat16), enabled=precision in _DTYPES)
