@@ -53,8 +53,8 @@ def predict_all(
                 print("\n".join([str(path), *(f"{p:9.2%}  {name}" for name, p in best)]))
         if as_json:
             print(json.dumps(shown, indent=2))
-    if bad:
-        raise BadInput(f"{bad} of {bad + len(shown)} images could not be predicted: they are named above")
+        if bad:
+            raise BadInput(f"{bad} of {bad + len(shown)} images could not be predicted: they are named above")
 
 
 def _predictions(

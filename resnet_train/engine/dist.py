@@ -35,7 +35,7 @@ class World:
 
 @contextmanager
 def start(device: str) -> Iterator[World]:
-    """Join the ranks that torchrun started, if it did, until the end of the block.
+    """Join the ranks that torchrun started, if it did, until the end of the block, which then ends the process.
 
     `device` is auto, cpu or cuda. Raises `BadInput` where CUDA is asked for and absent.
     """
@@ -55,17 +55,20 @@ def start(device: str) -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=place if cuda else None)
     try:
         yield World(place, dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
-    except Interrupted:  # all ranks alike
+    except Interrupted as error:  # all ranks alike
+        code = report(error)
         dist.destroy_process_group()
-        raise
     except BaseException as error:
         # Perhaps this rank's alone: to part in good order would wait for the others, who wait for this one.
         lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "onnection" in str(error))
         code = report(RankLost("another rank has stopped; what it said is the reason") if lost else error)
-        sys.stdout.flush()
-        os._exit(code)
     else:
+        code = 0
         dist.destroy_process_group()
+    # Gloo's threads outlive the group: one that lets go of a tensor while Python ends would abort the process, which
+    # has done all that it should (pytorch pull request 179291).
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def sum_over_ranks(world: World, tensor: Tensor) -> Tensor:
