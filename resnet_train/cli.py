@@ -202,11 +202,11 @@ def _run(args: argparse.Namespace) -> None:
     experiment = load.load(args.config, args.overrides)
     members = _members(args.config, experiment, args.only or [])
     if args.dry_run:
-        from resnet_train import dry_run
+        from resnet_train.commands import dry_run
 
         print(dry_run.report(experiment, members, args.fresh, args.json))
     else:
-        from resnet_train import grid
+        from resnet_train.training import grid
 
         grid.train_all(members, experiment.output, experiment.train.device, args.fresh, args.at_once, args.json)
 
@@ -226,7 +226,7 @@ def _bench(args: argparse.Namespace) -> None:
     from resnet_train.config import load
 
     [run, *_] = _members(args.config, load.load(args.config, args.overrides), [args.only] if args.only else [])
-    from resnet_train import bench
+    from resnet_train.commands import bench
 
     bench.bench(run, args.seconds, args.profile, args.json)
 
@@ -237,43 +237,44 @@ def _eval(args: argparse.Namespace) -> None:
             raise BadInput(f"{path} is a folder: give a file, such as {Path(path) / 'checkpoints' / 'best.pt'}")
         if not Path(path).is_file():
             raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
-    from resnet_train import results
+    from resnet_train.commands import eval
 
     overrides = [f"eval.protocol={args.protocol}"] * (args.protocol is not None) + ["eval.flip=true"] * args.flip
     overrides += args.overrides
-    results.evaluate_all(args.checkpoints, args.network, args.data, overrides, args.save_logits, args.out, args.json)
+    eval.evaluate_all(args.checkpoints, args.network, args.data, overrides, args.save_logits, args.out, args.json)
 
 
 def _probe(args: argparse.Namespace) -> None:
-    from resnet_train import probe
+    from resnet_train.commands import probe
 
     probe.compare(args.kind, args.networks, args.data, args.images, args.seed, args.out, args.json)
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from resnet_train import predict
+    from resnet_train.evaluation import predictor
 
     images = [Path(image) for image in args.images]
-    predict.predict_all(args.checkpoint, images, args.network, args.classes, args.top, args.json)
+    predictor.predict_all(args.checkpoint, images, args.network, args.classes, args.top, args.json)
 
 
 def _export(args: argparse.Namespace) -> None:
-    from resnet_train import export
+    from resnet_train.evaluation import export
 
     export.export(args.checkpoint, args.to, args.out, args.network)
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from resnet_train import compare, run_folder
-    from resnet_train.groups import groups_of, rows
+    from resnet_train.analysis import findings
+    from resnet_train.analysis.groups import groups_of, rows
+    from resnet_train.runs import run_folder
 
     made = groups_of(run_folder.find(args.folders))
-    paths = compare.write(made, args.out or args.folders[0])
+    paths = findings.write(made, args.out or args.folders[0])
     if args.json:
         print(json.dumps(rows(made), indent=2))
     else:
-        print("\n".join([f"wrote {', '.join(map(str, paths))}", "", compare.table(made), ""]))
-        print("\n".join([*compare.warnings(made), *compare.findings(made)]))
+        print("\n".join([f"wrote {', '.join(map(str, paths))}", "", findings.table(made), ""]))
+        print("\n".join([*findings.warnings(made), *findings.findings(made)]))
 
 
 def _summary(args: argparse.Namespace) -> None:
@@ -283,16 +284,16 @@ def _summary(args: argparse.Namespace) -> None:
     networks = [ANY_NET.validate_python(zoo.network(name)) for name in args.networks]
 
     if args.vs is not None:
-        from resnet_train import cost
+        from resnet_train.commands import summary
 
         reference = ANY_NET.validate_python(zoo.network(args.vs))
         out = args.out or Path("summary.png")
-        print(cost.against(reference, networks, args.size, args.classes, out, args.json))
+        print(summary.against(reference, networks, args.size, args.classes, out, args.json))
         return
     if args.out is not None:
         raise BadInput("--out has no effect without --vs, which draws: remove it")
 
-    from resnet_train import dry_run
+    from resnet_train.commands import dry_run
 
     print(dry_run.summary(networks, args.size, args.classes, args.json))
 
@@ -320,7 +321,7 @@ def _prepare(args: argparse.Namespace) -> None:
         images = verify.verify(paths[0], workers)
         print(json.dumps(images) if args.json else f"{paths[0]}: {verify.told(images)}")
         return
-    from resnet_train.packing import prepare, report, store
+    from resnet_train.packing import encode, prepare, report
 
     if args.tiled and args.raw_fraction == 1:
         raise BadInput("--tiled has no effect with --raw-fraction 1, which leaves no JPEG: remove one of them")
@@ -330,7 +331,7 @@ def _prepare(args: argparse.Namespace) -> None:
         )
     if (args.square or 0) > _LARGEST_SQUARE:
         raise BadInput(f"--square {args.square}: it is for small images, up to {_LARGEST_SQUARE} pixels wide and high")
-    options = store.Options(args.tiled, args.short_side, args.square, args.raw_fraction)
+    options = encode.Options(args.tiled, args.short_side, args.square, args.raw_fraction)
     skip, per_shard = args.on_bad_image == "skip", args.shard_images or 2048
     source, dest = paths
     made = prepare.prepare(source, dest, options, per_shard, workers, skip, args.val_labels, args.class_names)

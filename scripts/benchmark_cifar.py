@@ -26,17 +26,19 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import datasets, transforms
+from torchvision import transforms
 
 from resnet_train.config import zoo
 from resnet_train.config.load import read_run
 from resnet_train.config.schema import Run
-from resnet_train.data import loader, normalize, sources
-from resnet_train.engine.dist import World
-from resnet_train.engine.step import new_state, set_precision, train_step
+from resnet_train.data import datasets, loader, normalize
+from resnet_train.models import roofline
 from resnet_train.models.network import build, initialise
-from resnet_train.observe import metrics, roofline
-from resnet_train.tables import columns
+from resnet_train.runtime.distributed import World
+from resnet_train.runtime.precision import set_precision
+from resnet_train.runtime.tables import columns
+from resnet_train.training.log import running
+from resnet_train.training.step import new_state, train_step
 
 _EACH = 50
 """Steps between two lines of the log."""
@@ -59,7 +61,7 @@ def run_of(network: str, data: str | None, batch: int, **train: Any) -> Run:
 def ours(run: Run, device: torch.device) -> Iterator[None]:
     """The program's own loop, a step at a time."""
     world = World(device)
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     data = loader.training_data(run, source, run.seed, 0, 1, device)
     state = new_state(run, len(source.classes), source.channels, world)
     normalization = normalize.statistics(run, source).to(device)
@@ -67,7 +69,7 @@ def ours(run: Run, device: torch.device) -> Iterator[None]:
         set_precision(run.train.precision, device)
         train_step(state, share, normalization, run.optimizer.lr, run.train)
         if state.step % _EACH == 0:
-            metrics.running(world, state.sums)
+            running(world, state.sums)
         yield
 
 

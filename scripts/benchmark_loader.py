@@ -37,9 +37,9 @@ from torchvision.datasets import ImageFolder
 
 from resnet_train.config.load import read_run
 from resnet_train.config.schema import Run
-from resnet_train.data import augment, draws, loader, sources
-from resnet_train.data.sources import Folder
-from resnet_train.tables import columns
+from resnet_train.data import augment, datasets, loader, rng
+from resnet_train.data.datasets import ImageFolderDataset
+from resnet_train.runtime.tables import columns
 
 Loader = Callable[[], Iterator[Any]]
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -64,7 +64,7 @@ def run_of(data: dict[str, Any], crop: str, batch: int) -> Run:
 
 def ours(run: Run, batches: int, start: int = 0) -> Iterator[Any]:
     """The program's own training loader."""
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     data = loader.training_data(run, source, run.seed, 0, 1, torch.device("cpu"))
     with closing(data.from_step(start, start + batches)) as shares:
         for share in shares:
@@ -75,12 +75,12 @@ class Reference(Dataset[tuple[Any, int]]):
     """torchvision's reference: Pillow decodes, cuts and resizes, one sample at a time."""
 
     def __init__(self, run: Run, batches: int, floats: bool) -> None:
-        source, _ = sources.open_data(run.data)
-        assert isinstance(source, Folder)
+        source, _ = datasets.open_data(run.data)
+        assert isinstance(source, ImageFolderDataset)
         stream = loader.training_data(run, source, run.seed, 0, 1, torch.device("cpu")).stream
         epochs, indices = map(np.concatenate, zip(*(stream.batch(step) for step in range(batches)), strict=True))
         sizes = np.array([source.picture(i).size for i in range(len(source))], float)[indices]
-        table = draws.uniform(run.seed, epochs, indices, augment.DRAWS)
+        table = rng.uniform(run.seed, epochs, indices, augment.DRAWS)
         self.plan = augment.plan(run.augment, table, sizes)
         self.files = [source.name(i) for i in indices.tolist()]
         self.labels = source.labels[indices].tolist()

@@ -37,14 +37,16 @@ from resnet_train.config import zoo
 from resnet_train.config.load import dump, read_run
 from resnet_train.config.network import ANY_NET, NetConfig
 from resnet_train.config.schema import Run
-from resnet_train.data.loader import Batch, StepData
+from resnet_train.data.batch import Batch
+from resnet_train.data.loader import StepData
 from resnet_train.data.normalize import Normalization
-from resnet_train.engine import optim
-from resnet_train.engine.dist import World
-from resnet_train.engine.step import new_state, set_precision, train_step
+from resnet_train.models import complexity, roofline
 from resnet_train.models.network import build, initialise
-from resnet_train.observe import complexity, roofline
-from resnet_train.tables import columns
+from resnet_train.runtime.distributed import World
+from resnet_train.runtime.precision import set_precision
+from resnet_train.runtime.tables import columns
+from resnet_train.training import optim
+from resnet_train.training.step import new_state, train_step
 
 _BATCHES = 4
 _STEPS = 20

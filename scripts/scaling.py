@@ -13,8 +13,8 @@ import numpy as np
 
 from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
-from resnet_train.observe import complexity
-from resnet_train.tables import columns
+from resnet_train.models import complexity
+from resnet_train.runtime.tables import columns
 
 _AHEAD = 3
 """Batches that the ring holds."""

@@ -15,17 +15,18 @@ import torch
 import yaml
 from PIL import Image
 
-from resnet_train import cli, run_folder
+from resnet_train import cli
+from resnet_train.analysis.groups import Group, groups_of
 from resnet_train.config import load
 from resnet_train.config.data import Shards
 from resnet_train.config.load import merge
 from resnet_train.config.schema import Run
-from resnet_train.data import sources
-from resnet_train.data.files import Files
-from resnet_train.data.pictures import Pixels
-from resnet_train.groups import Group, groups_of
-from resnet_train.packing import tiling
-from resnet_train.run_folder import TIMES, Record
+from resnet_train.data import datasets
+from resnet_train.data.image_files import ImageFileDataset
+from resnet_train.data.images import ImageArray
+from resnet_train.packing import jpeg_restart
+from resnet_train.runs import run_folder
+from resnet_train.runs.run_folder import TIMES, Record
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -173,12 +174,12 @@ def real_images() -> Path:
 
 # --- packed images ----------------------------------------------------------------------------------------------------
 
-needs_jpegtran = pytest.mark.skipif(not tiling.available(), reason="there is no jpegtran")
+needs_jpegtran = pytest.mark.skipif(not jpeg_restart.available(), reason="there is no jpegtran")
 CLASSES = ("n01", "n02", "n03")
 SIZES = [(90, 60), (61, 83), (120, 120), (200, 77)]
 
 
-def photo(width: int, height: int, seed: int = 0) -> Pixels:
+def photo(width: int, height: int, seed: int = 0) -> ImageArray:
     """Something with edges and slopes in every channel, as photos have."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (1 + height // 9, 1 + width // 9, 3), dtype=np.uint8))
@@ -211,11 +212,11 @@ def photos(whole_photos: Path, tmp_path: Path) -> Path:
     return shutil.copytree(whole_photos, tmp_path / "photos")
 
 
-def opened(path: Path, kind: Any = Shards) -> tuple[Files, Files]:
+def opened(path: Path, kind: Any = Shards) -> tuple[ImageFileDataset, ImageFileDataset]:
     """Both parts of a packed set, or of class folders if `kind` is `ImageFolder`."""
-    train, val = sources.open_data(kind.model_validate({"kind": kind.__name__.lower(), "path": str(path)}))
-    assert isinstance(train, Files)
-    assert isinstance(val, Files)
+    train, val = datasets.open_data(kind.model_validate({"kind": kind.__name__.lower(), "path": str(path)}))
+    assert isinstance(train, ImageFileDataset)
+    assert isinstance(val, ImageFileDataset)
     return train, val
 
 
@@ -224,7 +225,7 @@ def key(name: str) -> str:
     return "/".join(name.rpartition(":")[2].rsplit(".", 1)[0].split("/")[-2:])
 
 
-def assert_same(one: Files, other: Files) -> None:
+def assert_same(one: ImageFileDataset, other: ImageFileDataset) -> None:
     """The same classes, samples, order and pixels."""
     assert one.classes == other.classes
     assert one.labels.tolist() == other.labels.tolist()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import figures, same_weights, spawn
 
-from resnet_train.engine import checkpoint
+from resnet_train.training import checkpoint
 
 Config = Callable[..., Path]
 NETWORKS: list[dict[str, Any]] = [{"base": f"cifar-{kind}-8", "widths": [4, 8, 8]} for kind in ("plain", "resnet")]
@@ -77,7 +77,7 @@ def test_a_signal_to_one_process_or_to_the_job_saves_all(send: Any, number: sign
     assert err.count("saved; run again to continue") == 2
     assert "Traceback" not in err
     for folder in FOLDERS:
-        assert checkpoint.read(Path("runs") / folder / "checkpoints/last.pt").step > 4
+        assert checkpoint.read_checkpoint(Path("runs") / folder / "checkpoints/last.pt").step > 4
 
 
 def test_a_run_that_is_killed_is_told_and_the_others_save(config: Config) -> None:

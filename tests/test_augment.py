@@ -10,14 +10,14 @@ import torchvision.transforms.v2.functional as tv
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
-from resnet_train.config.data import Augment, PadCrop, RandomResizedCrop, ScaleCrop
-from resnet_train.config.schema import Eval, View
-from resnet_train.data import augment, draws
-from resnet_train.data.pictures import Box, Region
+from resnet_train.config.data import AugmentConfig, PadCrop, RandomResizedCrop, ScaleCrop
+from resnet_train.config.schema import EvalConfig, ViewConfig
+from resnet_train.data import augment, rng
+from resnet_train.data.images import Box, Region
 
 
-def random_draws(n: int) -> draws.Floats:
-    return draws.uniform(0, np.zeros(n, np.int64), np.arange(n), augment.DRAWS)
+def random_draws(n: int) -> rng.Floats:
+    return rng.uniform(0, np.zeros(n, np.int64), np.arange(n), augment.DRAWS)
 
 
 def photograph(width: int, height: int) -> Image.Image:
@@ -42,24 +42,24 @@ class Part:
 
 
 def cut(
-    image: Image.Image, box: draws.Floats, flip: bool, cfg: ScaleCrop | RandomResizedCrop, size: int | None = None
+    image: Image.Image, box: rng.Floats, flip: bool, cfg: ScaleCrop | RandomResizedCrop, size: int | None = None
 ) -> np.ndarray:
     out = np.empty((size or cfg.size, size or cfg.size, 3), np.uint8)
-    augment.cut_and_resize(Part(image), box, flip, cfg, out)
+    augment.resized_crop(Part(image), box, flip, cfg, out)
     return out.astype(int)
 
 
 def test_draws_are_functions_of_seed_epoch_index_and_column_alone() -> None:
     epochs, indices = np.array([0, 0, 5]), np.array([7, 8, 7])
-    together = draws.uniform(3, epochs, indices, 6)
+    together = rng.uniform(3, epochs, indices, 6)
     for i in range(3):
-        assert np.array_equal(draws.uniform(3, epochs[[i]], indices[[i]], 4)[0], together[i, :4])
+        assert np.array_equal(rng.uniform(3, epochs[[i]], indices[[i]], 4)[0], together[i, :4])
     assert len(np.unique(together)) == together.size
-    assert not np.intersect1d(together, draws.uniform(4, epochs, indices, 6)).size
+    assert not np.intersect1d(together, rng.uniform(4, epochs, indices, 6)).size
 
 
 def test_draws_are_uniform_and_uncorrelated() -> None:
-    table = draws.uniform(1, np.zeros(20000, np.int64), np.arange(20000), 4)
+    table = rng.uniform(1, np.zeros(20000, np.int64), np.arange(20000), 4)
     counts = np.stack([np.histogram(column, 50, (0, 1))[0] for column in table.T])
     assert (abs(counts - 400) < 6 * math.sqrt(400)).all()
     correlation = np.corrcoef(np.concatenate([table[:-1], table[1:]], axis=1).T) - np.eye(8)
@@ -67,14 +67,16 @@ def test_draws_are_uniform_and_uncorrelated() -> None:
 
 
 def test_permutations_are_permutations_and_differ() -> None:
-    orders = [draws.permutation(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [rng.permutation(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
     for i, order in enumerate(orders):
         assert np.array_equal(np.sort(order), np.arange(1000))
         assert all((order == other).mean() < 0.02 for other in orders[:i])
 
 
 def test_flips_and_corners_are_drawn_independently() -> None:
-    plan = augment.plan(Augment(crop=PadCrop(kind="pad"), flip=True), random_draws(20000), np.full((20000, 2), 32.0))
+    plan = augment.plan(
+        AugmentConfig(crop=PadCrop(kind="pad"), flip=True), random_draws(20000), np.full((20000, 2), 32.0)
+    )
     drawn = np.stack([plan.flip, plan.boxes[:, 0], plan.boxes[:, 1]]).astype(float)
     assert abs(np.corrcoef(drawn) - np.eye(3)).max() < 5 / math.sqrt(20000)
 
@@ -82,7 +84,7 @@ def test_flips_and_corners_are_drawn_independently() -> None:
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
 def test_pad_and_crop_is_torchvisions(mode: str) -> None:
     images = torch.randint(0, 256, (40, 9, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    cfg = Augment(crop=PadCrop(kind="pad", padding=3, mode=mode), flip=True)
+    cfg = AugmentConfig(crop=PadCrop(kind="pad", padding=3, mode=mode), flip=True)
     plan = augment.plan(cfg, random_draws(40), np.full((40, 2), (7.0, 9.0)))
     corners = torch.from_numpy(plan.boxes[:, :2].astype(np.int64))
     rows = torch.arange(40).flip(0)
@@ -99,7 +101,7 @@ def test_pad_and_crop_is_torchvisions(mode: str) -> None:
 
 def test_random_resized_crop_cuts_as_torchvision_does() -> None:
     image, cfg = photograph(500, 375), RandomResizedCrop(kind="random-resized", size=224)
-    plan = augment.plan(Augment(crop=cfg, flip=True), random_draws(20), np.full((20, 2), (500.0, 375.0)))
+    plan = augment.plan(AugmentConfig(crop=cfg, flip=True), random_draws(20), np.full((20, 2), (500.0, 375.0)))
     differences = []
     for box, flip in zip(plan.boxes, plan.flip, strict=True):
         left, top, right, bottom = map(int, box)
@@ -115,7 +117,7 @@ def test_random_resized_crop_cuts_as_torchvision_does() -> None:
 @pytest.mark.parametrize("size", [(500, 375), (60, 600)])  # the second often fails ten times and takes the centre
 def test_random_resized_crops_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
     n, (width, height) = 4000, size
-    cfg = Augment(crop=RandomResizedCrop(kind="random-resized", size=224))
+    cfg = AugmentConfig(crop=RandomResizedCrop(kind="random-resized", size=224))
     boxes = augment.plan(cfg, random_draws(n), np.full((n, 2), size, float)).boxes
     ours = np.stack([boxes[:, 0], boxes[:, 1], boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], axis=1)
     torch.manual_seed(0)
@@ -131,7 +133,7 @@ def test_random_resized_crops_are_distributed_as_torchvisions(size: tuple[int, i
 def test_scale_crop_is_a_window_on_the_resized_whole(size: tuple[int, int]) -> None:
     """He et al. 2015, section 3.4: resize the shorter side, then crop; within 2 of 255 of doing just that."""
     image, cfg = photograph(*size), ScaleCrop(kind="scale", size=64, short_side=(80, 120))
-    plan = augment.plan(Augment(crop=cfg), random_draws(12), np.full((12, 2), size, float))
+    plan = augment.plan(AugmentConfig(crop=cfg), random_draws(12), np.full((12, 2), size, float))
     sides = set()
     for box in plan.boxes:
         short = size.index(min(size))
@@ -154,12 +156,12 @@ def test_scale_crop_is_a_window_on_the_resized_whole(size: tuple[int, int]) -> N
 def test_centre_view_is_torchvisions(size: tuple[int, int]) -> None:
     image = photograph(*size)
     wanted = tv.center_crop(tv.resize(image, [256]), [224])
-    assert np.array_equal(augment.seen(image, augment.looks(View(), Eval()))[0], np.asarray(wanted))
+    assert np.array_equal(augment.apply_views(image, augment.views(ViewConfig(), EvalConfig()))[0], np.asarray(wanted))
 
 
 def test_colour_shifts_lie_along_imagenets_components() -> None:
     """Krizhevsky et al. 2012, section 4.1: sum of alpha_i * lambda_i * p_i with alpha_i of deviation 0.1."""
-    shift = augment.plan(Augment(color=True), random_draws(20000), np.full((20000, 2), 8.0)).shift.astype(float)
+    shift = augment.plan(AugmentConfig(color=True), random_draws(20000), np.full((20000, 2), 8.0)).shift.astype(float)
     vectors = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
     covariance = vectors @ np.diag(np.square(0.1 * np.array([0.2175, 0.0188, 0.0045]))) @ vectors.T
     assert np.allclose(np.cov(shift.T), covariance, rtol=0.05, atol=1e-8)
@@ -169,7 +171,9 @@ def test_colour_shifts_lie_along_imagenets_components() -> None:
 def test_one_augmentation_leaves_the_draws_of_another() -> None:
     sizes = np.full((50, 2), 32.0)
     pad = PadCrop(kind="pad")
-    one, other = (augment.plan(Augment(crop=pad, flip=f, color=f), random_draws(50), sizes) for f in (False, True))
+    one, other = (
+        augment.plan(AugmentConfig(crop=pad, flip=f, color=f), random_draws(50), sizes) for f in (False, True)
+    )
     assert np.array_equal(one.boxes, other.boxes)
     assert not one.flip.any()
     assert not one.shift.any()

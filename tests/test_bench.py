@@ -12,18 +12,18 @@ import torch
 from test_engine import random_batch
 from torch import Tensor
 
-from resnet_train import bench
-from resnet_train.bench import Measured
+from resnet_train.commands import bench
+from resnet_train.commands.bench import Measured
 from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
 from resnet_train.config.schema import Run
-from resnet_train.data import sources
+from resnet_train.data import datasets
 from resnet_train.data.loader import StepData
-from resnet_train.engine.dist import World
-from resnet_train.engine.graph import Graph
-from resnet_train.engine.step import TrainState, train_step
-from resnet_train.observe import complexity, roofline
-from resnet_train.observe.roofline import Limits
+from resnet_train.models import complexity, roofline
+from resnet_train.models.roofline import Limits
+from resnet_train.runtime.distributed import World
+from resnet_train.training.cuda_graph import Graph
+from resnet_train.training.step import TrainState, train_step
 
 NOTHING = "- nothing that we know of would change that"
 FOUND = Measured("net", "NVIDIA", 1, 64, "bf16", 900.0, 1000.0, {32: 1000.0}, 880.0, 2000.0, 256, 8)
@@ -68,7 +68,7 @@ def test_each_size_of_progressive_resizing_is_timed(
 def test_workers_that_take_time_from_the_step_are_told(tiny_run: Callable[..., Run], images: Path) -> None:
     section = {"kind": "imagefolder", "path": str(images), "workers": 2}
     run = tiny_run(data=section, augment={"crop": {"kind": "random-resized", "size": 8}})
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     said = bench.advice(replace(FOUND, loader=5000.0), run, source)
     assert (said[0], "fewer data.workers" in said[-1]) == ("the step binds:", True)
     said = bench.advice(replace(FOUND, device="CPU", together=700.0), run, source)
@@ -95,7 +95,7 @@ def test_whatever_ends_the_search_for_the_largest_batch_ends_nothing_else(
 
     monkeypatch.setattr(bench, "train_step", step)
     run = tiny_run()
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     assert bench._largest(run, source, random_batch(16), torch.device("cpu")) == 64
     said = "note: 128 images at once ended with: cuDNN error: CUDNN_STATUS_ALLOC_FAILED\n"
     assert capsys.readouterr().err == (said if error is RuntimeError else "")
@@ -108,18 +108,18 @@ def test_advice_to_pack_is_not_what_is_done_already(tiny_run: Callable[..., Run]
     for kind, path in (("imagefolder", images), ("shards", "packed"), ("shards", "raw")):
         section = {"kind": kind, "path": str(path), "workers": 7}
         run = tiny_run(data=section, augment={"crop": {"kind": "random-resized", "size": 8}})
-        told[str(path)] = bench.advice(FOUND, run, sources.open_data(run.data)[0])
+        told[str(path)] = bench.advice(FOUND, run, datasets.open_data(run.data)[0])
     folders, packed, raw = told.values()
     assert raw == ["the loader binds:", NOTHING]
     assert packed == [raw[0], "- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed"]
     assert len(folders) == 3
-    [more] = set(bench.advice(replace(FOUND, cores=9), run, sources.open_data(run.data)[0])) - set(raw)
+    [more] = set(bench.advice(replace(FOUND, cores=9), run, datasets.open_data(run.data)[0])) - set(raw)
     assert more == "- data.workers=8: there are 9 cores for each rank"
 
 
 def test_advice_follows_what_binds(tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(train={"precision": "bf16", "accumulate": 8})
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     assert bench.advice(FOUND, run, source) == ["the loader binds:", NOTHING]  # held images
     said = bench.advice(replace(FOUND, loader=5000.0), run, source)
     assert said[0] == "the step binds:"

@@ -13,13 +13,13 @@ from conftest import same_weights
 from test_engine import CPU, IDENTITY, random_batch, share
 
 from resnet_train.config.schema import Run
-from resnet_train.data import loader, normalize, sources
-from resnet_train.engine import checkpoint
-from resnet_train.engine.batch_norm import statistics
-from resnet_train.engine.checkpoint import About
-from resnet_train.engine.dist import World
-from resnet_train.engine.step import TrainState, new_state, train_step
+from resnet_train.data import datasets, loader, normalize
 from resnet_train.errors import BadInput
+from resnet_train.models.batch_norm import statistics
+from resnet_train.runs.checkpoint import CheckpointMeta
+from resnet_train.runtime.distributed import World
+from resnet_train.training import checkpoint
+from resnet_train.training.step import TrainState, new_state, train_step
 
 TinyRun = Callable[..., Run]
 
@@ -33,7 +33,7 @@ def saved(tiny_run: TinyRun, tmp_path: Path) -> tuple[TrainState, Callable[[], N
 
     def save(*copies: str) -> None:
         train_step(state, share(random_batch(seed=state.step)), IDENTITY, 0.1, run.train)
-        checkpoint.save(state, About(run, ("a", "b", "c", "d"), 40, IDENTITY), folder, copies, CPU)
+        checkpoint.save(state, CheckpointMeta(run, ("a", "b", "c", "d"), 40, IDENTITY), folder, copies, CPU)
 
     return state, save, folder
 
@@ -59,7 +59,7 @@ def test_a_state_is_restored_on_another_number_of_ranks(saved: Any, tiny_run: Ti
     """Sums stay whole, and batch norm goes on from the mean over the ranks, which is what the network is saved with."""
     state, save, folder = saved
     save()
-    of_one = checkpoint.read(folder / "last.pt")
+    of_one = checkpoint.read_checkpoint(folder / "last.pt")
     moved, sums = statistics(state.net, state.ema), state.sums.clone()
     assert (sums[[0, 2]] > 0).all()
     ranks = {"statistics": torch.stack([moved - 1, moved + 1]), "sums": torch.stack([sums / 4, 3 * sums / 4])}
@@ -127,16 +127,16 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         ".": "Is a directory",
     }.items():
         with pytest.raises(BadInput, match=said):
-            checkpoint.read(tmp_path / name)
+            checkpoint.read_checkpoint(tmp_path / name)
 
 
 def test_statistics_travel_with_the_checkpoint(saved: Any, tiny_run: TinyRun, tmp_path: Path) -> None:
     run = tiny_run(data={"normalize": "pixel-mean"})
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     norm = normalize.statistics(run, source)
     state = new_state(run, 4, 3, CPU)
-    checkpoint.save(state, About(run, tuple(source.classes), len(source), norm), tmp_path / "c", [], CPU)
-    found = checkpoint.read(tmp_path / "c" / "last.pt").about.normalization
+    checkpoint.save(state, CheckpointMeta(run, tuple(source.classes), len(source), norm), tmp_path / "c", [], CPU)
+    found = checkpoint.read_checkpoint(tmp_path / "c" / "last.pt").about.normalization
     data = loader.training_data(run, source, 0, 0, 1, torch.device("cpu"))
     batch = next(data.from_step(0, 1)).batches[0]
     assert torch.equal(found(batch), norm(batch))

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from conftest import groups
 
-from resnet_train import compare, run_folder
+from resnet_train.analysis import findings
+from resnet_train.analysis.groups import COLUMNS, families
 from resnet_train.errors import BadInput
-from resnet_train.groups import COLUMNS, families
+from resnet_train.runs import run_folder
 
 Program = Callable[..., tuple[int, str, str]]
 
@@ -54,14 +55,14 @@ def test_figures_are_means_and_deviations_over_seeds(recorded: Callable[..., Pat
 def test_what_depth_did_is_read_off_the_figures(recorded: Callable[..., Path]) -> None:
     recorded("cifar-plain-20", 0, 5.0), recorded("cifar-plain-56", 0, 9.0)
     recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-56", 0, 2.0)
-    assert compare.findings(groups()) == [
+    assert findings.findings(groups()) == [
         "plain: the deeper network's training error is higher: cifar-plain-56 9.00 %, cifar-plain-20 5.00 % (clean)",
         "residual: the deeper network's training error is lower: cifar-resnet-56 2.00 %, cifar-resnet-20 5.00 % (clean)",
         "56 layers: the residual network's training error is lower: cifar-resnet-56 2.00 %, cifar-plain-56 9.00 % (clean)",
     ]
-    assert compare.warnings(groups()) == []
+    assert findings.warnings(groups()) == []
     recorded("cifar-resnet-56", 1, 7.0)  # 4.5 ± 3.5 against 5: no difference
-    assert "residual: the deeper network's training error is not measurably different" in compare.findings(groups())[1]
+    assert "residual: the deeper network's training error is not measurably different" in findings.findings(groups())[1]
 
 
 @pytest.mark.parametrize("few", [0, 1, 5])
@@ -73,7 +74,7 @@ def test_of_a_single_seed_few_images_are_no_difference(few: int, recorded: Calla
         shutil.rmtree("runs", ignore_errors=True)
         for depth, count in ((20, few), (56, wrong)):
             recorded(f"cifar-resnet-{depth}", 0, 100 * count / 1437, eval={"clean_train": 1437})
-        [said] = compare.findings(groups())
+        [said] = findings.findings(groups())
         return said.split("error is ")[1].split(":")[0]
 
     for wrong in range(few, few + 15):
@@ -83,20 +84,20 @@ def test_of_a_single_seed_few_images_are_no_difference(few: int, recorded: Calla
 
 def test_chance_is_that_of_the_images_an_error_is_of(recorded: Callable[..., Path]) -> None:
     recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-56", 0, 10.0)
-    assert "is higher: cifar-resnet-56 10.00 %" in compare.findings(groups())[0]
+    assert "is higher: cifar-resnet-56 10.00 %" in findings.findings(groups())[0]
     replaced("clean_train_error_top1", "another")  # the running one is of 160 images
     assert (
         "is not measurably different: cifar-resnet-56 12.00 %, cifar-resnet-20 7.00 % (running)"
-        in compare.findings(groups())[0]
+        in findings.findings(groups())[0]
     )
     replaced('"step": 10,', '"step": 0,')  # of 320
-    assert "is higher" in compare.findings(groups())[0]
+    assert "is higher" in findings.findings(groups())[0]
     replaced('"train_images": 50000', '"train_images": 160')  # each twice
-    assert "is not measurably different" in compare.findings(groups())[0]
+    assert "is not measurably different" in findings.findings(groups())[0]
     metrics = recorded("cifar-resnet-56", 1, 9.0, status="diverged") / "metrics.jsonl"
     first, *_, last = metrics.read_text().splitlines()
     metrics.write_text(f"{first}\n{last}\n")  # before its first line of training, so of no images
-    assert "is not measurably different" in compare.findings(groups())[0]
+    assert "is not measurably different" in findings.findings(groups())[0]
 
 
 def replaced(old: str, new: str) -> None:
@@ -119,19 +120,19 @@ def test_several_seeds_are_judged_by_students_test(recorded: Callable[..., Path]
                 for seed, error in enumerate(errors):
                     recorded(name, seed, error, eval={"clean_train": 10})
             verdict = "higher" if ttest_ind(one, other).pvalue < 0.05 else "not measurably different"
-            assert f"is {verdict}" in compare.findings(groups())[0], (seeds, apart)
+            assert f"is {verdict}" in findings.findings(groups())[0], (seeds, apart)
 
 
 def test_a_single_seed_among_several_is_judged_by_the_images_too(recorded: Callable[..., Path]) -> None:
     for seed in (0, 1):
         recorded("cifar-resnet-20", seed, 5.0 + seed / 10, eval={"clean_train": 10})
     recorded("cifar-resnet-56", 0, 9.0, eval={"clean_train": 10})
-    assert "is not measurably different" in compare.findings(groups())[0]
+    assert "is not measurably different" in findings.findings(groups())[0]
     for path in Path("runs").rglob("config.yaml"):
         path.write_text(path.read_text().replace("clean_train: 10", "clean_train: 10000"))
-    assert "is higher" in compare.findings(groups())[0]
+    assert "is higher" in findings.findings(groups())[0]
     recorded("cifar-resnet-20", 2, 7.0)  # 5.7 ± 1.1: 9 may be another seed
-    assert "is not measurably different" in compare.findings(groups())[0]
+    assert "is not measurably different" in findings.findings(groups())[0]
 
 
 def test_a_run_is_counted_once(recorded: Callable[..., Path], program: Program) -> None:
@@ -148,7 +149,7 @@ def test_differences_beyond_the_network_are_told(recorded: Callable[..., Path]) 
     recorded("cifar-resnet-20", 0, 5.0, optimizer={"lr": 0.2}, data={"size": 16}, train={"device": "auto"})
     recorded("cifar-resnet-32", 0, 5.0, status=None)
     recorded("cifar-resnet-44", 0, 5.0, status="diverged")
-    said = compare.warnings(groups())
+    said = findings.warnings(groups())
     assert (
         said[0]
         == "not only the network differs: data.size = 8 (cifar-plain-20, cifar-resnet-32, cifar-resnet-44); 16 (cifar-resnet-20)"
@@ -162,7 +163,7 @@ def test_differences_beyond_the_network_are_told(recorded: Callable[..., Path]) 
 
 def test_depths_of_different_experiments_are_not_set_against_each_other(recorded: Callable[..., Path]) -> None:
     recorded("cifar-plain-20", 0, 5.0), recorded("cifar-plain-56", 0, 9.0, name="other")
-    assert compare.findings(groups()) == []
+    assert findings.findings(groups()) == []
 
 
 def test_a_cheaper_network_that_outperforms_a_deeper_one_is_named(recorded: Callable[..., Path]) -> None:
@@ -173,7 +174,7 @@ def test_a_cheaper_network_that_outperforms_a_deeper_one_is_named(recorded: Call
     said = "wide outperforms cifar-resnet-56: validation top-1 7.00 % against 9.00 % in 0.25 of its hours, 8 layers against 56"
 
     def told() -> list[str]:
-        return [line for line in compare.findings(groups()) if "outperforms" in line]
+        return [line for line in findings.findings(groups()) if "outperforms" in line]
 
     assert told() == []  # nobody knows on which machines
     made_on(shallow, "a"), made_on(deep, "b")
@@ -245,16 +246,16 @@ def test_figures_of_different_protocols_never_share_a_column(recorded: Callable[
         (7, None),
         (None, 9),
     ]
-    assert "cifar-resnet-20: 0, 1" in compare.warnings(groups())[0]  # one network under two protocols
+    assert "cifar-resnet-20: 0, 1" in findings.warnings(groups())[0]  # one network under two protocols
 
 
 def test_depth_is_judged_under_one_protocol(recorded: Callable[..., Path]) -> None:
     """The clean training error is what the evaluation sees of training images."""
     recorded("cifar-plain-20", 0, 5.0)
     path = recorded("cifar-plain-56", 0, 9.0) / "metrics.jsonl"
-    assert len(compare.findings(groups())) == 1
+    assert len(findings.findings(groups())) == 1
     path.write_text(path.read_text().replace("whole image", "ten crops"))
-    assert compare.findings(groups()) == []
+    assert findings.findings(groups()) == []
 
 
 def test_experiments_are_not_pooled(recorded: Callable[..., Path]) -> None:
@@ -320,5 +321,5 @@ def test_a_family_differs_in_nothing_but_depth(
         recorded(network, 0, 5.0)
     found = families(groups())
     assert {family.name: [group.depth for group in family.members] for family in found} == expected
-    said = [line for line in compare.findings(groups()) if "the deeper network's" in line]
+    said = [line for line in findings.findings(groups()) if "the deeper network's" in line]
     assert len(said) == sum(len(set(depths)) > 1 for depths in expected.values())

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnet_train.config.data import Augment, ImageFolder
+from resnet_train.config.data import AugmentConfig, ImageFolder
 from resnet_train.config.schema import Run
-from resnet_train.data import augment, draws, loader, mix, normalize, sources
-from resnet_train.data.augment import Look
-from resnet_train.data.order import Stream
-from resnet_train.data.resident import Resident
-from resnet_train.data.views import EvaluationData
+from resnet_train.data import augment, datasets, loader, mixup, normalize, rng
+from resnet_train.data.augment import View
+from resnet_train.data.batch import Batch
+from resnet_train.data.device_cache import DeviceCachedDataset
+from resnet_train.data.eval_loader import EvaluationData
+from resnet_train.data.sampler import Sampler
 from resnet_train.errors import BadInput
 
 CPU = torch.device("cpu")
@@ -35,26 +36,26 @@ def folder_run(tiny_run: Callable[..., Run], path: Path, **data: Any) -> Run:
 
 
 def test_every_sample_is_seen_once_an_epoch() -> None:
-    stream = Stream(seed=1, n=40, batch_size=16)
+    stream = Sampler(seed=1, n=40, batch_size=16)
     seen = [stream.batch(step) for step in range(5)]  # 80 samples: two epochs, the first ending within a batch
     pairs = Counter((e, i) for batch in seen for e, i in zip(*batch, strict=True))
     assert pairs == Counter((e, i) for e in (0, 1) for i in range(40))
-    small = Stream(seed=1, n=3, batch_size=8).batch(0)  # a set smaller than a batch
+    small = Sampler(seed=1, n=3, batch_size=8).batch(0)  # a set smaller than a batch
     assert Counter(small.indices.tolist()) == {int(i): 3 if i in small.indices[6:] else 2 for i in range(3)}
 
 
 @pytest.mark.parametrize(("ranks", "accumulate"), [(1, 4), (2, 2), (4, 1), (2, 4)])
 def test_the_global_batch_does_not_depend_on_ranks_and_accumulation(ranks: int, accumulate: int) -> None:
-    whole = Stream(seed=2, n=50, batch_size=16).batch(7)
-    own = [Stream(2, 50, 16, accumulate, rank, ranks).own(7).indices for rank in range(ranks)]
+    whole = Sampler(seed=2, n=50, batch_size=16).batch(7)
+    own = [Sampler(2, 50, 16, accumulate, rank, ranks).own(7).indices for rank in range(ranks)]
     by_pass = np.stack(own).reshape(ranks, accumulate, -1).swapaxes(0, 1)
     assert np.array_equal(by_pass.ravel(), whole.indices)
-    assert np.array_equal(Stream(2, 50, 16, accumulate, 0, ranks).by_rank(7), own)
+    assert np.array_equal(Sampler(2, 50, 16, accumulate, 0, ranks).by_rank(7), own)
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_run: Callable[..., Run]) -> None:
     run = tiny_run()
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     with pytest.raises(BadInput, match=r"train.batch_size = 16 .* not divisible by 3 ranks .* use 15"):
         loader.training_data(run, source, 0, 0, 3, CPU)
 
@@ -62,18 +63,18 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_run: Callable[..., 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def batches(run: Run, start: int, until: int, **more: Any) -> list[loader.Batch]:
-    source, _ = sources.open_data(run.data)
+def batches(run: Run, start: int, until: int, **more: Any) -> list[Batch]:
+    source, _ = datasets.open_data(run.data)
     data = loader.training_data(run, source, run.seed, 0, 1, CPU)
     return [copied(batch) for share in data.from_step(start, until, **more) for batch in share.batches]
 
 
-def copied(batch: loader.Batch) -> loader.Batch:
+def copied(batch: Batch) -> Batch:
     """A batch is good until the next is asked for."""
-    return loader.Batch(batch.images.clone(), batch.labels.clone(), batch.shift.clone(), batch.skipped)
+    return Batch(batch.images.clone(), batch.labels.clone(), batch.shift.clone(), batch.skipped)
 
 
-def same(one: list[loader.Batch], other: list[loader.Batch]) -> bool:
+def same(one: list[Batch], other: list[Batch]) -> bool:
     return len(one) == len(other) and all(
         torch.equal(x, y) for a, b in zip(one, other, strict=True) for x, y in zip(a[:3], b[:3], strict=True)
     )
@@ -87,7 +88,7 @@ def test_any_step_can_be_the_first(tiny_run: Callable[..., Run]) -> None:
 
 def test_augmentation_of_a_sample_differs_from_epoch_to_epoch(tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(augment={"crop": {"kind": "pad", "padding": 4}})
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     data = loader.training_data(run, source, 0, 0, 1, CPU)
     # 40 samples, 16 a step: the same sample in two epochs, cut by the draws of each.
     seen = {
@@ -131,10 +132,12 @@ def test_images_grow_at_their_step(tiny_run: Callable[..., Run], folders: Folder
 
 def test_resident_files_are_trained_on_as_stored_images_are(tiny_run: Callable[..., Run], squares: Path) -> None:
     run = tiny_run(data={"kind": "imagefolder", "path": str(squares), "resident_gb": 1, "workers": 2, "holdout": 4})
-    train, val = sources.open_data(run.data)
-    assert isinstance(train, Resident)
+    train, val = datasets.open_data(run.data)
+    assert isinstance(train, DeviceCachedDataset)
     paths = [Path(train.name(i)) for i in range(len(train))]
-    stored = sources.Stored(np.stack([np.asarray(Image.open(path)) for path in paths]), train.labels, train.classes)
+    stored = datasets.InMemoryDataset(
+        np.stack([np.asarray(Image.open(path)) for path in paths]), train.labels, train.classes
+    )
     for one, other in zip(
         *(loader.training_data(run, source, 0, 0, 1, CPU).from_step(0, 5) for source in (train, stored)), strict=True
     ):
@@ -142,15 +145,15 @@ def test_resident_files_are_trained_on_as_stored_images_are(tiny_run: Callable[.
     assert torch.equal(*(normalize.statistics(run, source).mean for source in (train, stored)))
     assert len(val) == 4
     assert train.subset(np.arange(9)) is train.subset(np.arange(9))  # which is read once
-    [seen] = EvaluationData(val, (Look(),), 9, CPU).batches()
+    [seen] = EvaluationData(val, (View(),), 9, CPU).batches()
     assert np.array_equal(seen.images[3].numpy(), np.asarray(Image.open(squares / "train/class-3/27.png")))
 
 
 def test_images_that_cannot_be_held_are_told(tiny_run: Callable[..., Run], squares: Path) -> None:
     section = {"kind": "imagefolder", "path": str(squares), "workers": 1}
     little = tiny_run(data={**section, "resident_gb": 3e-6})  # of 37 x 192 bytes
-    train, _ = sources.open_data(little.data)
-    assert isinstance(train, Resident)
+    train, _ = datasets.open_data(little.data)
+    assert isinstance(train, DeviceCachedDataset)
     assert train.divided(3)
     with pytest.raises(BadInput, match=r"resident_gb = 3e-06: the 37 training images take .* use more ranks"):
         train.divided(2)
@@ -167,8 +170,8 @@ NEWER = {"policy": {"kind": "rand-augment"}, "erase": 0.5, "mixup": 0.2, "cutmix
 def test_what_is_done_to_a_share_does_not_depend_on_its_rank(tiny_run: Callable[..., Run], folders: Folders) -> None:
     """Policies, boxes and mixtures: of two passes on one rank those of two ranks; of files and of held images."""
     for run in (tiny_run(), folder_run(tiny_run, folders())):
-        run = run.model_copy(update={"augment": Augment.model_validate(run.augment.model_dump() | NEWER)})
-        source, _ = sources.open_data(run.data)
+        run = run.model_copy(update={"augment": AugmentConfig.model_validate(run.augment.model_dump() | NEWER)})
+        source, _ = datasets.open_data(run.data)
         two = run.model_copy(update={"train": run.train.model_copy(update={"accumulate": 2})})
         passes = next(loader.training_data(two, source, 0, 0, 1, CPU).from_step(3, 4)).batches
         shares = [next(loader.training_data(run, source, 0, r, 2, CPU).from_step(3, 4)).batches[0] for r in (0, 1)]
@@ -177,9 +180,9 @@ def test_what_is_done_to_a_share_does_not_depend_on_its_rank(tiny_run: Callable[
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
             assert one.erased is not None
             assert 0 < (one.erased[:, 2] > 0).sum() < 8
-        samples = Stream(0, len(source), 16, repeat=2).batch(3)
-        random = draws.uniform(0, samples.epochs, samples.indices, augment.columns(run.augment))[:, augment.ERASE]
-        boxes = mix.erase_boxes(0.5, random, *passes[0].images.shape[1:3])
+        samples = Sampler(0, len(source), 16, repeat=2).batch(3)
+        random = rng.uniform(0, samples.epochs, samples.indices, augment.columns(run.augment))[:, augment.ERASE]
+        boxes = mixup.erase_boxes(0.5, random, *passes[0].images.shape[1:3])
         assert np.array_equal(np.concatenate([np.asarray(share.erased) for share in shares]), boxes)
         assert passes[0].blend is not None
         assert not torch.equal(passes[0].blend, passes[1].blend)
@@ -189,7 +192,7 @@ def test_what_is_done_to_a_share_does_not_depend_on_its_rank(tiny_run: Callable[
 
 def test_one_image_has_nothing_to_mix_with(tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(augment={"mixup": 0.2})
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     with pytest.raises(BadInput, match="more than one image at a time"):
         loader.training_data(run, source, 0, 0, 16, CPU)
 
@@ -230,9 +233,9 @@ def test_a_run_goes_on_without_a_bad_training_image(
 
 
 def test_evaluation_counts_every_sample_once_at_any_number_of_ranks(folders: Folders) -> None:
-    _, val = sources.open_data(ImageFolder(kind="imagefolder", path=str(folders(val=5))))
+    _, val = datasets.open_data(ImageFolder(kind="imagefolder", path=str(folders(val=5))))
     for ranks in (1, 3):
-        parts = [EvaluationData(val, (Look(20, 16),), 4, CPU, 0, rank, ranks) for rank in range(ranks)]
+        parts = [EvaluationData(val, (View(20, 16),), 4, CPU, 0, rank, ranks) for rank in range(ranks)]
         labels = torch.cat([batch.labels for part in parts for batch in part.batches()])
         assert labels.sort().values.tolist() == [0] * 5 + [1] * 5
 
@@ -243,13 +246,13 @@ def test_evaluation_counts_every_sample_once_at_any_number_of_ranks(folders: Fol
 @pytest.mark.parametrize("kind", ["pixel-mean", "channel-mean", "channel-mean-std"])
 def test_statistics_are_those_of_float64(kind: str, tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(data={"normalize": kind})
-    source, _ = sources.open_data(run.data)
-    assert isinstance(source, sources.Generated)
+    source, _ = datasets.open_data(run.data)
+    assert isinstance(source, datasets.SyntheticDataset)
     pixels = source.read(np.arange(40)).astype(np.float64)
     norm = normalize.statistics(run, source)
     mean = pixels.mean(0) if kind == "pixel-mean" else pixels.mean((0, 1, 2))
     std = pixels.std((0, 1, 2)) if kind == "channel-mean-std" else 255.0
-    batch = loader.Batch(torch.from_numpy(source.read(np.arange(3))), torch.zeros(3), torch.full((3, 3), 0.1))
+    batch = Batch(torch.from_numpy(source.read(np.arange(3))), torch.zeros(3), torch.full((3, 3), 0.1))
     found = norm(batch).permute(0, 2, 3, 1).double().numpy()
     assert np.allclose(found, (pixels[:3] + 25.5 - mean) / std, atol=1e-5)
     assert norm(batch).is_contiguous(memory_format=torch.channels_last)
@@ -257,9 +260,9 @@ def test_statistics_are_those_of_float64(kind: str, tiny_run: Callable[..., Run]
 
 def test_a_mean_image_serves_other_sizes_by_its_channels(tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(data={"normalize": "pixel-mean"})
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     norm = normalize.statistics(run, source)
-    batch = loader.Batch(torch.zeros(1, 5, 5, 3, dtype=torch.uint8), torch.zeros(1), torch.zeros(1, 3))
+    batch = Batch(torch.zeros(1, 5, 5, 3, dtype=torch.uint8), torch.zeros(1), torch.zeros(1, 3))
     assert torch.allclose(norm(batch)[0, :, 0, 0], -norm.mean.mean((0, 1)) / 255)
 
 
@@ -268,7 +271,7 @@ def test_statistics_of_a_folder_are_of_what_torchvision_sees(
     kind: str, tiny_run: Callable[..., Run], whole_photos: Path
 ) -> None:
     run = folder_run(tiny_run, whole_photos, normalize=kind)
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     see = v2.Compose([v2.Resize(18), v2.CenterCrop(16)])  # 18 is to 16 as 256 is to 224
     pixels = np.stack([see(source.read(i)) for i in range(len(source))]).astype(np.float64)
     norm = normalize.statistics(run, source)

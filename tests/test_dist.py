@@ -12,10 +12,12 @@ import pytest
 import torch
 from conftest import figures, same_weights, spawn
 
-from resnet_train.engine import batch_norm, checkpoint, dist
-from resnet_train.engine.dist import World
-from resnet_train.engine.step import autocast
-from resnet_train.observe.metrics import JsonLines
+from resnet_train.models import batch_norm
+from resnet_train.runtime import distributed
+from resnet_train.runtime.distributed import World
+from resnet_train.runtime.precision import autocast
+from resnet_train.training import checkpoint
+from resnet_train.training.log import JsonLines
 
 Config = Callable[..., Path]
 FOLDER = Path("cifar-resnet-8/seed-0")
@@ -29,7 +31,7 @@ def trained(path: Path, output: str, ranks: int, *overrides: str) -> Path:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = checkpoint.read(folder / "checkpoints/last.pt").payload["net"]
+    found: dict[str, torch.Tensor] = checkpoint.read_checkpoint(folder / "checkpoints/last.pt").payload["net"]
     return found
 
 
@@ -132,7 +134,7 @@ def test_stopped_by_a_signal_to_one_rank_all_save_and_resume(config: Config) -> 
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert err.count("saved; run again to continue") == 1
-    assert 8 < checkpoint.read(parts / "checkpoints/last.pt").step < 60
+    assert 8 < checkpoint.read_checkpoint(parts / "checkpoints/last.pt").step < 60
     trained(path, "parts", 2)
     assert figures(parts) == figures(whole)
     assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")
@@ -197,7 +199,7 @@ def test_a_node_has_fewer_ranks_than_all(monkeypatch: pytest.MonkeyPatch) -> Non
         raise SystemExit(code)
 
     monkeypatch.setattr(os, "_exit", left)  # with the group, whose threads could end the process otherwise
-    with pytest.raises(SystemExit, match="0"), dist.start("cpu") as world:
+    with pytest.raises(SystemExit, match="0"), distributed.start("cpu") as world:
         pass
     assert (world.rank, world.size, world.local_size) == (3, 16, 8)
 

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from resnet_train.config.schema import Run
-from resnet_train.data.loader import Batch, StepData, Stream
+from resnet_train.data.batch import Batch
+from resnet_train.data.loader import StepData, Stream
 from resnet_train.data.normalize import Normalization
-from resnet_train.engine.dist import World
-from resnet_train.engine.plan import plan_of
-from resnet_train.engine.step import TrainState, new_state, set_precision, train_step
 from resnet_train.errors import BadInput
 from resnet_train.models.network import Network, initialise
+from resnet_train.runtime.distributed import World
+from resnet_train.runtime.precision import set_precision
+from resnet_train.training.schedule import plan_of
+from resnet_train.training.step import TrainState, new_state, train_step
 
 CPU = World(torch.device("cpu"))
 IDENTITY = Normalization(torch.zeros(1, 1, 3), torch.full((3,), 255.0))

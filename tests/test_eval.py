@@ -15,14 +15,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnet_train import evaluate, mistakes
-from resnet_train.config.schema import Eval, View
-from resnet_train.data import augment, sources
-from resnet_train.data.views import EvaluationData
-from resnet_train.engine import trained
-from resnet_train.engine.dist import World
-from resnet_train.evaluate import Member
-from resnet_train.results import Logits
+from resnet_train.commands.eval import Logits
+from resnet_train.config.schema import EvalConfig, ViewConfig
+from resnet_train.data import augment, datasets
+from resnet_train.data.eval_loader import EvaluationData
+from resnet_train.evaluation import confusion, evaluator, pretrained
+from resnet_train.evaluation.evaluator import EnsembleMember
+from resnet_train.runtime.distributed import World
 
 Program = Callable[..., tuple[int, str, str]]
 Config = Callable[..., Path]
@@ -69,7 +68,7 @@ def figures(program: Program, *arguments: object) -> list[dict[str, Any]]:
 def test_ten_crops_are_torchvisions(size: tuple[int, int]) -> None:
     random = np.random.default_rng(1)
     image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    ours = augment.seen(image, augment.looks(View(resize=64, crop=48), Eval(protocol="ten-crop")))
+    ours = augment.apply_views(image, augment.views(ViewConfig(resize=64, crop=48), EvalConfig(protocol="ten-crop")))
     theirs = v2.TenCrop(48)(v2.Resize(64)(image))
     assert len(ours) == 10
     for one in theirs:
@@ -77,8 +76,8 @@ def test_ten_crops_are_torchvisions(size: tuple[int, int]) -> None:
 
 
 def test_scales_are_whole_images_of_that_shorter_side() -> None:
-    looks = augment.looks(View(), Eval(protocol="multi-scale", short_sides=(32, 48), flip=True))
-    seen = augment.seen(Image.new("RGB", (90, 60)), looks)
+    looks = augment.views(ViewConfig(), EvalConfig(protocol="multi-scale", short_sides=(32, 48), flip=True))
+    seen = augment.apply_views(Image.new("RGB", (90, 60)), looks)
     assert [image.shape for image in seen] == [(32, 48, 3), (48, 72, 3)] * 2
     assert looks[2:] == tuple(look._replace(flip=True) for look in looks[:2])
 
@@ -89,15 +88,15 @@ def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: st
     """Against a loop over images, networks and views, one at a time, in float64."""
     sides = ["eval.short_sides=[32, 40, 56]"] if protocol == "multi-scale" else []
     overrides = [f"eval.protocol={protocol}", f"eval.average={average}", *sides, "eval.batch_size=4"]
-    loaded = [trained.load(path, overrides=overrides) for path in runs]
+    loaded = [pretrained.load(path, overrides=overrides) for path in runs]
     run = loaded[0].run
-    val = sources.open_validation(run.data)
-    members = [Member(one.net, one.normalization, "fp32") for one in loaded]
-    found = evaluate.outcomes(members, evaluate.data_of(run, val, CPU), average, CPU)
-    looks = augment.looks(run.view, run.eval)
+    val = datasets.open_validation(run.data)
+    members = [EnsembleMember(one.net, one.normalization, "fp32") for one in loaded]
+    found = evaluator.evaluate(members, evaluator.data_of(run, val, CPU), average, CPU)
+    looks = augment.views(run.view, run.eval)
     for i in range(len(val)):
         scores = []
-        for image in augment.seen(val.read(i), looks):
+        for image in augment.apply_views(val.read(i), looks):
             for one in loaded:
                 batch = EvaluationData(val.subset(np.array([i])), looks[:1], 1, CPU.device)
                 [known] = list(batch.batches())
@@ -175,10 +174,10 @@ def test_several_ranks_find_what_one_finds_to_the_last_digit(runs: list[str], pr
 
 def test_batch_norm_is_recomputed_over_training_images(runs: list[str], program: Program) -> None:
     """Of one batch of all training images they are that batch's, with the unbiased variance that torch keeps."""
-    one = trained.load(runs[0], overrides=["eval.recompute_bn=12", "eval.batch_size=12"])
-    train_set, _ = sources.open_data(one.run.data)
-    net = evaluate.recomputed_bn(one.net, one.run, train_set, one.normalization, CPU)
-    looks = augment.looks(one.run.view, one.run.eval)
+    one = pretrained.load(runs[0], overrides=["eval.recompute_bn=12", "eval.batch_size=12"])
+    train_set, _ = datasets.open_data(one.run.data)
+    net = evaluator.recomputed_bn(one.net, one.run, train_set, one.normalization, CPU)
+    looks = augment.views(one.run.view, one.run.eval)
     [batch] = EvaluationData(train_set, looks, 12, CPU.device).batches()
     with torch.no_grad():
         out = net.conv1(one.normalization(batch))
@@ -265,10 +264,10 @@ def test_stored_images_have_their_mirror_image(config: Config, program: Program)
 def test_classes_are_counted_as_a_confusion_matrix(tmp_path: Path) -> None:
     label, predicted = torch.tensor([0, 0, 0, 1, 1, 3]), torch.tensor([0, 1, 1, 1, 1, 0])
     rest = torch.zeros(6)
-    found = evaluate.Outcomes(label, predicted, rest, rest, rest)
-    rows = mistakes.by_class(found, ["a", "b", "c", "d"])
+    found = evaluator.SampleResults(label, predicted, rest, rest, rest)
+    rows = confusion.by_class(found, ["a", "b", "c", "d"])
     assert rows == [("d", 1, 100.0, "a", 1), ("a", 3, pytest.approx(200 / 3), "b", 2), ("b", 2, 0.0, "", 0)]
-    assert mistakes.worst(found, ["a", "b", "c", "d"]).startswith(
+    assert confusion.worst(found, ["a", "b", "c", "d"]).startswith(
         "worst classes: d 100.0 % (most often taken for a); a 66.7 %"
     )
 

@@ -9,7 +9,7 @@ from conftest import groups
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from resnet_train import figures
+from resnet_train.analysis import figures
 
 
 @pytest.fixture

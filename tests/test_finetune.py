@@ -24,9 +24,9 @@ SOON = LAST.replace("tiny", "new").format("cifar-resnet-8")
 def test_fine_tuning_starts_from_the_weights_and_a_new_head(
     config: Config, program: Program, tiny_run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from resnet_train.engine.dist import World
-    from resnet_train.engine.step import new_state
-    from resnet_train.engine.transfer import start_from
+    from resnet_train.runtime.distributed import World
+    from resnet_train.training.finetune import start_from
+    from resnet_train.training.step import new_state
 
     assert program("run", config(train={"steps": 2, "ema": 0.5}))[0] == 0
     path = LAST.format("cifar-resnet-8")
@@ -44,7 +44,7 @@ def test_fine_tuning_starts_from_the_weights_and_a_new_head(
 def test_a_fine_tuning_is_resumed_without_the_file_that_it_began_from(
     checkpoint: str, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resnet_train import train as hall
+    from resnet_train.training import loop as hall
 
     train = {"from": checkpoint, "steps": 6}
     assert program("run", config(**NEW, train=train))[0] == 0

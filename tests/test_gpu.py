@@ -14,12 +14,13 @@ from test_engine import IDENTITY, random_batch, share
 from torch.utils._pytree import tree_leaves
 
 from resnet_train.config.schema import Run
-from resnet_train.data import loader, sources
-from resnet_train.engine import checkpoint
-from resnet_train.engine.checkpoint import About
-from resnet_train.engine.dist import World
-from resnet_train.engine.graph import Graph, eagerly
-from resnet_train.engine.step import TrainState, new_state, set_precision, train_step
+from resnet_train.data import datasets, loader
+from resnet_train.runs.checkpoint import CheckpointMeta
+from resnet_train.runtime.distributed import World
+from resnet_train.runtime.precision import set_precision
+from resnet_train.training import checkpoint
+from resnet_train.training.cuda_graph import Graph, eagerly
+from resnet_train.training.step import TrainState, new_state, train_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -159,9 +160,9 @@ def test_a_graph_resumes_where_it_was_saved(tiny_run: Callable[..., Run], tmp_pa
     run = tiny_run(networks=[NETWORK], train={"device": "cuda", "cuda_graph": True, "precision": "fp16", **EVERYTHING})
     eager, graph = pair(run)
     take((eager, graph), run, range(10))
-    checkpoint.save(graph, About(run, ("a", "b", "c", "d"), 40, IDENTITY), tmp_path, [], GPU)
+    checkpoint.save(graph, CheckpointMeta(run, ("a", "b", "c", "d"), 40, IDENTITY), tmp_path, [], GPU)
     _, graph = pair(run)
-    checkpoint.restore(graph, checkpoint.read(tmp_path / "last.pt"), GPU)
+    checkpoint.restore(graph, checkpoint.read_checkpoint(tmp_path / "last.pt"), GPU)
     take((eager,), run, range(10, STEPS))
     take((graph,), run, range(10, STEPS))
     assert_close(eager, graph, "fp16")
@@ -206,7 +207,7 @@ def test_a_loader_ends_while_a_step_goes_on(images: Path, tiny_run: Callable[...
     section = {"kind": "imagefolder", "path": str(images), "workers": 1}
     crop = {"kind": "random-resized", "size": 8}
     run = tiny_run(data=section, augment={"crop": crop}, train={"batch_size": 4, "device": "cuda"})
-    source, _ = sources.open_data(run.data)
+    source, _ = datasets.open_data(run.data)
     shares = loader.training_data(run, source, 0, 0, 1, GPU.device).from_step(0, 4)
     next(shares)
     torch.cuda._sleep(5 * 10**9)  # cycles, so some seconds

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from resnet_train.config.schema import Run
-from resnet_train.engine import checkpoint
-from resnet_train.engine.checkpoint import About
-from resnet_train.engine.graph import Graph, Measured
-from resnet_train.engine.step import TrainState, new_state, train_step
+from resnet_train.runs.checkpoint import CheckpointMeta
+from resnet_train.training import checkpoint
+from resnet_train.training.cuda_graph import Graph, Measured
+from resnet_train.training.step import TrainState, new_state, train_step
 
 TinyRun = Callable[..., Run]
 EVERYTHING = {"clip": 0.5, "ema": 0.9, "label_smoothing": 0.1}
@@ -101,10 +101,10 @@ def test_a_graph_resumes_where_it_was_saved(tiny_run: TinyRun, tmp_path: Any) ->
     eager, graph = states(run)
     for step in range(12):
         if step == 6:
-            checkpoint.save(graph, About(run, ("a", "b", "c", "d"), 40, IDENTITY), tmp_path, [], CPU)
+            checkpoint.save(graph, CheckpointMeta(run, ("a", "b", "c", "d"), 40, IDENTITY), tmp_path, [], CPU)
             _, graph = states(run)
             rate = graph.optimizer.param_groups[0]["lr"]
-            checkpoint.restore(graph, checkpoint.read(tmp_path / "last.pt"), CPU)
+            checkpoint.restore(graph, checkpoint.read_checkpoint(tmp_path / "last.pt"), CPU)
             # Not the file's, which is on the CPU: a graph of CUDA's would repeat the rate of its recording.
             assert all(group["lr"] is rate for group in graph.optimizer.param_groups)
         for state in (eager, graph):

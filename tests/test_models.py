@@ -15,9 +15,9 @@ import torchvision
 from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET, NetConfig
 from resnet_train.errors import BadInput
+from resnet_train.models import complexity
 from resnet_train.models.blocks import ZeroPad
 from resnet_train.models.network import build, initialise
-from resnet_train.observe import complexity
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "complexity.json").read_text())
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from resnet_train import cli
 from resnet_train.config.data import ImageFolder
-from resnet_train.packing import write
-from resnet_train.packing.source import open_source
-from resnet_train.packing.store import Options
+from resnet_train.packing import shard_writer
+from resnet_train.packing.encode import Options
+from resnet_train.packing.formats import open_source
 
 Program = Callable[..., tuple[int, str, str]]
 Form = tuple[Path, list[str], tuple[str, ...]]
@@ -150,8 +150,8 @@ def test_cifar_becomes_png_of_the_same_pixels(real_images: Path, tmp_path: Path)
     for part, file, first, rows in (("train", "data_batch_5", 40_000, [0, 17, 9_999]), ("val", "test_batch", 0, [4])):
         theirs = pickle.loads((folder / file).read_bytes(), encoding="bytes")
         listing = source.parts[part].part(np.array(rows) + first)
-        job = write.Job(tmp_path / "0.tar", tmp_path / "0.json", listing, 0, Options(), False)
-        record = write.pack(job, lambda number: None)
+        job = shard_writer.Job(tmp_path / "0.tar", tmp_path / "0.json", listing, 0, Options(), False)
+        record = shard_writer.pack(job, lambda number: None)
         for entry, row in zip(record["entries"], rows, strict=True):
             data = (tmp_path / "0.tar").read_bytes()[entry[1] : entry[1] + entry[3]]
             pixels = np.asarray(Image.open(io.BytesIO(data))).transpose(2, 0, 1)

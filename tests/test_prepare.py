@@ -16,11 +16,12 @@ from PIL import Image
 
 from resnet_train.config.data import ImageFolder
 from resnet_train.errors import BadInput
-from resnet_train.packing import pool, write
-from resnet_train.packing.listing import InFolder
-from resnet_train.packing.source import open_source
-from resnet_train.packing.store import Options
-from resnet_train.whole import partial_of
+from resnet_train.packing import shard_writer
+from resnet_train.packing.encode import Options
+from resnet_train.packing.formats import open_source
+from resnet_train.packing.manifest import InFolder
+from resnet_train.runtime import process_pool
+from resnet_train.runtime.atomic import temporary_path
 
 Program = Callable[..., tuple[int, str, str]]
 
@@ -59,10 +60,10 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_shard(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     listing = open_source(photos).parts["train"]
-    job = write.Job(tmp_path / "000000.tar", tmp_path / "record.json", listing, 0, Options(), False)
+    job = shard_writer.Job(tmp_path / "000000.tar", tmp_path / "record.json", listing, 0, Options(), False)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BadInput, match=r"cannot write .*000000.tar: No space left on device; finished shards are kept"):
-        write.pack(job, lambda number: None)
+        shard_writer.pack(job, lambda number: None)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
@@ -73,7 +74,7 @@ def test_a_full_disk_under_a_worker_is_told_by_the_program(photos: Path, program
     bad.write_bytes(b"")
     refusal(program, photos, "packed", "--shard-images", 9, "--workers", 1)  # so that no other shard is begun
     bad.write_bytes(good)
-    partial_of(Path("packed/train/000001.tar")).symlink_to("/dev/full")
+    temporary_path(Path("packed/train/000001.tar")).symlink_to("/dev/full")
     said = refusal(program, photos, "packed", "--shard-images", 9)
     assert "cannot write packed/train/000001.tar: No space left on device; finished shards are kept" in said
     assert not list(Path("packed").rglob("*.tmp"))
@@ -86,14 +87,14 @@ def test_a_killed_worker_is_noticed(photos: Path, tmp_path: Path) -> None:
     good = b"photos/train/n01/n01_0.JPEG"
     paths = np.array([*[good] * 40, b"pipe"])
     listing = InFolder(np.array([f"c/{i}.jpg".encode() for i in range(41)]), np.zeros(41, np.int64), tmp_path, paths)
-    job = write.Job(tmp_path / "0.tar", tmp_path / "0.json", listing, 0, Options(), False)
+    job = shard_writer.Job(tmp_path / "0.tar", tmp_path / "0.json", listing, 0, Options(), False)
 
     def kill(number: int) -> None:
         [worker] = multiprocessing.active_children()
         os.kill(int(worker.pid or 0), signal.SIGKILL)
 
     with pytest.raises(BadInput, match=r"a worker process ended with -9 \(-9: killed, .*; it stays"):
-        list(pool.each(write.pack, [job], 2, kill, "it stays"))
+        list(process_pool.each(shard_writer.pack, [job], 2, kill, "it stays"))
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -12,15 +12,17 @@ import torch.nn.functional as F
 from conftest import figures, same_weights
 from matplotlib.figure import Figure
 
-from resnet_train import probe, run_folder
+from resnet_train.commands import probe
 from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
 from resnet_train.config.schema import Run
-from resnet_train.data import loader, normalize, sources
-from resnet_train.engine.dist import World
-from resnet_train.engine.step import new_state, train_step
+from resnet_train.data import datasets, loader, normalize
 from resnet_train.models.network import Network, build, initialise
-from resnet_train.observe import probe_figures, probes
+from resnet_train.probes import figures as probe_figures
+from resnet_train.probes import measure
+from resnet_train.runs import run_folder
+from resnet_train.runtime.distributed import World
+from resnet_train.training.step import new_state, train_step
 
 Program = Callable[..., tuple[int, str, str]]
 Config = Callable[..., Path]
@@ -45,7 +47,7 @@ def network(name: str, **changes: Any) -> Network:
 )
 def test_gradients_are_autograds(name: str, order: str) -> None:
     net = network(name, order=order, **({"dropout": 0.5} if name == "cifar-resnet-20" else {}))
-    found = probes.gradients(net, IMAGES, LABELS)
+    found = measure.gradients(net, IMAGES, LABELS)
     plain = copy.deepcopy(net).train()
     for module in plain.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -69,19 +71,19 @@ def test_gradients_are_autograds(name: str, order: str) -> None:
 @pytest.mark.parametrize("order", ["pre-activation", "relu-only-pre-activation", "relu-before-addition"])
 def test_the_two_parts_of_a_gradient_add_up(order: str) -> None:
     """He et al. 2016, equation 5; each part is caught at a place of its own."""
-    _, _, splits = probes.gradient_tensors(network("cifar-resnet-32", order=order), IMAGES, LABELS)
+    _, _, splits = measure.gradient_tensors(network("cifar-resnet-32", order=order), IMAGES, LABELS)
     assert list(splits) == [f"layer{s}.{i}" for s in (1, 2, 3) for i in range(5) if (s, i) not in ((2, 0), (3, 0))]
     for split in splits.values():
         torch.testing.assert_close(split.carried + split.through, split.whole, rtol=1e-10, atol=1e-14)
         assert split.through.norm() > 0
     assert torch.equal(splits["layer1.0"].carried, splits["layer1.4"].carried)
-    assert "carried" not in probes.gradients(network("cifar-resnet-20"), IMAGES, LABELS)  # a ReLU follows the addition
+    assert "carried" not in measure.gradients(network("cifar-resnet-20"), IMAGES, LABELS)  # a ReLU follows the addition
 
 
 def test_responses_are_those_of_figure_7() -> None:
     net = network("cifar-resnet-20").train()
     torch.nn.init.constant_(net.layer1[0].bn2.weight, 0.25)
-    found = probes.responses(net, IMAGES)["layers"]
+    found = measure.responses(net, IMAGES)["layers"]
     assert list(found)[:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
     assert len(found) == 19
     assert found["layer1.0.conv1"] == pytest.approx(1, abs=1e-2)  # batch norm makes it so
@@ -90,7 +92,7 @@ def test_responses_are_those_of_figure_7() -> None:
     caught: list[float] = []
     pre.layer3[2].conv2.register_forward_hook(lambda _, __, out: caught.append(out.std().item()))
     pre.train()(IMAGES)
-    assert probes.responses(pre, IMAGES)["layers"]["layer3.2.conv2"] == pytest.approx(caught[0], rel=1e-5)
+    assert measure.responses(pre, IMAGES)["layers"]["layer3.2.conv2"] == pytest.approx(caught[0], rel=1e-5)
     for name in ("vgg-16", "vgg-16-bn"):
         vgg = build(ANY_NET.validate_python(zoo.network(name)), 3)
         initialise(vgg, seed=1)
@@ -99,11 +101,11 @@ def test_responses_are_those_of_figure_7() -> None:
             lambda _, __, out: caught.append(out.std().item())
         )
         images = torch.randn(4, 3, 32, 32)
-        found = probes.responses(vgg, images)["layers"]
+        found = measure.responses(vgg, images)["layers"]
         vgg.train()(images)
         assert (len(found), found["features.0"]) == (13, pytest.approx(caught[-1], rel=1e-5))
     bottleneck = network("cifar-preact-29-bottleneck")
-    assert list(probes.responses(bottleneck, IMAGES)["layers"])[:2] == ["conv1", "layer1.0.conv2"]
+    assert list(measure.responses(bottleneck, IMAGES)["layers"])[:2] == ["conv1", "layer1.0.conv2"]
 
 
 def measured(figures: dict[str, float | None]) -> list[str]:
@@ -121,7 +123,7 @@ def test_lesions_are_what_they_say(kind: str) -> None:
     silent = net.layer1[1]
     if kind == "resnet":
         torch.nn.init.zeros_(silent.bn2.weight)
-    found = probes.lesion(net, outputs)
+    found = measure.lesion(net, outputs)
     whole = found["whole"]["whole"]
     shape_keeping = [f"layer{s}.{i}" for s in (1, 2, 3) for i in range(3) if s == 1 or i]
     everything = [f"layer{s}.{i}" for s in (1, 2, 3) for i in range(3)]
@@ -142,9 +144,9 @@ def test_a_probe_leaves_no_trace() -> None:
     F.cross_entropy(net(IMAGES), LABELS).backward()
     before, gradients = copy.deepcopy(net), [parameter.grad.clone() for parameter in net.parameters()]
     random = torch.get_rng_state()
-    probes.gradients(net, IMAGES, LABELS)
-    probes.responses(net, IMAGES)
-    probes.lesion(net, lambda harmed: harmed(IMAGES).sum().item())
+    measure.gradients(net, IMAGES, LABELS)
+    measure.responses(net, IMAGES)
+    measure.lesion(net, lambda harmed: harmed(IMAGES).sum().item())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(module.training for module in net.modules())
     for (name, a), b in zip(net.state_dict().items(), before.state_dict().values(), strict=True):
@@ -159,7 +161,7 @@ def test_a_probe_in_the_middle_of_training_leaves_no_trace(tiny_run: Callable[..
         networks=[{"base": "cifar-preact-8", "widths": [4, 8, 8], "dropout": 0.2}], train={"ema": 0.9, "batch_size": 8}
     )
     world = World(torch.device("cpu"))
-    train_set, val_set = sources.open_data(run.data)
+    train_set, val_set = datasets.open_data(run.data)
     data, normalization = (
         loader.training_data(run, train_set, 0, 0, 1, world.device),
         normalize.statistics(run, train_set),
@@ -243,7 +245,7 @@ def test_heat_maps_of_several_runs_are_a_grid(tiny_run: Callable[..., Any], monk
     kept: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
     records = [{"kind": "gradients", "step": step, "units": {"0": 1.0, "1": 2.0}} for step in (0, 5)]
-    runs = [run_folder.Recorded(Path("x"), tiny_run(seeds=[seed]), records) for seed in range(3)]
+    runs = [run_folder.RunRecord(Path("x"), tiny_run(seeds=[seed]), records) for seed in range(3)]
     assert probe_figures.heat_maps(runs, Path("map.png"), None)
     places = [(round(ax.get_position().x0, 2), round(ax.get_position().y0, 2)) for ax in kept[0].axes[:4]]
     assert len({x for x, _ in places}) == len({y for _, y in places}) == 2

@@ -12,13 +12,13 @@ from test_augment import photograph
 from torch import nn
 
 from resnet_train.config import load
-from resnet_train.config.data import Augment, RandAugment, TrivialAugment
-from resnet_train.config.schema import Optimizer
-from resnet_train.data import draws, mix, policy
-from resnet_train.data.order import Stream
-from resnet_train.engine.lars import Lars
-from resnet_train.engine.optim import optimizer_of
-from resnet_train.engine.plan import plan_of
+from resnet_train.config.data import AugmentConfig, RandAugment, TrivialAugment
+from resnet_train.config.schema import OptimizerConfig
+from resnet_train.data import auto_augment, mixup, rng
+from resnet_train.data.sampler import Sampler
+from resnet_train.training.lars import Lars
+from resnet_train.training.optim import optimizer_of
+from resnet_train.training.schedule import plan_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WIDE, RAND = TrivialAugment(kind="trivial-augment"), RandAugment(kind="rand-augment", operations=2, magnitude=17)
@@ -28,15 +28,15 @@ THEIRS = {
 }
 
 
-def table(n: int, columns: int) -> draws.Floats:
-    return draws.uniform(0, np.zeros(n, np.int64), np.arange(n), columns)
+def table(n: int, columns: int) -> rng.Floats:
+    return rng.uniform(0, np.zeros(n, np.int64), np.arange(n), columns)
 
 
 @pytest.mark.parametrize("cfg", [WIDE, RAND], ids=lambda cfg: cfg.kind)
 def test_operations_and_magnitudes_are_torchvisions_and_evenly_drawn(cfg: TrivialAugment | RandAugment) -> None:
     n, space = 40_000, THEIRS[cfg]._AUGMENTATION_SPACE
-    assert list(space) == list(policy.OPERATIONS)
-    edits = policy.plan(cfg, table(n, policy.draws_of(cfg)), 90)
+    assert list(space) == list(auto_augment.OPERATIONS)
+    edits = auto_augment.plan(cfg, table(n, auto_augment.draws_of(cfg)), 90)
     operations, magnitudes = edits.operations.ravel(), edits.magnitudes.ravel()
     counts = np.bincount(operations, minlength=14)
     assert (abs(counts - len(operations) / 14) < 5 * math.sqrt(len(operations) / 14)).all()
@@ -45,9 +45,9 @@ def test_operations_and_magnitudes_are_torchvisions_and_evenly_drawn(cfg: Trivia
         wanted = np.zeros(1) if levels is None else np.atleast_1d(levels[slice(None) if cfg is WIDE else 17].double())
         wanted = np.concatenate([wanted, -wanted]) if signed else wanted
         found, times = np.unique(magnitudes[operations == number], return_counts=True)
-        assert np.array_equal(found, np.unique(wanted + 0.0)), policy.OPERATIONS[number]
+        assert np.array_equal(found, np.unique(wanted + 0.0)), auto_augment.OPERATIONS[number]
         expected = counts[number] * np.array([(wanted == value).sum() for value in found]) / len(wanted)
-        assert (abs(times - expected) < 5 * np.sqrt(expected) + 1).all(), policy.OPERATIONS[number]
+        assert (abs(times - expected) < 5 * np.sqrt(expected) + 1).all(), auto_augment.OPERATIONS[number]
 
 
 @pytest.mark.parametrize("cfg", [WIDE, RAND], ids=lambda cfg: cfg.kind)
@@ -55,23 +55,27 @@ def test_operations_and_magnitudes_are_torchvisions_and_evenly_drawn(cfg: Trivia
 def test_edited_images_are_torchvisions(cfg: TrivialAugment | RandAugment, mode: str) -> None:
     image = photograph(48, 48).convert(mode)
     pixels = np.asarray(image).reshape(48, 48, -1)
-    edits = policy.plan(cfg, table(150, policy.draws_of(cfg)), 48)
+    edits = auto_augment.plan(cfg, table(150, auto_augment.draws_of(cfg)), 48)
     assert set(edits.operations.ravel()) == set(range(14))
     for operations, magnitudes in zip(*edits, strict=True):
         wanted = image
         for operation, magnitude in zip(operations, magnitudes, strict=True):
             wanted = THEIRS[cfg]._apply_image_or_video_transform(
-                wanted, policy.OPERATIONS[operation], float(magnitude), v2.InterpolationMode.BILINEAR, THEIRS[cfg]._fill
+                wanted,
+                auto_augment.OPERATIONS[operation],
+                float(magnitude),
+                v2.InterpolationMode.BILINEAR,
+                THEIRS[cfg]._fill,
             )
         found = np.array(pixels)[None]
-        policy.apply(found, policy.Edits(operations[None], magnitudes[None]))
+        auto_augment.apply(found, auto_augment.Edits(operations[None], magnitudes[None]))
         assert np.array_equal(found[0], np.asarray(wanted).reshape(48, 48, -1)), (operations, magnitudes)
 
 
 def test_boxes_are_erased_as_torchvision_does() -> None:
     images = torch.randn(50, 3, 20, 30).to(memory_format=torch.channels_last)
-    boxes = torch.from_numpy(mix.erase_boxes(0.7, table(50, mix.ERASE_DRAWS), 20, 30))
-    erased = mix.erase(images, boxes)
+    boxes = torch.from_numpy(mixup.erase_boxes(0.7, table(50, mixup.ERASE_DRAWS), 20, 30))
+    erased = mixup.erase(images, boxes)
     assert erased.is_contiguous(memory_format=torch.channels_last)
     for image, box, found in zip(images, boxes.tolist(), erased, strict=True):
         left, top, right, bottom = box
@@ -83,7 +87,7 @@ def test_boxes_are_erased_as_torchvision_does() -> None:
 @pytest.mark.parametrize("size", [(20, 30), (160, 8)])  # of the second, many draws of a box fail
 def test_erased_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
     n, (height, width) = 4000, size
-    ours = torch.from_numpy(mix.erase_boxes(0.8, table(n, mix.ERASE_DRAWS), height, width)).double()
+    ours = torch.from_numpy(mixup.erase_boxes(0.8, table(n, mixup.ERASE_DRAWS), height, width)).double()
     theirs = torch.zeros(n, 4, dtype=torch.double)
     transform, image = v2.RandomErasing(p=1.0), torch.zeros(3, height, width)
     torch.manual_seed(0)
@@ -100,7 +104,7 @@ def test_erased_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 3.0])
 def test_beta_is_beta(alpha: float) -> None:
     n = 20_000
-    found = torch.tensor([mix.symmetric_beta(alpha, u, v) for u, v in table(n, 2)], dtype=torch.double)
+    found = torch.tensor([mixup.symmetric_beta(alpha, u, v) for u, v in table(n, 2)], dtype=torch.double)
     exact = torch.distributions.Beta(torch.tensor(alpha, dtype=torch.double), torch.tensor(alpha, dtype=torch.double))
     torch.manual_seed(0)
     theirs, points = exact.sample((n,)), torch.tensor([1e-6, 1e-3, *(i / 20 for i in range(1, 20)), 0.999, 1 - 1e-6])
@@ -113,10 +117,10 @@ def test_beta_is_beta(alpha: float) -> None:
 def test_batches_are_mixed_as_torchvision_does(name: str) -> None:
     images, labels = torch.randn(6, 3, 20, 30).to(memory_format=torch.channels_last), torch.arange(6)
     theirs = (v2.MixUp if name == "mixup" else v2.CutMix)(num_classes=6)
-    cfg, parts = Augment.model_validate({name: 0.7}), []
+    cfg, parts = AugmentConfig.model_validate({name: 0.7}), []
     for seed in range(40):
-        blend = mix.plan(cfg, seed, 20, 30)
-        mixed, part = mix.mix(images, torch.from_numpy(blend))
+        blend = mixup.plan(cfg, seed, 20, 30)
+        mixed, part = mixup.mix(images, torch.from_numpy(blend))
         box = tuple(map(int, blend[1:]))
         drawn = {"labels": labels, "batch_size": 6, "lam": float(blend[0]), "box": box, "lam_adjusted": float(part)}
         torch.testing.assert_close(mixed, theirs.transform(images, drawn), rtol=0, atol=1e-6)
@@ -125,7 +129,7 @@ def test_batches_are_mixed_as_torchvision_does(name: str) -> None:
         assert part.item() == pytest.approx(1 - area, abs=1e-6)
         one_hot = nn.functional.one_hot(labels).float()
         wanted = theirs.transform(labels, drawn)
-        torch.testing.assert_close(part * one_hot + (1 - part) * mix.neighbours(one_hot), wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(part * one_hot + (1 - part) * mixup.neighbours(one_hot), wanted, rtol=0, atol=1e-6)
         parts.append(float(part))
     assert len(set(parts)) > 30
 
@@ -134,7 +138,7 @@ def test_boxes_of_cutmix_are_distributed_as_torchvisions() -> None:
     n, theirs = 4000, v2.CutMix(num_classes=2, alpha=1.0)
     torch.manual_seed(0)
     wanted = torch.tensor([theirs.make_params([torch.zeros(3, 32, 48)])["box"] for _ in range(n)]).double()
-    plans = [mix.plan(Augment(cutmix=1.0), seed, 32, 48) for seed in draws.seeds(0, np.arange(n))]
+    plans = [mixup.plan(AugmentConfig(cutmix=1.0), seed, 32, 48) for seed in rng.seeds(0, np.arange(n))]
     found = torch.from_numpy(np.stack(plans)[:, 1:])
     values = torch.arange(49)[:, None, None]
     difference = (found <= values).double().mean(1) - (wanted <= values).double().mean(1)
@@ -142,9 +146,12 @@ def test_boxes_of_cutmix_are_distributed_as_torchvisions() -> None:
 
 
 def test_with_mixup_and_cutmix_each_batch_draws_one_of_them() -> None:
-    seeds = draws.seeds(0, np.arange(1000))
-    both = [mix.plan(Augment(mixup=0.2, cutmix=1.0), seed, 32, 32) for seed in seeds]
-    alone = [[mix.plan(cfg, seed, 32, 32) for seed in seeds] for cfg in (Augment(mixup=0.2), Augment(cutmix=1.0))]
+    seeds = rng.seeds(0, np.arange(1000))
+    both = [mixup.plan(AugmentConfig(mixup=0.2, cutmix=1.0), seed, 32, 32) for seed in seeds]
+    alone = [
+        [mixup.plan(cfg, seed, 32, 32) for seed in seeds]
+        for cfg in (AugmentConfig(mixup=0.2), AugmentConfig(cutmix=1.0))
+    ]
     is_mixup = [np.array_equal(blend, first) for blend, first in zip(both, alone[0], strict=True)]
     assert all(a or np.array_equal(b, c) for a, b, c in zip(is_mixup, both, alone[1], strict=True))
     assert abs(sum(is_mixup) - 500) < 80
@@ -176,7 +183,7 @@ def test_lars_is_the_papers(lr: float | torch.Tensor) -> None:
 
 def test_lars_trusts_weights_of_convolutions_and_the_head_alone() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    made = optimizer_of(net, Optimizer(kind="lars", trust=0.01, weight_decay=1e-3, decay_on="matrices"))
+    made = optimizer_of(net, OptimizerConfig(kind="lars", trust=0.01, weight_decay=1e-3, decay_on="matrices"))
     assert isinstance(made, Lars)
     found = {
         id(parameter): (group["trust"], group["weight_decay"])
@@ -208,9 +215,9 @@ def test_lars_goes_on_from_its_state() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 8])
 def test_repeated_samples_are_spread_over_the_shares_and_augmented_in_ways_of_their_own(ranks: int) -> None:
     """Hoffer et al. 2020; torchvision deals the copies of an image to different ranks, too."""
-    n, whole = 50, Stream(3, 50, 32, repeat=4)
-    dealt = [Stream(3, n, 32, 1, rank, ranks, repeat=4) for rank in range(ranks)]
-    once, seen = Stream(3, n, 8), []
+    n, whole = 50, Sampler(3, 50, 32, repeat=4)
+    dealt = [Sampler(3, n, 32, 1, rank, ranks, repeat=4) for rank in range(ranks)]
+    once, seen = Sampler(3, n, 8), []
     for step in range(25):  # 200 samples: 4 epochs of 50
         epochs, indices = whole.batch(step)
         shares = [stream.own(step) for stream in dealt]

@@ -18,9 +18,10 @@ from conftest import opened, refusal
 from PIL import Image
 
 from resnet_train.config.data import ImageFolder
-from resnet_train.data import sources
+from resnet_train.data import datasets
 from resnet_train.errors import BadInput
-from resnet_train.packing import pool, prepare
+from resnet_train.packing import prepare
+from resnet_train.runtime import process_pool
 
 Program = Callable[..., tuple[int, str, str]]
 
@@ -102,7 +103,7 @@ def test_a_damaged_index_is_no_packing_that_is_done(images: Path, program: Progr
     index = Path("packed/train/index.npy")
     index.write_bytes(index.read_bytes()[:-40])
     assert "index.npy is damaged; delete the folder and pack it anew" in refusal(program, images, "packed")
-    np.save(index, np.zeros(5, sources.shards.ENTRY))
+    np.save(index, np.zeros(5, datasets.shards.ENTRY))
     assert "lists 5 images, and packed/index.json 6" in refusal(program, images, "packed")
 
 
@@ -245,7 +246,7 @@ def test_ctrl_c_says_what_is_kept(images: Path, program: Program, monkeypatch: p
 
     for module, name, said in (
         (prepare, "open_source", "nothing was written"),
-        (pool, "each", "finished shards are kept: run the same command again to go on"),
+        (process_pool, "each", "finished shards are kept: run the same command again to go on"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, stop)
@@ -260,7 +261,7 @@ def test_ctrl_c_while_helpers_start_is_one_line(images: Path, tmp_path: Path) ->
     meet = f"import sys\nif 'forkserver' in sys.orig_argv[-1]:\n    open({str(tmp_path / 'pipe')!r}).read()\n"
     (tmp_path / "sitecustomize.py").write_text(meet)
     command = [sys.executable, "-m", "resnet_train", "prepare", images, "packed"]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(sources.__file__).parents[2]}"}
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(datasets.__file__).parents[2]}"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     with (tmp_path / "pipe").open("wb"):  # waits until it is read
         os.killpg(process.pid, signal.SIGINT)

@@ -16,9 +16,8 @@ from conftest import figures, same_weights, spawn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import CONFIGS, FOLDER, Config, Program, finish, last_step
 
-from resnet_train.engine import checkpoint
 from resnet_train.errors import Interrupted
-from resnet_train.observe import metrics
+from resnet_train.training import checkpoint, log
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 7])
@@ -50,15 +49,15 @@ def test_resume_is_exact(
     path = config(**changes)
     whole = finish(program, path, output="whole")
 
-    received, sizes = metrics.Log.received, []
+    received, sizes = log.Log.received, []
 
-    def interrupt(self: metrics.Log, share: Any) -> None:
+    def interrupt(self: log.Log, share: Any) -> None:
         received(self, share)
         sizes.append(share.batches[0].images.shape[1])
         if len(sizes) == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(metrics.Log, "received", interrupt)
+    monkeypatch.setattr(log.Log, "received", interrupt)
     code, _, err = program("run", path, "output=parts")
     assert (code, f"stopped at step {stop_after} of 8, saved" in err) == (Interrupted.exit_code, True)
     assert "Traceback" not in err
@@ -136,7 +135,7 @@ def test_killed_at_any_write_a_run_ends_the_same(config: Config, program: Progra
         assert figures(one) == figures(other), parts
         for name in ("last.pt", "best.pt", "step-2.pt", "step-4.pt"):
             assert same_weights(one / "checkpoints" / name, other / "checkpoints" / name), (parts, name)
-        assert checkpoint.read(one / "checkpoints/best.pt").step == 2
+        assert checkpoint.read_checkpoint(one / "checkpoints/best.pt").step == 2
         assert not list(parts.rglob("*.tmp")), parts
 
 
@@ -160,7 +159,7 @@ def test_a_rename_that_is_refused_leaves_the_previous_checkpoint(
     said = f"cannot save the checkpoint of step 4 in {checkpoints}: Operation not permitted; {checkpoints / kept} is intact"
     assert (code, err.splitlines()[-1]) == (2, f"resnet-train: {said}")
     assert "Traceback" not in err
-    assert checkpoint.read(checkpoints / kept).step == 3
+    assert checkpoint.read_checkpoint(checkpoints / kept).step == 3
     parts = finish(program, path, output="parts")
     assert figures(parts) == figures(whole)
     assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")
@@ -203,7 +202,7 @@ def test_data_workers_outlive_signals_but_not_their_trainer(config: Config, imag
         _, err = process.communicate(timeout=30)  # which waits for every process that holds the pipe
         assert process.returncode == code, err
         assert "Traceback" not in err
-    assert checkpoint.read(FOLDER / "checkpoints/last.pt").step >= 4
+    assert checkpoint.read_checkpoint(FOLDER / "checkpoints/last.pt").step >= 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -217,4 +216,4 @@ def test_signals_save_and_ask_to_be_run_again(number: signal.Signals, config: Co
     assert process.returncode == 75, err
     assert f"{number.name}: saving and stopping at the next step" in err
     assert "Traceback" not in err
-    assert checkpoint.read(FOLDER / "checkpoints/last.pt").step >= last_step(FOLDER)
+    assert checkpoint.read_checkpoint(FOLDER / "checkpoints/last.pt").step >= last_step(FOLDER)

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_train.data import ring
-from resnet_train.data.order import Samples
-from resnet_train.data.ring import Shape, Slot
+from resnet_train.data import prefetch
+from resnet_train.data.prefetch import Buffer, Shape
+from resnet_train.data.sampler import Samples
 from resnet_train.errors import BadInput
 
 CPU = torch.device("cpu")
 SHAPE = Shape(samples=5, size=3, channels=1)
 
 
-def write(slot: Slot) -> tuple[str, ...]:
+def write(slot: Buffer) -> tuple[str, ...]:
     """Every pixel is its sample's index; 13 is missing, 66 is broken, and at 99 the worker is killed."""
     slot.images[:] = slot.indices[:, None, None, None]
     slot.labels[:] = slot.epochs
@@ -40,7 +40,7 @@ def wanted(*firsts: int) -> Iterator[Samples]:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_come_whole_and_in_order(workers: int) -> None:
     firsts = [0, 50, 10, 70, 20, 30]
-    for first, (slot, skipped) in zip(firsts, ring.fill(write, wanted(*firsts), SHAPE, workers, CPU), strict=True):
+    for first, (slot, skipped) in zip(firsts, prefetch.fill(write, wanted(*firsts), SHAPE, workers, CPU), strict=True):
         assert np.array_equal(slot.images[:, 0, 0, 0], np.arange(first, first + 5))
         assert (slot.images == slot.images[:, :1, :1]).all()
         assert (slot.labels == first).all()
@@ -51,7 +51,7 @@ def test_batches_come_whole_and_in_order(workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_smaller_images_lie_in_the_same_memory(workers: int) -> None:
     sizes, firsts = [1, 3, 2, 2, 1, 3], [0, 10, 20, 30, 40, 50]
-    filled = ring.fill(write, wanted(*firsts), SHAPE, workers, CPU, sizes.__getitem__)
+    filled = prefetch.fill(write, wanted(*firsts), SHAPE, workers, CPU, sizes.__getitem__)
     for first, size, (slot, _) in zip(firsts, sizes, filled, strict=True):
         assert slot.images.shape == (5, size, size, 1)
         assert slot.images.flags.c_contiguous
@@ -60,7 +60,7 @@ def test_batches_of_smaller_images_lie_in_the_same_memory(workers: int) -> None:
 
 
 def test_a_slot_stays_as_it_is_until_the_next_is_asked_for() -> None:
-    batches = ring.fill(write, wanted(*range(0, 200, 5)), SHAPE, 2, CPU)
+    batches = prefetch.fill(write, wanted(*range(0, 200, 5)), SHAPE, 2, CPU)
     for number, (slot, _) in enumerate(batches):
         before = slot.images.copy()
         assert (before.ravel()[0], len(multiprocessing.active_children())) == (5 * number, 2)
@@ -71,7 +71,7 @@ def test_a_slot_stays_as_it_is_until_the_next_is_asked_for() -> None:
     assert not multiprocessing.active_children()
 
 
-def first_is_slowest(slot: Slot) -> tuple[str, ...]:
+def first_is_slowest(slot: Buffer) -> tuple[str, ...]:
     names = tuple(map(str, slot.indices))
     if 0 in slot.indices:
         select.select([], [], [], 0.3)
@@ -79,12 +79,12 @@ def first_is_slowest(slot: Slot) -> tuple[str, ...]:
 
 
 def test_skipped_files_are_told_in_their_order() -> None:
-    [(_, skipped)] = ring.fill(first_is_slowest, wanted(0), SHAPE, 2, CPU)
+    [(_, skipped)] = prefetch.fill(first_is_slowest, wanted(0), SHAPE, 2, CPU)
     assert skipped == ("0", "1", "2", "3", "4")
 
 
 def test_a_bad_image_is_told_at_its_batch() -> None:
-    batches = ring.fill(write, wanted(0, 5, 66), SHAPE, 2, CPU)
+    batches = prefetch.fill(write, wanted(0, 5, 66), SHAPE, 2, CPU)
     assert [slot.images[0, 0, 0, 0] for slot, _ in (next(batches), next(batches))] == [0, 5]
     with pytest.raises(BadInput, match="66 is broken"):
         next(batches)
@@ -93,7 +93,7 @@ def test_a_bad_image_is_told_at_its_batch() -> None:
 
 def test_a_killed_worker_is_told_and_nothing_hangs() -> None:
     with pytest.raises(BadInput, match=r"killed by SIGKILL, .* lower data.workers"):
-        list(ring.fill(write, wanted(0, 99), SHAPE, 2, CPU))
+        list(prefetch.fill(write, wanted(0, 99), SHAPE, 2, CPU))
     assert not multiprocessing.active_children()
 
 

@@ -20,7 +20,7 @@ from resnet_train import cli
 from resnet_train.config.assumed import data_of
 from resnet_train.config.data import ImageFolder
 from resnet_train.config.schema import Run
-from resnet_train.data import loader, shards, sources
+from resnet_train.data import datasets, loader, shards
 from resnet_train.data.shards import ENTRY
 from resnet_train.errors import BadInput
 
@@ -187,7 +187,7 @@ def test_an_index_of_many_entries_is_mapped_and_shared(tmp_path: Path) -> None:
     again = pickle.loads(sent)
     assert isinstance(again.entries.base, np.memmap)
     assert again.place(99_999) == (199_998, 999, 1, 0, 3, 4, 0, 0)
-    rows = sources.evenly_spaced(len(source), 1000)
+    rows = datasets.evenly_spaced(len(source), 1000)
     few = pickle.loads(pickle.dumps(source.subset(rows))).subset(np.array([999]))
     assert (len(few), few.labels.tolist(), few.place(0).offset) == (1, [999], 2 * 99_900)
 
@@ -252,7 +252,7 @@ def test_batches_from_shards_are_those_from_folders(
         found = []
         for kind, path in (("imagefolder", str(photos)), ("shards", "packed")):
             run = tiny_run(data={"kind": kind, "path": path, "workers": 1}, train={"batch_size": 8}, **SIZED)
-            data = loader.training_data(run, sources.open_data(run.data)[0], 0, rank, 2, torch.device("cpu"))
+            data = loader.training_data(run, datasets.open_data(run.data)[0], 0, rank, 2, torch.device("cpu"))
             found.append([[t.clone() for t in step.batches[0].tensors()] for step in data.from_step(0, 3)])
         for one, other in zip(*found, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

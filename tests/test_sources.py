@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from resnet_train.config.data import Data, Digits, ImageFolder, StoredImages, Synthetic
-from resnet_train.data import sources
+from resnet_train.data import datasets
 from resnet_train.errors import BadInput
 
 Folders = Callable[..., Path]
@@ -18,38 +18,38 @@ Folders = Callable[..., Path]
 
 def refusal(cfg: Data) -> str:
     with pytest.raises(BadInput) as caught:
-        sources.open_data(cfg)
+        datasets.open_data(cfg)
     return str(caught.value)
 
 
 def test_digits_are_scikit_learns() -> None:
-    train, val = sources.open_data(Digits(kind="digits"))
+    train, val = datasets.open_data(Digits(kind="digits"))
     assert (len(train), len(val), train.channels, train.classes) == (1438, 359, 1, tuple("0123456789"))
-    assert isinstance(train, sources.Stored)
+    assert isinstance(train, datasets.InMemoryDataset)
     assert (train.images.max(), train.images.shape[1:]) == (255, (8, 8, 1))
 
 
 def test_holdout_is_taken_from_training_evenly() -> None:
     cfg = Synthetic(kind="synthetic", size=4, train_images=100, classes=4, holdout=20)
-    train, val = sources.open_data(cfg)
+    train, val = datasets.open_data(cfg)
     assert (len(train), len(val)) == (80, 20)
-    assert isinstance(train, sources.Generated)
-    assert isinstance(val, sources.Generated)
+    assert isinstance(train, datasets.SyntheticDataset)
+    assert isinstance(val, datasets.SyntheticDataset)
     assert not set(train.numbers) & set(val.numbers)
     assert "only 100 training images" in refusal(cfg.model_copy(update={"holdout": 100}))
 
 
 def test_synthetic_images_depend_on_their_number_alone() -> None:
-    train, val = sources.open_data(Synthetic(kind="synthetic", size=6))
-    assert isinstance(train, sources.Generated)
+    train, val = datasets.open_data(Synthetic(kind="synthetic", size=6))
+    assert isinstance(train, datasets.SyntheticDataset)
     assert np.array_equal(train.read(np.array([5, 9]))[1], train.read(np.array([9]))[0])
     assert len(val) == 256
     assert not np.array_equal(train.read(np.array([0])), train.read(np.array([10])))  # of the same class
 
 
 def test_folders_are_read_in_order(folders: Folders) -> None:
-    train, val = sources.open_data(ImageFolder(kind="imagefolder", path=str(folders())))
-    assert isinstance(train, sources.Folder)
+    train, val = datasets.open_data(ImageFolder(kind="imagefolder", path=str(folders())))
+    assert isinstance(train, datasets.ImageFolderDataset)
     assert (len(train), len(val), train.classes) == (12, 6, ("apple", "pear"))
     assert train.labels.tolist() == [0] * 6 + [1] * 6
     assert train.read(0).size == (60, 40)
@@ -78,19 +78,19 @@ def test_missing_sets_are_not_fetched_unasked(kind: Any, tmp_path: Path) -> None
 
 
 def test_real_cifar10(real_images: Path) -> None:
-    train, val = sources.open_data(StoredImages(kind="cifar10", path=str(real_images)))
+    train, val = datasets.open_data(StoredImages(kind="cifar10", path=str(real_images)))
     assert (len(train), len(val), train.channels) == (50000, 10000, 3)
     assert np.bincount(train.labels).tolist() == [5000] * 10
-    assert isinstance(train, sources.Stored)
+    assert isinstance(train, datasets.InMemoryDataset)
     # The per-channel means that every CIFAR-10 recipe quotes.
     assert np.allclose(train.images.mean((0, 1, 2)) / 255, [0.4914, 0.4822, 0.4465], atol=1e-4)
 
 
 def test_real_odd_images_decode_or_are_named(real_images: Path) -> None:
     root = real_images / "imagenet-odd"
-    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in sources.IMAGE_SUFFIXES)
+    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in datasets.IMAGE_SUFFIXES)
     names = np.array([str(file).encode() for file in files])
-    folder = sources.Folder(root, names, np.zeros(len(files), np.int64), ["odd"])
+    folder = datasets.ImageFolderDataset(root, names, np.zeros(len(files), np.int64), ["odd"])
     assert len(folder) > 100
     assert all(folder.read(i).mode == "RGB" for i in range(len(folder)))
 
@@ -105,7 +105,7 @@ def test_cmyk_png_in_jpeg_and_truncated_files(tmp_path: Path) -> None:
     (tmp_path / "half.JPEG").write_bytes((tmp_path / "half.JPEG").read_bytes()[:500])
     (tmp_path / "text.JPEG").write_text("not an image")
     names = ["cmyk.JPEG", "png.JPEG", "grey.JPEG", "half.JPEG", "text.JPEG"]
-    folder = sources.Folder(tmp_path, np.array(names, "S"), np.zeros(5, np.int64), ["odd"])
+    folder = datasets.ImageFolderDataset(tmp_path, np.array(names, "S"), np.zeros(5, np.int64), ["odd"])
     assert [folder.read(i).size for i in range(3)] == [(20, 30)] * 3
     assert np.array_equal(np.asarray(folder.read(1)), pixels)
     for i in (3, 4):

@@ -9,17 +9,17 @@ import simplejpeg
 from conftest import needs_jpegtran, photo
 from PIL import Image
 
-from resnet_train.data import pictures, tiles
-from resnet_train.data.pictures import Pixels
-from resnet_train.data.tiles import Tiled
+from resnet_train.data import images, jpeg_tiles
+from resnet_train.data.images import ImageArray
+from resnet_train.data.jpeg_tiles import Tiled
 from resnet_train.errors import BadInput
-from resnet_train.packing import tiling
+from resnet_train.packing import jpeg_restart
 
 SIZES = [(500, 375), (375, 500), (333, 217), (129, 65), (64, 64), (16, 300), (7, 5), (1, 1)]
 """375 is 47 blocks of 8 pixels, a prime: tiles are whole rows there. 7 and 1 are less than a block."""
 
 
-def jpeg(pixels: Pixels, mode: str, restart: int = 0) -> bytes:
+def jpeg(pixels: ImageArray, mode: str, restart: int = 0) -> bytes:
     """A file by Pillow; `mode` is the subsampling of chroma, or grey."""
     file = io.BytesIO()
     image = Image.fromarray(pixels)
@@ -29,11 +29,11 @@ def jpeg(pixels: Pixels, mode: str, restart: int = 0) -> bytes:
     return file.getvalue()
 
 
-def assert_every_crop_is_exact(data: bytes, whole: Pixels, crops: int = 60) -> float:
+def assert_every_crop_is_exact(data: bytes, whole: ImageArray, crops: int = 60) -> float:
     """Compare random crops and those in the corners with the whole image; the share of it that was decoded."""
     height, width = whole.shape[:2]
     image = Tiled(data, "it", (width, height))
-    boxes = tiling.boxes(np.random.default_rng(1).random((crops, 4)), width, height)
+    boxes = jpeg_restart.boxes(np.random.default_rng(1).random((crops, 4)), width, height)
     boxes += [(0, 0, 1, 1), (width - 1, height - 1, width, height), (0, 0, width, height)]
     decoded = []
     for left, top, right, bottom in boxes:
@@ -49,10 +49,10 @@ def assert_every_crop_is_exact(data: bytes, whole: Pixels, crops: int = 60) -> f
 @pytest.mark.parametrize("mode", ["4:4:4", "4:2:2", "4:2:0", "grey"])
 def test_every_crop_is_that_of_the_whole_image(mode: str, size: tuple[int, int]) -> None:
     plain = jpeg(photo(*size), mode)
-    restarting = jpeg(photo(*size), mode, tiling.interval(tiling.frame(plain)))
-    tiled = tiling.with_table(restarting)
-    assert tiles.is_tiled(tiled)
-    assert not tiles.is_tiled(restarting)
+    restarting = jpeg(photo(*size), mode, jpeg_restart.interval(jpeg_restart.frame(plain)))
+    tiled = jpeg_restart.with_table(restarting)
+    assert jpeg_tiles.is_tiled(tiled)
+    assert not jpeg_tiles.is_tiled(restarting)
     whole = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(tiled)).convert("RGB")), whole)  # for other programs, too
     decoded = assert_every_crop_is_exact(tiled, whole)
@@ -69,7 +69,7 @@ def test_jpegtran_makes_tiles_of_any_subsampling(subsampling: str) -> None:
         np.ascontiguousarray(pixels[..., :1]) if grey else pixels, 90, "GRAY" if grey else "RGB", subsampling
     )
     whole = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
-    tiled = tiling.tiled(plain, whole, np.random.default_rng(2).random((4, 4)))
+    tiled = jpeg_restart.tiled(plain, whole, np.random.default_rng(2).random((4, 4)))
     assert len(tiled) < 1.06 * len(plain)
     assert_every_crop_is_exact(tiled, whole)
 
@@ -79,8 +79,8 @@ def test_a_progressive_file_becomes_tiles_of_the_same_pixels() -> None:
     file = io.BytesIO()
     Image.fromarray(photo(300, 200)).save(file, "JPEG", progressive=True)
     whole = np.asarray(Image.open(file).convert("RGB"))
-    assert not tiling.frame(file.getvalue()).baseline
-    assert_every_crop_is_exact(tiling.tiled(file.getvalue(), whole, np.zeros((0, 4))), whole)
+    assert not jpeg_restart.frame(file.getvalue()).baseline
+    assert_every_crop_is_exact(jpeg_restart.tiled(file.getvalue(), whole, np.zeros((0, 4))), whole)
 
 
 @needs_jpegtran
@@ -89,37 +89,43 @@ def test_what_is_not_exact_or_no_jpeg_is_refused() -> None:
     data = jpeg(pixels, "4:4:4")
     whole = np.asarray(Image.open(io.BytesIO(data)))
     with pytest.raises(ValueError, match="its pixels are not the same"):
-        tiling.tiled(data, whole ^ np.uint8(1), np.zeros((0, 4)))
+        jpeg_restart.tiled(data, whole ^ np.uint8(1), np.zeros((0, 4)))
     for broken, why in ((data[:300], "cut short"), (b"\xff\xd8 no marker", "marker"), (data[:-700], "premature end")):
         with pytest.raises(ValueError, match=f"(?i){why}"):
-            tiling.tiled(broken, whole, np.zeros((0, 4)))
+            jpeg_restart.tiled(broken, whole, np.zeros((0, 4)))
 
 
 def test_restarts_that_are_no_tiles_are_refused() -> None:
     pixels = photo(100, 100)  # 13 units in a row
     for restart, why in ((0, "do not divide"), (5, "do not divide")):
         with pytest.raises(ValueError, match=why):
-            tiling.with_table(jpeg(pixels, "4:4:4", restart))
+            jpeg_restart.with_table(jpeg(pixels, "4:4:4", restart))
     with pytest.raises(ValueError, match="not the restarts"):
-        tiling.with_table(jpeg(pixels, "4:4:4", 13) + b"trailing")
+        jpeg_restart.with_table(jpeg(pixels, "4:4:4", 13) + b"trailing")
 
 
 def test_a_tiles_width_divides_the_row_or_is_the_row() -> None:
     for width in range(1, 700):
         for block in (8, 16, 32):
-            frame = tiling.Frame(0, (width, 10), (block, 8), 0, 0, True)
-            units = tiling.interval(frame)
+            frame = jpeg_restart.Frame(0, (width, 10), (block, 8), 0, 0, True)
+            units = jpeg_restart.interval(frame)
             assert frame.across % units == 0
             assert units == frame.across or 40 <= units * block <= 112
-    assert tiling.interval(tiling.Frame(0, (500, 375), (8, 8), 0, 0, True)) == 7
+    assert jpeg_restart.interval(jpeg_restart.Frame(0, (500, 375), (8, 8), 0, 0, True)) == 7
 
 
 def test_a_damaged_tile_is_named() -> None:
     data = bytearray(
-        tiling.with_table(jpeg(photo(200, 200), "4:2:0", tiling.interval(tiling.frame(jpeg(photo(200, 200), "4:2:0")))))
+        jpeg_restart.with_table(
+            jpeg(photo(200, 200), "4:2:0", jpeg_restart.interval(jpeg_restart.frame(jpeg(photo(200, 200), "4:2:0"))))
+        )
     )
-    table = data.index(tiles.MARK) + len(tiles.MARK)
-    for begin, length, byte in ((len(data) - 4000, 4000, 0), (table + tiles.TABLE.size, 200, 255), (table + 8, 4, 0)):
+    table = data.index(jpeg_tiles.MARK) + len(jpeg_tiles.MARK)
+    for begin, length, byte in (
+        (len(data) - 4000, 4000, 0),
+        (table + jpeg_tiles.TABLE.size, 200, 255),
+        (table + 8, 4, 0),
+    ):
         damaged = data[:begin] + bytes([byte]) * length + data[begin + length :]
         with pytest.raises(BadInput, match="cannot decode it: "):
             Tiled(bytes(damaged), "it", (200, 200)).region((150, 150, 200, 200))
@@ -129,9 +135,9 @@ def test_a_damaged_tile_is_named() -> None:
 def test_real_photos_are_exact_and_no_larger(real_images: Path) -> None:
     before = after = 0
     for path in sorted((real_images / "imagenet-natural-c100" / "val").rglob("*.*"))[::10]:
-        image = pictures.read(path)
+        image = images.read(path)
         whole = image.region((0, 0, *image.size)).pixels
-        tiled = tiling.tiled(image.data, whole, np.zeros((0, 4)))
+        tiled = jpeg_restart.tiled(image.data, whole, np.zeros((0, 4)))
         assert_every_crop_is_exact(tiled, whole, crops=20)
         before, after = before + len(image.data), after + len(tiled)
     assert after < 1.01 * before

@@ -13,11 +13,10 @@ import torch
 import yaml
 from conftest import figures, spawn
 
-from resnet_train import evaluate
 from resnet_train.config import load
-from resnet_train.engine import checkpoint
-from resnet_train.engine.step import train_step
-from resnet_train.observe import metrics
+from resnet_train.evaluation import evaluator
+from resnet_train.training import checkpoint, log
+from resnet_train.training.step import train_step
 
 Program = Callable[..., tuple[int, str, str]]
 Config = Callable[..., Path]
@@ -48,7 +47,7 @@ def test_a_run_folder_holds_what_it_must(config: Config, program: Program) -> No
     session = json.loads((folder / "env.json").read_text())["sessions"][0]
     assert session["torch"] == torch.__version__
     best = min(r["val_error_top1"] for r in records if r["kind"] == "eval")
-    assert checkpoint.read(folder / "checkpoints" / "best.pt").payload["best"] == best
+    assert checkpoint.read_checkpoint(folder / "checkpoints" / "best.pt").payload["best"] == best
 
 
 def test_running_error_is_that_of_the_window(config: Config, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +167,7 @@ def test_a_full_disk_under_the_record_is_one_line(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(metrics.JsonLines, "flush", full)
+    monkeypatch.setattr(log.JsonLines, "flush", full)
     code, _, err = program("run", config())
     assert (code, "cannot write the run's record: No space left on device" in err) == (2, True)
     assert "Traceback" not in err
@@ -181,7 +180,7 @@ def test_too_little_memory_names_what_to_lower(
     def greedy(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("resnet_train.train.train_step", greedy)
+    monkeypatch.setattr("resnet_train.training.loop.train_step", greedy)
     code, _, err = program("run", config())
     assert (code, "train.batch_size 16 is over 1 ranks x 1 passes: raise train.accumulate" in err) == (2, True)
     assert "Traceback" not in err
@@ -190,7 +189,7 @@ def test_too_little_memory_names_what_to_lower(
 def test_without_a_terminal_a_line_is_printed_now_and_then(
     config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics.Progress, "every", 0.0)
+    monkeypatch.setattr(log.Progress, "every", 0.0)
     _, _, err = program("run", config())
     assert err.count(", train error ") == 4
     assert err.count(", validation error ") == 2
@@ -221,7 +220,7 @@ def test_divergence(policy: str, config: Config, program: Program) -> None:
     assert len(listed.read_text().splitlines()) == 16
     last = Path("runs/tiny/cifar-plain-8/seed-0/checkpoints/last.pt")
     assert f"the last good checkpoint is {last}" in err
-    assert checkpoint.read(last).step == 5
+    assert checkpoint.read_checkpoint(last).step == 5
     assert FOLDER.exists() == (policy == "record")
     assert code == (1 if policy == "stop" else 0)
     if policy == "record":
@@ -245,19 +244,19 @@ def test_eval_repeats_the_training_runs_figures(config: Config, program: Program
 def test_errors_are_counted_in_float64(config: Config, program: Program) -> None:
     """Top-1, top-5 and loss against sorting and exponentials written out."""
     folder = finish(program, config(data={"classes": 12, "val_images": 60}))
-    saved = checkpoint.read(folder / "checkpoints/last.pt")
+    saved = checkpoint.read_checkpoint(folder / "checkpoints/last.pt")
     run = saved.about.run
-    from resnet_train.data import sources
-    from resnet_train.engine.dist import World
+    from resnet_train.data import datasets
     from resnet_train.models.network import Network
+    from resnet_train.runtime.distributed import World
 
     net = Network(run.network, 12)
     net.load_state_dict(saved.payload["net"])
-    _, val = sources.open_data(run.data)
+    _, val = datasets.open_data(run.data)
     world = World(torch.device("cpu"))
-    data = evaluate.data_of(run, val, world)
-    members = [evaluate.Member(net, saved.about.normalization, "fp32")]
-    found = evaluate.outcomes(members, data, "softmax", world)[0].errors()
+    data = evaluator.data_of(run, val, world)
+    members = [evaluator.EnsembleMember(net, saved.about.normalization, "fp32")]
+    found = evaluator.evaluate(members, data, "softmax", world)[0].errors()
     batches = list(data.batches())
     labels = torch.cat([batch.labels for batch in batches])
     with torch.no_grad():
@@ -284,7 +283,7 @@ def test_garbage_is_collected_at_steps_that_are_due(
         taken.append(1)
         return train_step(*arguments)
 
-    monkeypatch.setattr("resnet_train.train.train_step", step)
+    monkeypatch.setattr("resnet_train.training.loop.train_step", step)
     monkeypatch.setattr(gc, "collect", lambda: collected.append(len(taken)))
     code, _, err = program("run", config(optimizer={"lr": lr}))
     assert code == (0 if lr == 0.1 else 1), err

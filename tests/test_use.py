@@ -12,11 +12,10 @@ from conftest import LAST
 from PIL import Image
 from torch import Tensor
 
-from resnet_train import export
 from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
-from resnet_train.engine import trained
 from resnet_train.errors import BadInput
+from resnet_train.evaluation import export, pretrained
 from resnet_train.models.network import build
 
 Program = Callable[..., tuple[int, str, str]]
@@ -32,7 +31,7 @@ def picture(path: Path, size: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 def by_hand(checkpoint: str, images: Tensor) -> Tensor:
     """uint8 [n, H, W, C] -> logits, without the program's own normalization."""
-    member = trained.load(checkpoint)
+    member = pretrained.load(checkpoint)
     seen = (images.float() - member.normalization.mean) / member.normalization.std
     with torch.no_grad():
         return member.net(seen.permute(0, 3, 1, 2))
@@ -145,7 +144,7 @@ def test_safetensors_hold_the_weights_and_what_they_mean(checkpoint: str, progra
     from safetensors.torch import load_file
 
     path = written(checkpoint, "safetensors", program)
-    member = trained.load(checkpoint)
+    member = pretrained.load(checkpoint)
     weights = load_file(path)
     assert weights.keys() == member.net.state_dict().keys()
     assert all(torch.equal(weights[key], value) for key, value in member.net.state_dict().items())

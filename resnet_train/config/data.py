@@ -201,7 +201,7 @@ class RandAugment(Section):
 Policy = Annotated[TrivialAugment | RandAugment, Field(discriminator="kind")]
 
 
-class Augment(Section):
+class AugmentConfig(Section):
     """What happens to a training image, in the order that it happens.
 
     Every draw is a function of (seed, epoch, index) alone; of mixup and cutmix of (seed, step, share of the batch).

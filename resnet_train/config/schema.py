@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from resnet_train.config.data import Augment, Data
+from resnet_train.config.data import AugmentConfig, Data
 from resnet_train.config.network import AnyNet
 from resnet_train.config.section import Count, Name, NonNegative, Positive, Section
 
@@ -74,7 +74,7 @@ class DecaySchedule(Section):
 Schedule = Annotated[StepSchedule | DecaySchedule, Field(discriminator="kind")]
 
 
-class Optimizer(Section):
+class OptimizerConfig(Section):
     """Stochastic gradient descent with momentum: v = momentum * v + g, w = w - lr * v."""
 
     kind: Literal["sgd", "lars"] = "sgd"
@@ -95,7 +95,7 @@ class Optimizer(Section):
             raise ValueError("nesterov has no effect with momentum 0: remove one of them")
         if self.nesterov and self.kind == "lars":
             raise ValueError("nesterov is for kind sgd: LARS has plain momentum")
-        if self.kind == "sgd" and self.trust != Optimizer.model_fields["trust"].default:
+        if self.kind == "sgd" and self.trust != OptimizerConfig.model_fields["trust"].default:
             raise ValueError("trust has no effect with kind sgd: remove it, or use kind lars")
         if self.decay_on == "matrices" and self.weight_decay == 0:
             raise ValueError("decay_on has no effect with weight_decay 0: remove one of them")
@@ -105,7 +105,7 @@ class Optimizer(Section):
 # --- training, evaluation, checkpoints, logs --------------------------------------------------------------------------
 
 
-class Train(Section):
+class TrainConfig(Section):
     """The loop: how long, how many at once, in which precision."""
 
     epochs: Positive | None = None
@@ -150,7 +150,7 @@ class Train(Section):
         return self
 
 
-class View(Section):
+class ViewConfig(Section):
     """What evaluation sees of an image of any size: its shorter side resized, then the centre cut out."""
 
     resize: Count = 256
@@ -163,11 +163,11 @@ class View(Section):
         return self
 
 
-class Eval(Section):
+class EvalConfig(Section):
     """Evaluation during training and by `resnet-train eval`."""
 
     every: Duration = Duration(epochs=1)
-    view: View | None = None
+    view: ViewConfig | None = None
     """For `imagefolder` and `shards` (the training crop from 256/224 of it unless given): others are seen whole."""
     protocol: Literal["one-crop", "ten-crop", "multi-scale"] = "one-crop"
     """ten-crop: corners, centre and their mirror images. multi-scale: whole images at `short_sides`, fully
@@ -189,12 +189,12 @@ class Eval(Section):
     def _effective(self) -> Self:
         if self.flip and self.protocol == "ten-crop":
             raise ValueError("flip has no effect with protocol ten-crop, which mirrors already: remove it")
-        if self.protocol != "multi-scale" and self.short_sides != Eval.model_fields["short_sides"].default:
+        if self.protocol != "multi-scale" and self.short_sides != EvalConfig.model_fields["short_sides"].default:
             raise ValueError(f"short_sides has no effect with protocol {self.protocol}: use multi-scale")
         return self
 
 
-class Probe(Section):
+class ProbeConfig(Section):
     """A measurement beside the training, of a fixed batch of evenly spaced training images as evaluation sees them."""
 
     every: Duration = Duration(fraction=0.05)
@@ -202,7 +202,7 @@ class Probe(Section):
     images: Count = 128
 
 
-class Lesion(Section):
+class LesionConfig(Section):
     """Error with a unit dropped, each in turn, and with neighbours swapped: as many evaluations as there are units."""
 
     every: Duration = Duration(fraction=1.0)
@@ -211,18 +211,18 @@ class Lesion(Section):
     """Evenly spaced validation images."""
 
 
-class Probes(Section):
+class ProbesConfig(Section):
     """Why depth hurts or helps: figures by depth, at chosen steps; none unless given."""
 
-    gradients: Probe | None = None
+    gradients: ProbeConfig | None = None
     """Norm of the loss's gradient at each unit's input and at each convolution's weights."""
-    responses: Probe | None = None
+    responses: ProbeConfig | None = None
     """Standard deviation of each 3x3 layer's response (He et al. 2015, figure 7)."""
-    lesion: Lesion | None = None
+    lesion: LesionConfig | None = None
     """Error without each unit (Veit et al. 2016)."""
 
 
-class Checkpoint(Section):
+class CheckpointConfig(Section):
     """When the state of a run is saved; the last, the one before it and the best are always kept."""
 
     every: Duration = Duration(epochs=1)
@@ -230,7 +230,7 @@ class Checkpoint(Section):
     """Checkpoints that are kept for good as `step-N.pt`; none unless given."""
 
 
-class Log(Section):
+class LogConfig(Section):
     """The record of a run."""
 
     every: Duration = Duration(steps=50)
@@ -244,14 +244,14 @@ class Recipe(Section):
     """All that the networks of an experiment have in common."""
 
     data: Data
-    optimizer: Optimizer = Optimizer()
+    optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Schedule = StepSchedule(kind="step")
-    augment: Augment = Augment()
-    train: Train
-    eval: Eval = Eval()
-    checkpoint: Checkpoint = Checkpoint()
-    log: Log = Log()
-    probes: Probes = Probes()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    probes: ProbesConfig = ProbesConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -287,12 +287,12 @@ class Recipe(Section):
         return self
 
     @property
-    def view(self) -> View | None:
+    def view(self) -> ViewConfig | None:
         """What evaluation sees of an image; `None` is the whole of it."""
         crop = self.augment.crop
         if self.eval.view is not None or crop is None or crop.kind == "pad":
             return self.eval.view
-        return View(resize=round(crop.size * 256 / 224), crop=crop.size)
+        return ViewConfig(resize=round(crop.size * 256 / 224), crop=crop.size)
 
 
 class Experiment(Recipe):

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from resnet_train.config.data import Augment, PadCrop, RandomResizedCrop, ScaleCrop
-from resnet_train.config.schema import Eval, View
-from resnet_train.data import mix, policy
-from resnet_train.data.draws import Floats
-from resnet_train.data.pictures import Picture, Pixels
+from resnet_train.config.data import AugmentConfig, PadCrop, RandomResizedCrop, ScaleCrop
+from resnet_train.config.schema import EvalConfig, ViewConfig
+from resnet_train.data import auto_augment, mixup
+from resnet_train.data.images import EncodedImage, ImageArray
+from resnet_train.data.rng import Floats
 
 # Each draw has columns of its own, so that switching one augmentation on leaves the others' draws as they were.
 _FLIP, _LEFT, _TOP, _SIDE, _COLOR, _TRIES = 0, 1, 2, 3, slice(4, 8), slice(8, 28)
 DRAWS = 28
-ERASE = slice(DRAWS, DRAWS + mix.ERASE_DRAWS)
+ERASE = slice(DRAWS, DRAWS + mixup.ERASE_DRAWS)
 POLICY = slice(ERASE.stop, None)
 
 # Principal components of the RGB values of ImageNet's training images, scaled to [0, 1]: the square roots of the
@@ -41,14 +41,14 @@ class Plan(NamedTuple):
     """[n, 3] float32, to add to RGB in [0, 1]."""
 
 
-def columns(cfg: Augment) -> int:
+def columns(cfg: AugmentConfig) -> int:
     """How many columns a recipe reads."""
     if cfg.policy is not None:
-        return ERASE.stop + policy.draws_of(cfg.policy)
+        return ERASE.stop + auto_augment.draws_of(cfg.policy)
     return ERASE.stop if cfg.erase else DRAWS
 
 
-def plan(cfg: Augment, draws: Floats, sizes: Floats) -> Plan:
+def plan(cfg: AugmentConfig, draws: Floats, sizes: Floats) -> Plan:
     """[n, DRAWS or more] draws and [n, 2] sizes (width, height) -> a plan."""
     match cfg.crop:
         case ScaleCrop():
@@ -104,7 +104,9 @@ def _normal(draws: Floats) -> Floats:
 # --- applying ---------------------------------------------------------------------------------------------------------
 
 
-def cut_and_resize(picture: Picture, box: Floats, flip: bool, cfg: ScaleCrop | RandomResizedCrop, out: Pixels) -> None:
+def resized_crop(
+    picture: EncodedImage, box: Floats, flip: bool, cfg: ScaleCrop | RandomResizedCrop, out: ImageArray
+) -> None:
     """One image of any size -> `out`, [size, size, 3], by Pillow's antialiased bilinear filter or its equal.
 
     The box of a scale crop is a window on the resized whole image, so the filter reads pixels on either side of it;
@@ -158,7 +160,7 @@ def _mirror(index: Tensor, length: int) -> Tensor:
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-class Look(NamedTuple):
+class View(NamedTuple):
     """One view of an image."""
 
     short_side: int | None = None
@@ -170,22 +172,22 @@ class Look(NamedTuple):
     flip: bool = False
 
 
-def looks(view: View | None, cfg: Eval) -> tuple[Look, ...]:
+def views(view: ViewConfig | None, cfg: EvalConfig) -> tuple[View, ...]:
     """All that evaluation sees of an image; without a view it is seen as it is."""
     if view is None:
-        found = [Look()]
+        found = [View()]
     elif cfg.protocol == "multi-scale":
-        found = [Look(short_side) for short_side in cfg.short_sides]
+        found = [View(short_side) for short_side in cfg.short_sides]
     elif cfg.protocol == "ten-crop":
         places = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5)]
-        found = [Look(view.resize, view.crop, place) for place in places]
+        found = [View(view.resize, view.crop, place) for place in places]
     else:
-        found = [Look(view.resize, view.crop)]
+        found = [View(view.resize, view.crop)]
     mirrored = cfg.flip or cfg.protocol == "ten-crop"
     return (*found, *(look._replace(flip=True) for look in found if mirrored))
 
 
-def seen(image: Image.Image, these: Sequence[Look]) -> list[np.ndarray]:
+def apply_views(image: Image.Image, these: Sequence[View]) -> list[np.ndarray]:
     """One image of any size -> each look at it, [H, W, 3]."""
     resized = {side: _resized(image, side) for side in dict.fromkeys(look.short_side for look in these)}
     return [_cut(resized[look.short_side], look) for look in these]
@@ -198,7 +200,7 @@ def _resized(image: Image.Image, short_side: int | None) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _cut(image: Image.Image, look: Look) -> np.ndarray:
+def _cut(image: Image.Image, look: View) -> np.ndarray:
     if look.crop is not None:
         left, top = (round((side - look.crop) * place) for side, place in zip(image.size, look.place, strict=True))
         image = image.crop((left, top, left + look.crop, top + look.crop))

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from resnet_train.config.data import PadCrop
 from resnet_train.config.schema import Recipe
-from resnet_train.data.augment import Look
-from resnet_train.data.files import Files
-from resnet_train.data.loader import Batch
-from resnet_train.data.resident import Resident
-from resnet_train.data.sources import AnySource, evenly_spaced
-from resnet_train.data.views import EvaluationData
+from resnet_train.data.augment import View
+from resnet_train.data.batch import Batch
+from resnet_train.data.datasets import AnyDataset, evenly_spaced
+from resnet_train.data.device_cache import DeviceCachedDataset
+from resnet_train.data.eval_loader import EvaluationData
+from resnet_train.data.image_files import ImageFileDataset
 
 _IMAGES = 10_000
 """Image files from which the mean is taken; of stored images all are."""
@@ -37,20 +37,20 @@ class Normalization(NamedTuple):
         return images.permute(0, 3, 1, 2)
 
 
-def statistics(recipe: Recipe, source: AnySource) -> Normalization:
+def statistics(recipe: Recipe, source: AnyDataset) -> Normalization:
     """The mean and deviation of the training images, in exact integer arithmetic: the same on any machine.
 
     Of image files, `_IMAGES` evenly spaced ones are read; where they are of any size, as evaluation would see them at
     the size of the training crop.
     """
-    look, cfg = Look(), recipe.data
-    if isinstance(source, Files | Resident):
+    look, cfg = View(), recipe.data
+    if isinstance(source, ImageFileDataset | DeviceCachedDataset):
         source = source.subset(evenly_spaced(len(source), _IMAGES))
-    if isinstance(source, Files):
+    if isinstance(source, ImageFileDataset):
         crop = recipe.augment.crop
         assert crop is not None
         assert not isinstance(crop, PadCrop)
-        look = Look(round(crop.size * 256 / 224), crop.size)
+        look = View(round(crop.size * 256 / 224), crop.size)
     shown = EvaluationData(source, (look,), 256, torch.device("cpu"), cfg.processes, skip_bad=cfg.skips_bad_images)
     first = second = torch.zeros((), dtype=torch.int64)
     for batch in shown.batches():

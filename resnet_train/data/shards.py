@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from resnet_train.config.assumed import PACKED
-from resnet_train.data import pictures
-from resnet_train.data.draws import Ints
-from resnet_train.data.files import Files
-from resnet_train.data.pictures import Box, Picture, Region
-from resnet_train.data.tiles import Tiled
+from resnet_train.data import images
+from resnet_train.data.image_files import ImageFileDataset
+from resnet_train.data.images import Box, EncodedImage, Region
+from resnet_train.data.jpeg_tiles import Tiled
+from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
 
 FORMAT = 1
@@ -83,7 +83,7 @@ class OpenFile:
             os.close(self.number)
 
 
-class Shards(Files):
+class ShardDataset(ImageFileDataset):
     """One part, train or val, of a packed set. Pickled it is its paths, and its rows where it is a subset."""
 
     def __init__(self, folder: Path, shards: Sequence[str], classes: Sequence[str], rows: Ints | None = None) -> None:
@@ -97,10 +97,12 @@ class Shards(Files):
             self.cure = "; data.on_bad_image=skip leaves it out"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self.folder, self.shards, self.classes, self.rows)
+        return ShardDataset, (self.folder, self.shards, self.classes, self.rows)
 
-    def subset(self, indices: Ints) -> "Shards":
-        return Shards(self.folder, self.shards, self.classes, indices if self.rows is None else self.rows[indices])
+    def subset(self, indices: Ints) -> "ShardDataset":
+        return ShardDataset(
+            self.folder, self.shards, self.classes, indices if self.rows is None else self.rows[indices]
+        )
 
     def place(self, index: int) -> Place:
         """Where a sample is. Raises `BadInput`."""
@@ -112,13 +114,13 @@ class Shards(Files):
     def name(self, index: int) -> str:
         return self._name(self.place(index))
 
-    def picture(self, index: int) -> Picture:
+    def picture(self, index: int) -> EncodedImage:
         place = self.place(index)
         name, size = self._name(place), (place.width, place.height)
         if place.form == RAW:
             return _Raw(self, place, name, size)
         data = self.bytes_of(place)
-        return Tiled(data, name, size) if place.form == TILED else pictures.encoded(data, name)
+        return Tiled(data, name, size) if place.form == TILED else images.encoded(data, name)
 
     def bytes_of(self, place: Place, start: int = 0, length: int | None = None) -> bytes:
         """A sample's stored bytes, or a part of them. Raises `BadInput`."""
@@ -149,7 +151,7 @@ class Shards(Files):
 class _Raw:
     """Bare pixels, of which only the rows of a box are read."""
 
-    shards: Shards
+    shards: ShardDataset
     place: Place
     name: str
     size: tuple[int, int]
@@ -192,7 +194,7 @@ def changed(folder: Path) -> str | None:
     return f"made {options['square']} x {options['square']} px" if options["square"] else None
 
 
-def open_shards(folder: Path, part: str) -> Shards:
+def open_shards(folder: Path, part: str) -> ShardDataset:
     """The `train` or `val` part of a packed set. Raises `BadInput` where its shards are not those of its index.
 
     A shard that is missing or of another size is noticed, by its size alone: `prepare --verify` reads everything.
@@ -218,10 +220,10 @@ def unfit(folder: Path, part: str, told: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def indexed(folder: Path, part: str, told: dict[str, Any]) -> Shards:
+def indexed(folder: Path, part: str, told: dict[str, Any]) -> ShardDataset:
     """What a packed set lists of a part, whether or not its shards are there. Raises `BadInput`."""
     listed = told["parts"][part]
-    source = Shards(folder / part, [name for name, _ in listed["shards"]], [id_ for id_, _ in told["classes"]])
+    source = ShardDataset(folder / part, [name for name, _ in listed["shards"]], [id_ for id_, _ in told["classes"]])
     if len(source) != listed["images"]:
         raise BadInput(
             f"data.path: {folder / part / 'index.npy'} lists {len(source):,} images, and {folder / PACKED} "

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from resnet_train.data.draws import Ints
+from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
-from resnet_train.packing.listing import Listing
+from resnet_train.packing.manifest import Listing
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from resnet_train.claim import claimed
 from resnet_train.config.assumed import PACKED
 from resnet_train.data import shards
 from resnet_train.data.shards import FORMAT, PLAN
 from resnet_train.errors import BadInput
-from resnet_train.packing import pool, tiling
-from resnet_train.packing.listing import Listing
-from resnet_train.packing.source import Source, open_source
-from resnet_train.packing.store import Options
-from resnet_train.packing.write import KEPT, Job, indexed, member, pack
-from resnet_train.whole import partial_of, whole, write_whole
+from resnet_train.packing import jpeg_restart
+from resnet_train.packing.encode import Options
+from resnet_train.packing.formats import Source, open_source
+from resnet_train.packing.manifest import Listing
+from resnet_train.packing.shard_writer import KEPT, Job, indexed, member, pack
+from resnet_train.runtime import process_pool
+from resnet_train.runtime.atomic import atomic_write, atomic_write_text, temporary_path
+from resnet_train.runtime.lock import claimed
 
 Report = dict[str, Any]
 
@@ -66,7 +67,7 @@ def prepare(
             again = [f"{job.path.parent.name}/{job.path.name}" for job in left]
             if not left:
                 return {**told["report"], "packed_again": again}
-        if options.tiled and not tiling.available():
+        if options.tiled and not jpeg_restart.available():
             said = "--tiled: there is no jpegtran here (libjpeg-turbo-progs): images are stored as they are"
             print(said, file=sys.stderr)
         with _claimed(dest, plan, told is not None):
@@ -147,7 +148,7 @@ def _claimed(dest: Path, plan: dict[str, Any], again: bool) -> Iterator[None]:
             if not again and dest.exists() and any(dest.iterdir()):
                 raise BadInput(f"{dest} is not empty, and holds no packing that was begun: give another folder")
             begun.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(begun, json.dumps(plan))
+            atomic_write_text(begun, json.dumps(plan))
         _same(json.loads(begun.read_text()), plan, dest)
         with claimed(begun, f"another resnet-train prepare is at work on {dest}"):
             yield
@@ -188,11 +189,11 @@ def _pack_all(jobs: list[Job], workers: int) -> None:
     done = total - sum(len(job.listing) for job in left)
     try:
         with tqdm(total=total, initial=done, desc="packing", unit="img", disable=None) as bar:
-            for _ in pool.each(pack, left, min(workers, len(left)), bar.update, KEPT):
+            for _ in process_pool.each(pack, left, min(workers, len(left)), bar.update, KEPT):
                 pass
     finally:
         for job in left:  # of processes that were ended because another met something
-            partial_of(job.path).unlink(missing_ok=True)
+            temporary_path(job.path).unlink(missing_ok=True)
 
 
 def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, list[Job]], options: Options) -> Report:
@@ -205,7 +206,7 @@ def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, li
         if not any(record["entries"] for record in records):
             raise BadInput(f"not one image of {part} can be decoded")
         entries = _entries(source.parts[part], records)
-        with whole(dest / part / "index.npy") as file:
+        with atomic_write(dest / part / "index.npy") as file:
             np.save(file, entries)
         sizes = [record["size"] for record in records]
         parts[part] = {"images": len(entries), "shards": [*zip([job.path.name for job in listed], sizes, strict=True)]}
@@ -224,11 +225,11 @@ def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, li
     report["odd"] = dict(Counter(what.split(":")[0] for _, _, what in odd).most_common())
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("part", "image", "what"), *odd])
-    write_whole(dest / "odd.csv", table.getvalue())
-    write_whole(dest / "classes.txt", "".join(f"{' '.join(name.split())}\n" for name in source.names))
+    atomic_write_text(dest / "odd.csv", table.getvalue())
+    atomic_write_text(dest / "classes.txt", "".join(f"{' '.join(name.split())}\n" for name in source.names))
     classes = [*zip(source.classes, source.names, strict=True)]
     about = {"format": FORMAT, "classes": classes, "parts": parts, "plan": plan, "report": report}
-    write_whole(dest / PACKED, json.dumps(about))
+    atomic_write_text(dest / PACKED, json.dumps(about))
     shutil.rmtree((dest / PLAN).parent)
     return report
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from resnet_train.packing.encode import QUALITY
 from resnet_train.packing.prepare import Report
-from resnet_train.packing.store import QUALITY
-from resnet_train.tables import columns
+from resnet_train.runtime.tables import columns
 
 
 def text(report: Report, dest: Path) -> str:

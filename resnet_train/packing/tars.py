@@ -10,13 +10,13 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from resnet_train.data.datasets import IMAGE_SUFFIXES
 from resnet_train.data.shards import BLOCK
-from resnet_train.data.sources import IMAGE_SUFFIXES
 from resnet_train.errors import BadInput
-from resnet_train.packing.listing import InTars
+from resnet_train.packing.manifest import InTars
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A file in a tar file."""
 
     name: str
@@ -35,7 +35,7 @@ class Found(NamedTuple):
     length: int
 
 
-def members(path: Path, file: Any = None) -> Iterator[Member]:
+def members(path: Path, file: Any = None) -> Iterator[TarMember]:
     """The files in a tar file, or in one that is open (and lies in `path`).
 
     Raises `BadInput` where it is none, or where a member is no plain file or its path leads outside.
@@ -50,7 +50,7 @@ def members(path: Path, file: Any = None) -> Iterator[Member]:
                     raise BadInput(f"{path}: member {member.name} leads outside: refused")
                 if not member.isfile():
                     raise BadInput(f"{path}: member {member.name} is a link or a device: refused")
-                yield Member(member.name, member.offset_data, member.size)
+                yield TarMember(member.name, member.offset_data, member.size)
             assert tar.fileobj is not None
             tar.fileobj.seek(tar.offset)  # where tarfile stops, at an end or at what is no member
             if tar.fileobj.read(BLOCK) != bytes(BLOCK):
@@ -93,7 +93,7 @@ def of_tars(path: Path) -> tuple[InTars, list[str]]:
 class _Part:
     """As much of a file object as tarfile needs, over a part of an open file."""
 
-    def __init__(self, file: IO[bytes], member: Member) -> None:
+    def __init__(self, file: IO[bytes], member: TarMember) -> None:
         self.file, self.member, self.at = file, member, 0
 
     def tell(self) -> int:
@@ -122,13 +122,13 @@ class Pair(NamedTuple):
 
     key: str
     suffix: str
-    image: Member
+    image: TarMember
     label: int
 
 
 def pairs(path: Path) -> Iterator[Pair]:
     """The samples of a WebDataset shard, KEY.jpg (or .png, …) beside KEY.cls. Raises `BadInput`."""
-    image: tuple[str, str, Member] | None = None
+    image: tuple[str, str, TarMember] | None = None
     label: tuple[str, int] | None = None
     with path.open("rb") as file:
         for member in members(path):
@@ -152,5 +152,5 @@ def pairs(path: Path) -> Iterator[Pair]:
         raise _lone(path, image)
 
 
-def _lone(path: Path, image: tuple[str, str, Member]) -> BadInput:
+def _lone(path: Path, image: tuple[str, str, TarMember]) -> BadInput:
     return BadInput(f"{path}: {image[2].name} has no {image[0]}.cls beside it, which would hold its label")

@@ -12,15 +12,15 @@ import numpy as np
 from tqdm import tqdm
 
 from resnet_train.data import shards
-from resnet_train.data.draws import Ints
-from resnet_train.data.shards import Shards, open_shards
+from resnet_train.data.rng import Ints
+from resnet_train.data.shards import ShardDataset, open_shards
 from resnet_train.errors import BadInput
-from resnet_train.packing import pool
-from resnet_train.packing.pool import Count
+from resnet_train.runtime import process_pool
+from resnet_train.runtime.process_pool import Count
 
 
 class _Job(NamedTuple):
-    source: Shards
+    source: ShardDataset
     rows: Ints
     """The samples of one shard, in the order of their bytes."""
 
@@ -34,7 +34,7 @@ def verify(folder: Path, workers: int) -> dict[str, int]:
     jobs = [job for source in parts.values() for job in _jobs(source)]
     total, wrong, damaged = sum(map(len, parts.values())), 0, []
     with tqdm(total=total, desc="verifying", unit="img", disable=None) as bar:
-        for shard, lines in pool.each(check, jobs, min(workers, len(jobs)), bar.update, "nothing is lost"):
+        for shard, lines in process_pool.each(check, jobs, min(workers, len(jobs)), bar.update, "nothing is lost"):
             wrong += len(lines)
             damaged += [str(shard)] * (len(lines) > 0)
             for line in lines:
@@ -53,7 +53,7 @@ def told(images: dict[str, int]) -> str:
     return f"every checksum, pixel and label is as it was packed ({counts})"
 
 
-def _jobs(source: Shards) -> Iterator[_Job]:
+def _jobs(source: ShardDataset) -> Iterator[_Job]:
     order = np.lexsort((source.entries["offset"], source.entries["shard"]))
     ends = np.searchsorted(source.entries["shard"][order], np.arange(len(source.shards) + 1))
     if ends[-1] < len(order):

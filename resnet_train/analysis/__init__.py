@@ -1,0 +1,1 @@
+"""From run folders to groups, significance, findings and figures. No torch."""

@@ -1,0 +1,1 @@
+"""Evaluation of trained networks: protocols, logits, confusion, prediction, export."""

@@ -1,0 +1,1 @@
+"""Probes: gradients and responses by depth, lesions, and their figures."""

@@ -1,0 +1,1 @@
+"""The process: ranks, precision, signals, files and worker processes."""

@@ -1,0 +1,1 @@
+"""The training of one run and of a grid of runs."""
