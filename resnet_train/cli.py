@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print the resolved experiment and what it costs")
     run.add_argument("--fresh", action="store_true", help="start anew; older run folders are moved aside")
     run.add_argument(
-        "--at-once", type=_count, default=1, metavar="N", help="train so many networks at a time on one device"
+        "--jobs", type=_count, default=1, metavar="N", help="train so many networks at a time on one device"
     )
     _json(run)
 
@@ -163,7 +163,9 @@ def _parser() -> argparse.ArgumentParser:
         "--raw-fraction", type=_share, default=0.0, metavar="P", help="bare pixels for this share: the largest files"
     )
     prepare.add_argument("--short-side", type=_count, metavar="N", help="reduce images: another recipe, less disk")
-    prepare.add_argument("--square", type=_count, metavar="N", help="make them N x N, for data.resident_gb: likewise")
+    prepare.add_argument(
+        "--square", type=_count, metavar="N", help="make them N x N, for data.device_cache_gb: likewise"
+    )
     prepare.add_argument("--val-labels", type=Path, metavar="FILE", help="IMAGE,CLASS lines, or the development kit")
     prepare.add_argument("--class-names", type=Path, metavar="FILE", help="lines such as `n01440764 tench`")
     prepare.add_argument("--on-bad-image", choices=("stop", "skip"), help="skip: leave out and list it (default: stop)")
@@ -208,7 +210,7 @@ def _run(args: argparse.Namespace) -> None:
     else:
         from resnet_train.training import grid
 
-        grid.train_all(members, experiment.output, experiment.train.device, args.fresh, args.at_once, args.json)
+        grid.train_all(members, experiment.output, experiment.train.device, args.fresh, args.jobs, args.json)
 
 
 def _members(config: Path, experiment: "Experiment", only: Sequence[str]) -> list["Run"]:

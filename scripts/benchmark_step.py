@@ -38,7 +38,7 @@ from resnet_train.config.load import dump, read_run
 from resnet_train.config.network import ANY_NET, NetConfig
 from resnet_train.config.schema import Run
 from resnet_train.data.batch import Batch
-from resnet_train.data.loader import StepData
+from resnet_train.data.loader import StepBatches
 from resnet_train.data.normalize import Normalization
 from resnet_train.models import complexity, roofline
 from resnet_train.models.network import build, initialise
@@ -121,7 +121,7 @@ def ours(
 
     def step(number: int) -> Tensor:
         state.sums.zero_()
-        share = StepData([batches[number]], [0], 0.0)
+        share = StepBatches([batches[number]], [0], 0.0)
         train_step(state, share, seen, run.optimizer.lr, run.train)  # type: ignore[arg-type]
         return state.sums[0] / state.sums[2]
 

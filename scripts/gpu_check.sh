@@ -115,7 +115,7 @@ if wanted at-once; then
             "$python" -m resnet_train run configs/cifar10-depth.yaml --only cifar-resnet-20 \
             "data.path=$data" "output=$scratch/by-$count" train.device=cuda train.precision=bf16 \
             train.cuda_graph=true train.steps=10000 "eval.every={steps: 10000}" "checkpoint.every={steps: 10000}" \
-            "log.every={steps: 250}" eval.clean_train=0 "seeds=[$(seq -s , 1 "$count")]" --at-once "$count"
+            "log.every={steps: 250}" eval.clean_train_images=0 "seeds=[$(seq -s , 1 "$count")]" --jobs "$count"
         "$python" - "$scratch/by-$count" >>"$out/at-once-$count.txt" <<'PYTHON'
 import json
 import statistics

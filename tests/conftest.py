@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
     "data": {"kind": "synthetic", "size": 8, "classes": 4, "train_images": 40, "val_images": 14},
     "augment": {"crop": {"kind": "pad", "padding": 1}, "flip": True},
     "train": {"steps": 8, "batch_size": 16, "device": "cpu"},
-    "eval": {"every": {"steps": 4}, "batch_size": 5, "clean_train": 10},
+    "eval": {"every": {"steps": 4}, "batch_size": 5, "clean_train_images": 10},
     "checkpoint": {"every": {"steps": 3}},
     "log": {"every": {"steps": 2}},
 }
@@ -252,7 +252,9 @@ def recorded(config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]
     """
 
     def write(network: Any, seed: int, clean: float, status: str | None = "finished", **changes: Any) -> Path:
-        path = config(**merge({"networks": [network], "seeds": [seed], "eval": {"clean_train": 10_000}}, changes))
+        path = config(
+            **merge({"networks": [network], "seeds": [seed], "eval": {"clean_train_images": 10_000}}, changes)
+        )
         [run] = load.runs(load.load(path))
         folder = run_folder.folder_of("runs", run)
         folder.mkdir(parents=True)

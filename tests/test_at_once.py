@@ -28,7 +28,7 @@ def test_at_once_is_one_after_the_other(config: Config, images: Path) -> None:
     sizes = {"augment": {"crop": {"kind": "random-resized", "size": 8}}, "eval": {"view": {"resize": 8, "crop": 8}}}
     data = {"kind": "imagefolder", "path": str(images), "workers": 1}
     path = config(networks=NETWORKS, data=data, **sizes)
-    found = [finish(path, f"output=by-{n}", "--at-once", n) for n in (1, 2)]
+    found = [finish(path, f"output=by-{n}", "--jobs", n) for n in (1, 2)]
     assert [code for code, _, _ in found] == [0, 0], found
     assert all(network["base"] in out for _, out, _ in found for network in NETWORKS)  # the comparison
     for folder in FOLDERS:
@@ -48,7 +48,7 @@ def started(process: Any) -> bool:
 def endless(config: Config) -> Any:
     never = {"every": {"steps": 1_000_000}}
     path = config(networks=NETWORKS, train={"steps": 1_000_000}, checkpoint=never, eval=never)
-    process = spawn("run", path, "--at-once", 2, start_new_session=True)
+    process = spawn("run", path, "--jobs", 2, start_new_session=True)
     while not started(process):
         time.sleep(0.02)
     return process
@@ -85,7 +85,7 @@ def test_a_run_that_is_killed_is_told_and_the_others_save(config: Config) -> Non
     os.kill(runs_of(process)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2, err
-    assert err.count("was killed by SIGKILL, perhaps because memory ran out: lower --at-once") == 1
+    assert err.count("was killed by SIGKILL, perhaps because memory ran out: lower --jobs") == 1
     assert err.count("saved; run again to continue") == 1
     assert "Traceback" not in err
 
@@ -106,7 +106,7 @@ def test_a_divergence_is_recorded_or_stops_all(policy: str, config: Config) -> N
         train={"on_divergence": policy, "steps": 40},
         eval={"every": {"steps": 40}},
     )
-    code, out, err = finish(path, "--at-once", 2)
+    code, out, err = finish(path, "--jobs", 2)
     assert err.count("cifar-plain-8 seed 0: the loss or its gradient is not finite") == 1
     assert code == (1 if policy == "stop" else 0), err
     assert ("cifar-plain-8 seed 0 diverged" in out) == (policy == "record")
@@ -115,5 +115,5 @@ def test_a_divergence_is_recorded_or_stops_all(policy: str, config: Config) -> N
 def test_what_is_wrong_with_all_is_told_once(config: Config) -> None:
     data = {"kind": "imagefolder", "path": "nowhere", "workers": 1}
     sizes = {"augment": {"crop": {"kind": "random-resized", "size": 8}}, "eval": {"view": {"resize": 8, "crop": 8}}}
-    code, _, err = finish(config(networks=NETWORKS, data=data, **sizes), "--at-once", 2)
+    code, _, err = finish(config(networks=NETWORKS, data=data, **sizes), "--jobs", 2)
     assert (code, err.count("resnet-train: ")) == (2, 1), err

@@ -161,7 +161,9 @@ def test_centre_view_is_torchvisions(size: tuple[int, int]) -> None:
 
 def test_colour_shifts_lie_along_imagenets_components() -> None:
     """Krizhevsky et al. 2012, section 4.1: sum of alpha_i * lambda_i * p_i with alpha_i of deviation 0.1."""
-    shift = augment.plan(AugmentConfig(color=True), random_draws(20000), np.full((20000, 2), 8.0)).shift.astype(float)
+    shift = augment.plan(AugmentConfig(pca_lighting=True), random_draws(20000), np.full((20000, 2), 8.0)).shift.astype(
+        float
+    )
     vectors = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
     covariance = vectors @ np.diag(np.square(0.1 * np.array([0.2175, 0.0188, 0.0045]))) @ vectors.T
     assert np.allclose(np.cov(shift.T), covariance, rtol=0.05, atol=1e-8)
@@ -172,7 +174,7 @@ def test_one_augmentation_leaves_the_draws_of_another() -> None:
     sizes = np.full((50, 2), 32.0)
     pad = PadCrop(kind="pad")
     one, other = (
-        augment.plan(AugmentConfig(crop=pad, flip=f, color=f), random_draws(50), sizes) for f in (False, True)
+        augment.plan(AugmentConfig(crop=pad, flip=f, pca_lighting=f), random_draws(50), sizes) for f in (False, True)
     )
     assert np.array_equal(one.boxes, other.boxes)
     assert not one.flip.any()

@@ -18,7 +18,7 @@ from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets
-from resnet_train.data.loader import StepData
+from resnet_train.data.loader import StepBatches
 from resnet_train.models import complexity, roofline
 from resnet_train.models.roofline import Limits
 from resnet_train.runtime.distributed import World
@@ -45,11 +45,14 @@ def test_bench_measures_each_part(config: Callable[..., Path], program: Callable
 def test_each_size_of_progressive_resizing_is_timed(
     tiny_run: Callable[..., Run], images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    growing = {"crop": {"kind": "random-resized", "size": 16}, "resize": {0: 8, 0.25: 16, 0.5: 12, 0.9: 16}}
+    growing = {
+        "crop": {"kind": "random-resized", "size": 16},
+        "progressive_resizing": {0: 8, 0.25: 16, 0.5: 12, 0.9: 16},
+    }
     run = tiny_run(data={"kind": "imagefolder", "path": str(images), "workers": 0}, augment=growing)
     sizes: list[int] = []
 
-    def step(state: TrainState, share: StepData, *rest: Any) -> dict[str, Tensor]:
+    def step(state: TrainState, share: StepBatches, *rest: Any) -> dict[str, Tensor]:
         sizes.append(share.batches[0].images.shape[1])
         return train_step(state, share, *rest)
 
@@ -88,7 +91,7 @@ def test_a_graph_is_recorded_before_the_clock_starts(monkeypatch: pytest.MonkeyP
 def test_whatever_ends_the_search_for_the_largest_batch_ends_nothing_else(
     error: type[RuntimeError], tiny_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def step(state: TrainState, share: StepData, *rest: Any) -> dict[str, Tensor]:
+    def step(state: TrainState, share: StepBatches, *rest: Any) -> dict[str, Tensor]:
         if len(share.batches[0].labels) > 64:
             raise error("cuDNN error: CUDNN_STATUS_ALLOC_FAILED\nand more")
         return {}
@@ -118,12 +121,12 @@ def test_advice_to_pack_is_not_what_is_done_already(tiny_run: Callable[..., Run]
 
 
 def test_advice_follows_what_binds(tiny_run: Callable[..., Run]) -> None:
-    run = tiny_run(train={"precision": "bf16", "accumulate": 8})
+    run = tiny_run(train={"precision": "bf16", "grad_accum_steps": 8})
     source, _ = datasets.open_data(run.data)
     assert bench.advice(FOUND, run, source) == ["the loader binds:", NOTHING]  # held images
     said = bench.advice(replace(FOUND, loader=5000.0), run, source)
     assert said[0] == "the step binds:"
-    assert any("train.accumulate=2" in line for line in said)
+    assert any("train.grad_accum_steps=2" in line for line in said)
     assert not any("data.workers" in line for line in said)
     assert not any("precision" in line for line in said)
 

@@ -27,7 +27,7 @@ TinyRun = Callable[..., Run]
 @pytest.fixture
 def saved(tiny_run: TinyRun, tmp_path: Path) -> tuple[TrainState, Callable[[], None], Path]:
     """A state, a way to save it after one more step, and the folder."""
-    run = tiny_run(train={"ema": 0.9})
+    run = tiny_run(train={"ema_decay": 0.9})
     state = new_state(run, 4, 3, CPU)
     folder = tmp_path / "checkpoints"
 
@@ -46,7 +46,7 @@ def test_a_restored_state_is_the_state(saved: Any, tiny_run: TinyRun, tmp_path: 
     assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
     found = checkpoint.latest(folder, CPU)
     assert found is not None
-    assert found.about.run == tiny_run(train={"ema": 0.9})
+    assert found.about.run == tiny_run(train={"ema_decay": 0.9})
     assert (found.about.classes, found.about.train_images, found.about.channels) == (("a", "b", "c", "d"), 40, 3)
     other = new_state(found.about.run, 4, 3, CPU)
     checkpoint.restore(other, found, CPU)

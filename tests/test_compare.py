@@ -73,7 +73,7 @@ def test_of_a_single_seed_few_images_are_no_difference(few: int, recorded: Calla
     def verdict(wrong: int) -> str:
         shutil.rmtree("runs", ignore_errors=True)
         for depth, count in ((20, few), (56, wrong)):
-            recorded(f"cifar-resnet-{depth}", 0, 100 * count / 1437, eval={"clean_train": 1437})
+            recorded(f"cifar-resnet-{depth}", 0, 100 * count / 1437, eval={"clean_train_images": 1437})
         [said] = findings.findings(groups())
         return said.split("error is ")[1].split(":")[0]
 
@@ -118,18 +118,18 @@ def test_several_seeds_are_judged_by_students_test(recorded: Callable[..., Path]
             other = [error + apart + 0.01 * seed for seed, error in enumerate(one)]
             for name, errors in (("cifar-resnet-20", one), ("cifar-resnet-56", other)):
                 for seed, error in enumerate(errors):
-                    recorded(name, seed, error, eval={"clean_train": 10})
+                    recorded(name, seed, error, eval={"clean_train_images": 10})
             verdict = "higher" if ttest_ind(one, other).pvalue < 0.05 else "not measurably different"
             assert f"is {verdict}" in findings.findings(groups())[0], (seeds, apart)
 
 
 def test_a_single_seed_among_several_is_judged_by_the_images_too(recorded: Callable[..., Path]) -> None:
     for seed in (0, 1):
-        recorded("cifar-resnet-20", seed, 5.0 + seed / 10, eval={"clean_train": 10})
-    recorded("cifar-resnet-56", 0, 9.0, eval={"clean_train": 10})
+        recorded("cifar-resnet-20", seed, 5.0 + seed / 10, eval={"clean_train_images": 10})
+    recorded("cifar-resnet-56", 0, 9.0, eval={"clean_train_images": 10})
     assert "is not measurably different" in findings.findings(groups())[0]
     for path in Path("runs").rglob("config.yaml"):
-        path.write_text(path.read_text().replace("clean_train: 10", "clean_train: 10000"))
+        path.write_text(path.read_text().replace("clean_train_images: 10", "clean_train_images: 10000"))
     assert "is higher" in findings.findings(groups())[0]
     recorded("cifar-resnet-20", 2, 7.0)  # 5.7 ± 1.1: 9 may be another seed
     assert "is not measurably different" in findings.findings(groups())[0]

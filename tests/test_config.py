@@ -124,20 +124,25 @@ def test_grid_is_networks_by_seeds_with_exceptions(config: Callable[..., Path]) 
 def test_progressive_resizing_is_one_schedule(config: Callable[..., Path]) -> None:
     """A later one replaces an earlier; the run folder gives it back; what it contradicts is named."""
     crop = {"kind": "random-resized", "size": 192}
-    path = config(data={"kind": "imagefolder", "path": "x"}, augment={"crop": crop, "resize": {0: 128, 0.4: 192}})
-    run = next(load.runs(load.load(path, ["augment.resize={0: 160, 0.75: 192}"])))
-    assert run.augment.resize == {0.0: 160, 0.75: 192}
+    path = config(
+        data={"kind": "imagefolder", "path": "x"}, augment={"crop": crop, "progressive_resizing": {0: 128, 0.4: 192}}
+    )
+    run = next(load.runs(load.load(path, ["augment.progressive_resizing={0: 160, 0.75: 192}"])))
+    assert run.augment.progressive_resizing == {0.0: 160, 0.75: 192}
     Path("again.yaml").write_text(load.to_yaml(load.dump(run)))
     assert load.read_run(load.read_yaml(Path("again.yaml")), "again") == run
     for value, said in (
-        ("{0: 128, 0.4: 160}", "augment: resize ends at 160 and crop.size is 192"),
-        ("{0: 256, 0.4: 192}", "augment: resize has 256 pixels and ends at 192, the crop.size: none may be larger"),
-        ("{0.1: 128, 0.4: 192}", "augment: resize begins at 0"),
-        ("{0: 128, 0.8: 160, 0.4: 192}", "augment: resize begins at 0, and its fractions rise"),
-        ("{0: 192}", "augment: resize has no effect with one size"),
-        ("{0: 128, 1.5: 192}", 'augment.resize.1.5 = "1.5": input should be less than 1'),
+        ("{0: 128, 0.4: 160}", "augment: progressive_resizing ends at 160 and crop.size is 192"),
+        (
+            "{0: 256, 0.4: 192}",
+            "augment: progressive_resizing has 256 pixels and ends at 192, the crop.size: none may be larger",
+        ),
+        ("{0.1: 128, 0.4: 192}", "augment: progressive_resizing begins at 0"),
+        ("{0: 128, 0.8: 160, 0.4: 192}", "augment: progressive_resizing begins at 0, and its fractions rise"),
+        ("{0: 192}", "augment: progressive_resizing has no effect with one size"),
+        ("{0: 128, 1.5: 192}", 'augment.progressive_resizing.1.5 = "1.5": input should be less than 1'),
     ):
-        assert said in refusal(path, f"augment.resize={value}")
+        assert said in refusal(path, f"augment.progressive_resizing={value}")
 
 
 def test_a_scaler_that_waits_is_no_part_of_a_graph(config: Callable[..., Path]) -> None:
@@ -175,7 +180,7 @@ def test_scalars_are_those_of_yaml_1_2(config: Callable[..., Path]) -> None:
         ("train.steps=abc", 'train.steps = "abc": input should be a valid integer'),
         ("train.steps=0", "train.steps = 0: input should be greater than or equal to 1"),
         ("train.batch_size=true", "train.batch_size = true: input should be a valid integer"),
-        ("train.accumulate=3", "train: batch_size 16 is not divisible by accumulate 3"),
+        ("train.grad_accum_steps=3", "train: batch_size 16 is not divisible by grad_accum_steps 3"),
         ("optimizer.lr=.nan", "optimizer.lr = NaN: input should be a finite number"),
         ("data.workers=2", "data.workers: has no effect with kind synthetic: remove it"),
         ("data.kind=imagenet", "data.kind: 'imagenet' is none of 'imagefolder', 'shards'"),
@@ -199,12 +204,24 @@ def test_scalars_are_those_of_yaml_1_2(config: Callable[..., Path]) -> None:
         ("schedule={kind: step, warmup: {kind: constant, steps: 3}}", "a constant warm-up at lr 0 trains nothing"),
         ("eval.view.crop=3", "eval.view has no effect with data.kind synthetic"),
         ("augment.crop={kind: scale}", "augment.crop of kind scale is for files of any size"),
-        ("augment.resize={0: 8, 0.5: 16}", "augment: resize needs a crop of kind scale or random-resized"),
-        ("augment={crop: null, flip: false, repeat: 2}", "augment: repeat 2 would make 2 equal copies"),
-        ("augment.repeat=3", "train.batch_size 16 is not divisible by augment.repeat 3"),
-        ("augment.policy={kind: rand-augment, operations: 9}", "augment.policy.operations = 9: input should be less"),
-        ("augment.policy={kind: trivial-augment, magnitude: 9}", "augment.policy.magnitude: has no effect with kind"),
-        ("optimizer.trust=0.1", "optimizer: trust has no effect with kind sgd"),
+        (
+            "augment.progressive_resizing={0: 8, 0.5: 16}",
+            "augment: progressive_resizing needs a crop of kind scale or random-resized",
+        ),
+        (
+            "augment={crop: null, flip: false, repeated_augmentation: 2}",
+            "augment: repeated_augmentation 2 would make equal copies",
+        ),
+        ("augment.repeated_augmentation=3", "train.batch_size 16 is not divisible by augment.repeated_augmentation 3"),
+        (
+            "augment.auto_augment={kind: rand-augment, operations: 9}",
+            "augment.auto_augment.operations = 9: input should be less",
+        ),
+        (
+            "augment.auto_augment={kind: trivial-augment, magnitude: 9}",
+            "augment.auto_augment.magnitude: has no effect with kind",
+        ),
+        ("optimizer.trust_coefficient=0.1", "optimizer: trust_coefficient has no effect with kind sgd"),
         ("optimizer={kind: lars, nesterov: true}", "optimizer: nesterov is for kind sgd"),
         ("per_network={resnet-50: {train: {steps: 3}}}", "per_network.resnet-50 has no effect: networks are"),
         ("per_network.cifar-resnet-8.train.step=3", "train.step: unknown key; did you mean steps?"),

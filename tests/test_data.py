@@ -29,7 +29,9 @@ Folders = Callable[..., Path]
 def folder_run(tiny_run: Callable[..., Run], path: Path, **data: Any) -> Run:
     crop = {"kind": "random-resized", "size": 16}
     section = {"kind": "imagefolder", "path": str(path), "workers": 0, **data}
-    return tiny_run(data=section, augment={"crop": crop, "color": True}, eval={"view": {"resize": 20, "crop": 16}})
+    return tiny_run(
+        data=section, augment={"crop": crop, "pca_lighting": True}, eval={"view": {"resize": 20, "crop": 16}}
+    )
 
 
 # --- order ------------------------------------------------------------------------------------------------------------
@@ -44,13 +46,13 @@ def test_every_sample_is_seen_once_an_epoch() -> None:
     assert Counter(small.indices.tolist()) == {int(i): 3 if i in small.indices[6:] else 2 for i in range(3)}
 
 
-@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 4), (2, 2), (4, 1), (2, 4)])
-def test_the_global_batch_does_not_depend_on_ranks_and_accumulation(ranks: int, accumulate: int) -> None:
+@pytest.mark.parametrize(("ranks", "grad_accum_steps"), [(1, 4), (2, 2), (4, 1), (2, 4)])
+def test_the_global_batch_does_not_depend_on_ranks_and_accumulation(ranks: int, grad_accum_steps: int) -> None:
     whole = Sampler(seed=2, n=50, batch_size=16).batch(7)
-    own = [Sampler(2, 50, 16, accumulate, rank, ranks).own(7).indices for rank in range(ranks)]
-    by_pass = np.stack(own).reshape(ranks, accumulate, -1).swapaxes(0, 1)
+    own = [Sampler(2, 50, 16, grad_accum_steps, rank, ranks).rank_samples(7).indices for rank in range(ranks)]
+    by_pass = np.stack(own).reshape(ranks, grad_accum_steps, -1).swapaxes(0, 1)
     assert np.array_equal(by_pass.ravel(), whole.indices)
-    assert np.array_equal(Sampler(2, 50, 16, accumulate, 0, ranks).by_rank(7), own)
+    assert np.array_equal(Sampler(2, 50, 16, grad_accum_steps, 0, ranks).all_rank_indices(7), own)
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_run: Callable[..., Run]) -> None:
@@ -131,7 +133,7 @@ def test_images_grow_at_their_step(tiny_run: Callable[..., Run], folders: Folder
 
 
 def test_resident_files_are_trained_on_as_stored_images_are(tiny_run: Callable[..., Run], squares: Path) -> None:
-    run = tiny_run(data={"kind": "imagefolder", "path": str(squares), "resident_gb": 1, "workers": 2, "holdout": 4})
+    run = tiny_run(data={"kind": "imagefolder", "path": str(squares), "device_cache_gb": 1, "workers": 2, "holdout": 4})
     train, val = datasets.open_data(run.data)
     assert isinstance(train, DeviceCachedDataset)
     paths = [Path(train.name(i)) for i in range(len(train))]
@@ -151,20 +153,26 @@ def test_resident_files_are_trained_on_as_stored_images_are(tiny_run: Callable[.
 
 def test_images_that_cannot_be_held_are_told(tiny_run: Callable[..., Run], squares: Path) -> None:
     section = {"kind": "imagefolder", "path": str(squares), "workers": 1}
-    little = tiny_run(data={**section, "resident_gb": 3e-6})  # of 37 x 192 bytes
+    little = tiny_run(data={**section, "device_cache_gb": 3e-6})  # of 37 x 192 bytes
     train, _ = datasets.open_data(little.data)
     assert isinstance(train, DeviceCachedDataset)
     assert train.divided(3)
-    with pytest.raises(BadInput, match=r"resident_gb = 3e-06: the 37 training images take .* use more ranks"):
+    with pytest.raises(BadInput, match=r"device_cache_gb = 3e-06: the 37 training images take .* use more ranks"):
         train.divided(2)
     Image.new("RGB", (8, 9)).save(squares / "train/class-2/20.png")
     with pytest.raises(BadInput, match=r"8 x 8 pixels like the first, and .*20.png is 8 x 9: .* prepare --square"):
-        batches(tiny_run(data={**section, "resident_gb": 1}), 0, 1)
+        batches(tiny_run(data={**section, "device_cache_gb": 1}), 0, 1)
     with pytest.raises(BadInput, match="on_bad_image skip is for images that are read when they are due"):
-        tiny_run(data={**section, "resident_gb": 1, "on_bad_image": "skip"})
+        tiny_run(data={**section, "device_cache_gb": 1, "on_bad_image": "skip"})
 
 
-NEWER = {"policy": {"kind": "rand-augment"}, "erase": 0.5, "mixup": 0.2, "cutmix": 1.0, "repeat": 2}
+NEWER = {
+    "auto_augment": {"kind": "rand-augment"},
+    "random_erasing": 0.5,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "repeated_augmentation": 2,
+}
 
 
 def test_what_is_done_to_a_share_does_not_depend_on_its_rank(tiny_run: Callable[..., Run], folders: Folders) -> None:
@@ -172,7 +180,7 @@ def test_what_is_done_to_a_share_does_not_depend_on_its_rank(tiny_run: Callable[
     for run in (tiny_run(), folder_run(tiny_run, folders())):
         run = run.model_copy(update={"augment": AugmentConfig.model_validate(run.augment.model_dump() | NEWER)})
         source, _ = datasets.open_data(run.data)
-        two = run.model_copy(update={"train": run.train.model_copy(update={"accumulate": 2})})
+        two = run.model_copy(update={"train": run.train.model_copy(update={"grad_accum_steps": 2})})
         passes = next(loader.training_data(two, source, 0, 0, 1, CPU).from_step(3, 4)).batches
         shares = [next(loader.training_data(run, source, 0, r, 2, CPU).from_step(3, 4)).batches[0] for r in (0, 1)]
         for one, other in zip(passes, shares, strict=True):

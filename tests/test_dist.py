@@ -94,7 +94,7 @@ def test_two_ranks_are_two_passes_of_one(config: Config) -> None:
     Running statistics differ: two ranks average theirs, one rank moves them twice.
     """
     path = config(train={"steps": 2}, optimizer={"lr": 0.02})
-    one, two = trained(path, "one", 1, "train.accumulate=2"), trained(path, "two", 2)
+    one, two = trained(path, "one", 1, "train.grad_accum_steps=2"), trained(path, "two", 2)
     parameters = [{k: w for k, w in weights(f).items() if "running" not in k and "num" not in k} for f in (one, two)]
     assert_close(*parameters, 1e-5)
 
@@ -104,9 +104,9 @@ def test_divided_images_reach_the_rank_that_wants_them(config: Config, squares: 
     path = config(
         train={"steps": 3},
         optimizer={"lr": 0.02},
-        data={"kind": "imagefolder", "path": str(squares), "workers": 1, "resident_gb": 4e-6},  # of 7.1e-6
+        data={"kind": "imagefolder", "path": str(squares), "workers": 1, "device_cache_gb": 4e-6},  # of 7.1e-6
     )
-    one = trained(path, "one", 1, "train.accumulate=2", "data.resident_gb=1")
+    one = trained(path, "one", 1, "train.grad_accum_steps=2", "data.device_cache_gb=1")
     parameters = [
         {k: w for k, w in weights(f).items() if "running" not in k and "num" not in k}
         for f in (one, trained(path, "two", 2))
@@ -122,7 +122,7 @@ def test_running_statistics_are_averaged_over_ranks(config: Config) -> None:
 
 
 def test_stopped_by_a_signal_to_one_rank_all_save_and_resume(config: Config) -> None:
-    path = config(train={"steps": 60, "ema": 0.9})
+    path = config(train={"steps": 60, "ema_decay": 0.9})
     whole = trained(path, "whole", 2)
     process = spawn("run", path, "output=parts", ranks=2)
     parts = Path("parts/tiny") / FOLDER

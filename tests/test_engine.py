@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from resnet_train.config.schema import Run
 from resnet_train.data.batch import Batch
-from resnet_train.data.loader import StepData, Stream
+from resnet_train.data.loader import StepBatches
 from resnet_train.data.normalize import Normalization
+from resnet_train.data.sampler import Sampler
 from resnet_train.errors import BadInput
 from resnet_train.models.network import Network, initialise
 from resnet_train.runtime.distributed import World
@@ -49,7 +50,7 @@ def test_schedules_are_torchs(tiny_run: TinyRun) -> None:
     step = tiny_run(train={"steps": 40}, schedule={"kind": "step", "milestones": milestones})
     torchs = scheduled(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [10, 25, 32], gamma=0.1), 40)
     assert rates(step) == pytest.approx(torchs)
-    cosine = tiny_run(train={"epochs": 4}, schedule={"kind": "cosine", "final": 0.001})
+    cosine = tiny_run(train={"epochs": 4}, schedule={"kind": "cosine", "min_lr": 0.001})
     torchs = scheduled(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 40, eta_min=0.001), 40)
     assert rates(cosine) == pytest.approx(torchs)
     linear = tiny_run(train={"steps": 40}, schedule={"kind": "linear"})
@@ -93,8 +94,8 @@ def random_batch(n: int = 16, seed: int = 0) -> Batch:
     return Batch(images, torch.randint(0, 4, (n,), generator=random), torch.zeros(n, 3))
 
 
-def share(*batches: Batch) -> StepData:
-    return StepData(list(batches), list(range(len(batches))), 0.0)
+def share(*batches: Batch) -> StepBatches:
+    return StepBatches(list(batches), list(range(len(batches))), 0.0)
 
 
 def take_steps(run: Run, batches: list[list[Batch]], lr: float = 0.1) -> TrainState:
@@ -148,8 +149,10 @@ def test_accumulation_is_one_larger_batch_but_for_batch_norm(tiny_run: TinyRun) 
 
 def test_dropout_is_a_function_of_the_step_and_the_share(tiny_run: TinyRun) -> None:
     """Not of what was drawn before: two passes on one rank drop what two ranks drop, and a repeated step repeats."""
-    assert Stream(7, 40, 16, accumulate=2).seeds(5) == [Stream(7, 40, 16, rank=r, ranks=2).seeds(5)[0] for r in (0, 1)]
-    assert len({seed for step in range(9) for seed in Stream(7, 40, 16, accumulate=2).seeds(step)}) == 18
+    assert Sampler(7, 40, 16, grad_accum_steps=2).seeds(5) == [
+        Sampler(7, 40, 16, rank=r, ranks=2).seeds(5)[0] for r in (0, 1)
+    ]
+    assert len({seed for step in range(9) for seed in Sampler(7, 40, 16, grad_accum_steps=2).seeds(step)}) == 18
     run = tiny_run(networks=[{"base": "cifar-resnet-8", "widths": [4, 8, 8], "dropout": 0.5}])
     nets = []
     for before in (0, 3):
@@ -195,7 +198,7 @@ def test_mixed_and_erased_batches_are_learnt_as_torchvisions(tiny_run: TinyRun) 
 
 
 def test_clipping_shortens_the_gradient_and_reports_it_whole(tiny_run: TinyRun) -> None:
-    batch, plain, clipped = share(random_batch()), tiny_run(), tiny_run(train={"clip": 0.01})
+    batch, plain, clipped = share(random_batch()), tiny_run(), tiny_run(train={"clip_grad_norm": 0.01})
     norms = []
     for run in (plain, clipped):
         state = new_state(run, 4, 3, CPU)
@@ -209,7 +212,7 @@ def test_clipping_shortens_the_gradient_and_reports_it_whole(tiny_run: TinyRun) 
 
 
 def test_average_of_the_weights(tiny_run: TinyRun) -> None:
-    run = tiny_run(train={"ema": 0.9})
+    run = tiny_run(train={"ema_decay": 0.9})
     state = new_state(run, 4, 3, CPU)
     assert state.averaged() is state.ema
     wanted = {key: value.double() for key, value in state.net.state_dict().items()}

@@ -28,9 +28,9 @@ def test_fine_tuning_starts_from_the_weights_and_a_new_head(
     from resnet_train.training.finetune import start_from
     from resnet_train.training.step import new_state
 
-    assert program("run", config(train={"steps": 2, "ema": 0.5}))[0] == 0
+    assert program("run", config(train={"steps": 2, "ema_decay": 0.5}))[0] == 0
     path = LAST.format("cifar-resnet-8")
-    run = tiny_run(**NEW, train={"from": path, "ema": 0.9})
+    run = tiny_run(**NEW, train={"init_from": path, "ema_decay": 0.9})
     state, fresh = (new_state(run, 3, 3, World(torch.device("cpu"))) for _ in range(2))
     start_from(path, run.network, state, World(torch.device("cpu")))
     assert "has 4 classes, not 3: the head starts anew" in capsys.readouterr().err
@@ -46,7 +46,7 @@ def test_a_fine_tuning_is_resumed_without_the_file_that_it_began_from(
 ) -> None:
     from resnet_train.training import loop as hall
 
-    train = {"from": checkpoint, "steps": 6}
+    train = {"init_from": checkpoint, "steps": 6}
     assert program("run", config(**NEW, train=train))[0] == 0
     whole = Path(SOON).rename("whole.pt")
     step, calls = hall.train_step, []
@@ -64,8 +64,8 @@ def test_a_fine_tuning_is_resumed_without_the_file_that_it_began_from(
     code, _, err = program("run", config(**NEW, train=train))
     assert (code, "the head starts anew" in err) == (0, False)
     assert same_weights(whole, Path(SOON))
-    code, _, err = program("run", config(**NEW, train={"steps": 6, "from": "other.pt"}))
-    assert (code, f"with train.from = {checkpoint}, not other.pt" in err) == (2, True)
+    code, _, err = program("run", config(**NEW, train={"steps": 6, "init_from": "other.pt"}))
+    assert (code, f"with train.init_from = {checkpoint}, not other.pt" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ def test_a_fine_tuning_is_resumed_without_the_file_that_it_began_from(
         ({"networks": [{"base": "cifar-resnet-8", "widths": [4, 8, 16]}]}, "widths is [4, 8, 8] there and [4, 8, 16]"),
         ({"networks": [{"base": "cifar-plain-8", "widths": [4, 8, 8]}]}, "shortcut is A there and none here"),
         ({"data": {"channels": 1}}, "conv1.weight is of shape [4, 3, 3, 3] there and of shape [4, 1, 3, 3] here"),
-        ({"train": {"from": "none.pt"}}, "none.pt: no such checkpoint"),
-        ({"train": {"from": 3}}, "train.from = 3: "),
+        ({"train": {"init_from": "none.pt"}}, "none.pt: no such checkpoint"),
+        ({"train": {"init_from": 3}}, "train.init_from = 3: "),
         ({"train": {"form": "x.pt"}}, "train.form: unknown key; did you mean from?"),
     ],
 )
 def test_weights_of_another_network_are_refused(
     changes: dict[str, Any], said: str, checkpoint: str, config: Config, program: Program
 ) -> None:
-    changes = {"name": "new", **changes, "train": {"from": checkpoint, **changes.get("train", {})}}
+    changes = {"name": "new", **changes, "train": {"init_from": checkpoint, **changes.get("train", {})}}
     code, _, err = program("run", config(**changes))
     assert (code, len(err.splitlines())) == (2, 1), err
     assert said in err
@@ -93,8 +93,8 @@ def test_torchvisions_weights_are_fine_tuned(config: Config, program: Program) -
 
     torch.save(models.resnet50(num_classes=7).state_dict(), "bare.pth")
     data = {"size": 32, "train_images": 8, "val_images": 2}
-    train = {"from": "bare.pth", "steps": 1, "batch_size": 8}
-    every = {"every": {"steps": 1}, "clean_train": 0}
+    train = {"init_from": "bare.pth", "steps": 1, "batch_size": 8}
+    every = {"every": {"steps": 1}, "clean_train_images": 0}
     tuned = config(networks=["resnet-50-v1.5"], train=train, data=data, eval=every)
     code, _, err = program("run", tuned, "optimizer.lr=1e-9", "optimizer.weight_decay=0")
     assert (code, "bare.pth has 7 classes, not 4: the head starts anew" in err) == (0, True)
@@ -108,7 +108,7 @@ def test_a_source_that_fits_one_network_of_several_is_refused_before_any_is_trai
     checkpoint: str, config: Config, program: Program
 ) -> None:
     both = [{"base": "cifar-resnet-8", "widths": [4, 8, 8]}, {"base": "cifar-resnet-14", "widths": [4, 8, 8]}]
-    new = config(name="new", networks=both, train={"from": checkpoint})
+    new = config(name="new", networks=both, train={"init_from": checkpoint})
     for how in ((), ("--dry-run",)):
         code, _, err = program("run", new, *how)
         assert (code, "does not fit cifar-resnet-14: depths is [1, 1, 1] there and [2, 2, 2] here" in err) == (2, True)
@@ -122,7 +122,7 @@ def test_a_source_that_fits_one_network_of_several_is_refused_before_any_is_trai
 def test_what_is_unset_is_what_it_stands_for(config: Config, program: Program) -> None:
     bottleneck = {"base": "cifar-resnet-11-bottleneck", "name": "net", "widths": [4, 8, 8]}
     assert program("run", config(networks=[bottleneck], train={"steps": 1}))[0] == 0
-    train = {"steps": 1, "from": LAST.format("net")}
+    train = {"steps": 1, "init_from": LAST.format("net")}
     assert (
         program("run", config(name="new", networks=[bottleneck | {"expansion": 4, "stem_width": 4}], train=train))[0]
         == 0

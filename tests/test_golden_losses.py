@@ -26,7 +26,7 @@ _COMMON: dict[str, Any] = {
     "augment": {"crop": {"kind": "pad", "padding": 1}, "flip": True},
     "optimizer": {"lr": 0.003},  # low, so that rounding errors stay small for 20 steps
     "train": {"steps": 20, "batch_size": 64, "device": "cpu"},
-    "eval": {"every": {"steps": 10}, "clean_train": 200},
+    "eval": {"every": {"steps": 10}, "clean_train_images": 200},
     "log": {"every": {"steps": 1}},
 }
 
@@ -39,15 +39,21 @@ RECIPES: dict[str, dict[str, Any]] = {
         "networks": [{"base": "wrn-10-1", "dropout": 0.1}],
         "augment": {
             "crop": {"kind": "pad", "padding": 1, "mode": "reflect"},
-            "policy": {"kind": "trivial-augment"},
-            "erase": 0.2,
+            "auto_augment": {"kind": "trivial-augment"},
+            "random_erasing": 0.2,
             "mixup": 0.2,
             "cutmix": 1.0,
-            "repeat": 2,
+            "repeated_augmentation": 2,
         },
         "optimizer": {"lr": 0.02, "nesterov": True, "decay_on": "matrices", "weight_decay": 5e-4},
-        "schedule": {"kind": "cosine", "final": 0.002, "warmup": {"steps": 5}},
-        "train": {**_COMMON["train"], "accumulate": 2, "clip": 2.0, "ema": 0.9, "label_smoothing": 0.1},
+        "schedule": {"kind": "cosine", "min_lr": 0.002, "warmup": {"steps": 5}},
+        "train": {
+            **_COMMON["train"],
+            "grad_accum_steps": 2,
+            "clip_grad_norm": 2.0,
+            "ema_decay": 0.9,
+            "label_smoothing": 0.1,
+        },
     },
 }
 

@@ -122,7 +122,7 @@ def assert_close(one: TrainState, other: TrainState, precision: str) -> None:
             assert a == b
 
 
-EVERYTHING = {"clip": 0.5, "ema": 0.9, "label_smoothing": 0.1}
+EVERYTHING = {"clip_grad_norm": 0.5, "ema_decay": 0.9, "label_smoothing": 0.1}
 
 
 @pytest.mark.usefixtures("exact")
@@ -183,7 +183,7 @@ def test_two_networks_at_once_with_graphs(wide: Path, program: Program) -> None:
     options = (f"networks={networks}", "train.device=cuda", "train.cuda_graph=true", "train.precision=bf16")
     found = []
     for count in (1, 2):
-        process = spawn("run", wide, f"output=by-{count}", *options, "--at-once", count)
+        process = spawn("run", wide, f"output=by-{count}", *options, "--jobs", count)
         _, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
         records = figures(Path(f"by-{count}/tiny/twin/seed-0"))
@@ -221,14 +221,19 @@ def test_a_loader_ends_while_a_step_goes_on(images: Path, tiny_run: Callable[...
 # --- several GPUs -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
 @pytest.mark.parametrize("compiled", ["false", "true"])
-def test_under_torchrun_with_everything_on(accumulate: int, compiled: str, wide: Path) -> None:
+def test_under_torchrun_with_everything_on(grad_accum_steps: int, compiled: str, wide: Path) -> None:
     """One rank of NCCL per GPU: average of the weights, accumulation or a static graph, synchronised batch norm."""
     ranks = 2
     if torch.cuda.device_count() < ranks:
         pytest.skip("needs two GPUs")
-    knobs = ("train.sync_bn=true", "train.ema=0.9", f"train.accumulate={accumulate}", f"train.compile={compiled}")
+    knobs = (
+        "train.sync_bn=true",
+        "train.ema_decay=0.9",
+        f"train.grad_accum_steps={grad_accum_steps}",
+        f"train.compile={compiled}",
+    )
     process = spawn("run", wide, "train.device=cuda", *knobs, ranks=ranks)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err

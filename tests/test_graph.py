@@ -18,7 +18,7 @@ from resnet_train.training.cuda_graph import Graph, Measured
 from resnet_train.training.step import TrainState, new_state, train_step
 
 TinyRun = Callable[..., Run]
-EVERYTHING = {"clip": 0.5, "ema": 0.9, "label_smoothing": 0.1}
+EVERYTHING = {"clip_grad_norm": 0.5, "ema_decay": 0.9, "label_smoothing": 0.1}
 
 
 class Tape(TorchDispatchMode):
@@ -161,5 +161,5 @@ def test_images_of_another_size_begin_a_new_graph(tiny_run: TinyRun) -> None:
 def test_where_a_graph_cannot_be_it_is_refused(config: Any, program: Any) -> None:
     code, _, err = program("run", config(), "train.cuda_graph=true")
     assert (code, "train.cuda_graph has no effect on the CPU" in err) == (2, True)
-    code, _, err = program("run", config(), "train.cuda_graph=true", "train.accumulate=2")
+    code, _, err = program("run", config(), "train.cuda_graph=true", "train.grad_accum_steps=2")
     assert (code, "cuda_graph records steps of one pass" in err) == (2, True)

@@ -158,7 +158,8 @@ def test_a_probe_leaves_no_trace() -> None:
 
 def test_a_probe_in_the_middle_of_training_leaves_no_trace(tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(
-        networks=[{"base": "cifar-preact-8", "widths": [4, 8, 8], "dropout": 0.2}], train={"ema": 0.9, "batch_size": 8}
+        networks=[{"base": "cifar-preact-8", "widths": [4, 8, 8], "dropout": 0.2}],
+        train={"ema_decay": 0.9, "batch_size": 8},
     )
     world = World(torch.device("cpu"))
     train_set, val_set = datasets.open_data(run.data)
@@ -191,8 +192,8 @@ PROBES = {"gradients": {"every": {"steps": 3}, "images": 8}, "responses": {}, "l
 def test_a_run_with_probes_is_the_run_without_them_and_resumes_exactly(config: Config, program: Program) -> None:
     networks = [{"base": "cifar-resnet-8", "widths": [4, 8, 8], "dropout": 0.2}]
     assert program("run", config(networks=networks, name="without"))[0] == 0
-    path = config(networks=networks, name="with", probes=PROBES, train={"ema": 0.5})
-    assert program("run", path, "train.ema=null")[0] == 0
+    path = config(networks=networks, name="with", probes=PROBES, train={"ema_decay": 0.5})
+    assert program("run", path, "train.ema_decay=null")[0] == 0
     one, other = (Path(f"runs/{name}/cifar-resnet-8/seed-0") for name in ("without", "with"))
     assert same_weights(one / "checkpoints/last.pt", other / "checkpoints/last.pt")
     kinds = ("gradients", "responses", "lesion")
@@ -204,12 +205,12 @@ def test_a_run_with_probes_is_the_run_without_them_and_resumes_exactly(config: C
     share = [json.loads(line).get("probe_share") for line in (other / "metrics.jsonl").read_text().splitlines()]
     assert 0 < max(s for s in share if s is not None) < 1
 
-    assert program("run", path, "name=parts", "train.ema=null")[0] == 0
+    assert program("run", path, "name=parts", "train.ema_decay=null")[0] == 0
     parts = Path("runs/parts/cifar-resnet-8/seed-0")
     (parts / "checkpoints/last.pt").unlink()  # the one before it is of step 6
     records = (parts / "metrics.jsonl").read_text().splitlines()
     (parts / "metrics.jsonl").write_text("\n".join(r for r in records if json.loads(r)["kind"] != "end") + "\n")
-    assert program("run", path, "name=parts", "train.ema=null")[0] == 0
+    assert program("run", path, "name=parts", "train.ema_decay=null")[0] == 0
     assert figures(parts) == figures(other)
 
 

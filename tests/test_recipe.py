@@ -36,7 +36,7 @@ def table(n: int, columns: int) -> rng.Floats:
 def test_operations_and_magnitudes_are_torchvisions_and_evenly_drawn(cfg: TrivialAugment | RandAugment) -> None:
     n, space = 40_000, THEIRS[cfg]._AUGMENTATION_SPACE
     assert list(space) == list(auto_augment.OPERATIONS)
-    edits = auto_augment.plan(cfg, table(n, auto_augment.draws_of(cfg)), 90)
+    edits = auto_augment.plan(cfg, table(n, auto_augment.number_of_draws(cfg)), 90)
     operations, magnitudes = edits.operations.ravel(), edits.magnitudes.ravel()
     counts = np.bincount(operations, minlength=14)
     assert (abs(counts - len(operations) / 14) < 5 * math.sqrt(len(operations) / 14)).all()
@@ -55,7 +55,7 @@ def test_operations_and_magnitudes_are_torchvisions_and_evenly_drawn(cfg: Trivia
 def test_edited_images_are_torchvisions(cfg: TrivialAugment | RandAugment, mode: str) -> None:
     image = photograph(48, 48).convert(mode)
     pixels = np.asarray(image).reshape(48, 48, -1)
-    edits = auto_augment.plan(cfg, table(150, auto_augment.draws_of(cfg)), 48)
+    edits = auto_augment.plan(cfg, table(150, auto_augment.number_of_draws(cfg)), 48)
     assert set(edits.operations.ravel()) == set(range(14))
     for operations, magnitudes in zip(*edits, strict=True):
         wanted = image
@@ -163,7 +163,11 @@ def test_lars_is_the_papers(lr: float | torch.Tensor) -> None:
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(4, 3, 2, 2)), nn.Parameter(torch.zeros(5)), nn.Parameter(torch.randn(3))]
     ours = Lars(
-        [{"params": weights[:2]}, {"params": weights[2:], "weight_decay": 0.0, "trust": None}], lr, 0.9, 0.01, 0.02
+        [{"params": weights[:2]}, {"params": weights[2:], "weight_decay": 0.0, "trust_coefficient": None}],
+        lr,
+        0.9,
+        0.01,
+        0.02,
     )
     exact, v = [w.detach().double().clone() for w in weights], [torch.zeros_like(w).double() for w in weights]
     for rate in (0.7, 0.7, 0.1, 0.01):
@@ -183,10 +187,12 @@ def test_lars_is_the_papers(lr: float | torch.Tensor) -> None:
 
 def test_lars_trusts_weights_of_convolutions_and_the_head_alone() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    made = optimizer_of(net, OptimizerConfig(kind="lars", trust=0.01, weight_decay=1e-3, decay_on="matrices"))
+    made = optimizer_of(
+        net, OptimizerConfig(kind="lars", trust_coefficient=0.01, weight_decay=1e-3, decay_on="matrices")
+    )
     assert isinstance(made, Lars)
     found = {
-        id(parameter): (group["trust"], group["weight_decay"])
+        id(parameter): (group["trust_coefficient"], group["weight_decay"])
         for group in made.param_groups
         for parameter in group["params"]
     }
@@ -220,7 +226,7 @@ def test_repeated_samples_are_spread_over_the_shares_and_augmented_in_ways_of_th
     once, seen = Sampler(3, n, 8), []
     for step in range(25):  # 200 samples: 4 epochs of 50
         epochs, indices = whole.batch(step)
-        shares = [stream.own(step) for stream in dealt]
+        shares = [stream.rank_samples(step) for stream in dealt]
         assert np.array_equal(np.concatenate([share.indices for share in shares]), indices)
         assert np.array_equal(np.concatenate([share.epochs for share in shares]), epochs)
         assert np.array_equal(indices, np.tile(once.batch(step).indices, 4))
@@ -250,9 +256,9 @@ def test_fast_recipe_is_ffcvs() -> None:
 def test_modern_recipe_averages_as_torchvisions() -> None:
     """Every 32 steps with alpha = (1 - decay) * batch * 32 / epochs: the rule of its references/classification/train.py."""
     run, *deeper = load.runs(load.load(CONFIGS / "imagenet-modern.yaml"))
-    assert [run.augment.repeat, *(other.augment.repeat for other in deeper)] == [4, 1, 1]
-    assert run.train.ema is not None
+    assert [run.augment.repeated_augmentation, *(other.augment.repeated_augmentation for other in deeper)] == [4, 1, 1]
+    assert run.train.ema_decay is not None
     assert run.train.epochs is not None
     alpha = (1 - 0.99998) * run.train.batch_size * 32 / run.train.epochs
-    assert 1 - run.train.ema**32 == pytest.approx(alpha, rel=0.01)
+    assert 1 - run.train.ema_decay**32 == pytest.approx(alpha, rel=0.01)
     assert plan_of(run, 100.0).size_at(0) is None

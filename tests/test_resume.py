@@ -25,15 +25,15 @@ from resnet_train.training import checkpoint, log
     "changes",
     [
         {},
-        {"train": {"ema": 0.9, "accumulate": 2, "precision": "fp16", "clip": 1.0}},
+        {"train": {"ema_decay": 0.9, "grad_accum_steps": 2, "precision": "fp16", "clip_grad_norm": 1.0}},
         {
             "data": {"kind": "imagefolder", "path": "imagenet", "workers": 0},
             "augment": {
-                "repeat": 2,
+                "repeated_augmentation": 2,
                 "crop": {"kind": "random-resized", "size": 32},
-                "resize": {0: 16, 0.5: 24, 0.75: 32},
-                "policy": {"kind": "trivial-augment"},
-                "erase": 0.5,
+                "progressive_resizing": {0: 16, 0.5: 24, 0.75: 32},
+                "auto_augment": {"kind": "trivial-augment"},
+                "random_erasing": 0.5,
                 "mixup": 0.2,
                 "cutmix": 1.0,
             },
@@ -103,7 +103,7 @@ def test_killed_at_any_write_a_run_ends_the_same(config: Config, program: Progra
         checkpoint={"every": {"steps": 2}, "keep_every": {"steps": 2}},
         eval={"every": {"steps": 2}},
         train={"steps": 4},
-        schedule={"kind": "step", "milestones": [{"steps": 2}], "factor": 1000.0},  # so that the first is the best
+        schedule={"kind": "step", "milestones": [{"steps": 2}], "gamma": 1000.0},  # so that the first is the best
         seeds=[4],
         data={"val_images": 60},
     )

@@ -182,7 +182,7 @@ def test_too_little_memory_names_what_to_lower(
 
     monkeypatch.setattr("resnet_train.training.loop.train_step", greedy)
     code, _, err = program("run", config())
-    assert (code, "train.batch_size 16 is over 1 ranks x 1 passes: raise train.accumulate" in err) == (2, True)
+    assert (code, "train.batch_size 16 is over 1 ranks x 1 passes: raise train.grad_accum_steps" in err) == (2, True)
     assert "Traceback" not in err
 
 
@@ -209,7 +209,7 @@ def test_a_network_that_diverges_before_its_first_line_is_still_a_result(config:
 def test_divergence(policy: str, config: Config, program: Program) -> None:
     """It stops the run with step, samples and checkpoint named; or it is the result, and the next network begins."""
     networks = ["cifar-plain-8", {"base": "cifar-resnet-8", "widths": [4, 8, 8]}]
-    exception = {"cifar-plain-8": {"schedule": {"kind": "step", "milestones": [{"steps": 4}], "factor": 1e30}}}
+    exception = {"cifar-plain-8": {"schedule": {"kind": "step", "milestones": [{"steps": 4}], "gamma": 1e30}}}
     path = config(
         networks=networks, per_network=exception, train={"on_divergence": policy}, checkpoint={"every": {"steps": 1}}
     )
@@ -230,7 +230,7 @@ def test_divergence(policy: str, config: Config, program: Program) -> None:
 
 
 def test_eval_repeats_the_training_runs_figures(config: Config, program: Program) -> None:
-    folder = finish(program, config(train={"ema": 0.5}))
+    folder = finish(program, config(train={"ema_decay": 0.5}))
     last = next(record for record in reversed(figures(folder)) if record["kind"] == "eval")
     code, out, _ = program("eval", folder / "checkpoints/last.pt", folder / "checkpoints/best.pt", "--json")
     found = json.loads(out)
@@ -299,12 +299,20 @@ def test_shipped_files_train_two_steps_on_synthetic_data(path: Path, program: Pr
     stages = len(networks[0].depths)
     small = {"widths": [4] * stages, "depths": [1] * stages, "stem_width": 4}
     narrow = [load.dump(network) | small for network in networks]
-    short = ["train.steps=2", "train.batch_size=4", "train.device=cpu", "eval.clean_train=4", "eval.batch_size=4"]
+    short = [
+        "train.steps=2",
+        "train.batch_size=4",
+        "train.device=cpu",
+        "eval.clean_train_images=4",
+        "eval.batch_size=4",
+    ]
     short.append(f"networks={json.dumps(narrow)}")
     if path.stem.startswith("imagenet"):
         crop = {"size": 32} | ({"short_side": [36, 48]} if load.load(path).augment.crop.kind == "scale" else {})
         sizes = [f"augment.crop={json.dumps(crop)}", "eval.view={resize: 36, crop: 32}", "data.workers=0"]
-        sizes += ["augment.resize={0: 16, 0.5: 32}"] if load.load(path).augment.resize else []
+        sizes += (
+            ["augment.progressive_resizing={0: 16, 0.5: 32}"] if load.load(path).augment.progressive_resizing else []
+        )
         code, _, err = program("run", path, *short, *sizes, f"data.path={images}")
     else:
         data = "data={kind: synthetic, size: 16, train_images: 8, val_images: 4, classes: 10}"
@@ -320,9 +328,9 @@ def test_real_photographs_pass_through_the_whole_program(real_images: Path, conf
     path = config(
         data=data,
         networks=[{"base": "resnet-18", "widths": [8, 8, 8, 8]}],
-        augment={"crop": {"kind": "scale", "size": 64, "short_side": [64, 96]}, "color": True},
+        augment={"crop": {"kind": "scale", "size": 64, "short_side": [64, 96]}, "pca_lighting": True},
         train={"steps": 2, "batch_size": 8},
-        eval={"every": {"steps": 2}, "view": {"resize": 72, "crop": 64}, "clean_train": 20, "batch_size": 64},
+        eval={"every": {"steps": 2}, "view": {"resize": 72, "crop": 64}, "clean_train_images": 20, "batch_size": 64},
     )
     code, out, err = program("run", path, "--json")
     assert code == 0, err

@@ -98,7 +98,7 @@ def test_grey_images_and_folders_are_seen_as_evaluation_sees_them(config: Config
 
 
 def test_a_network_of_resident_files_sees_images_of_their_size(config: Config, squares: Path, program: Program) -> None:
-    data = {"kind": "imagefolder", "path": str(squares), "workers": 1, "resident_gb": 1}
+    data = {"kind": "imagefolder", "path": str(squares), "workers": 1, "device_cache_gb": 1}
     assert program("run", config(data=data, train={"steps": 1}))[0] == 0
     path = LAST.format("cifar-resnet-8")
     picture(Path("x.png"), (20, 16))

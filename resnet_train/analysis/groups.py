@@ -121,7 +121,7 @@ def _since_last_line(run: RunRecord) -> int:
 
 _IMAGES: dict[str, Callable[[RunRecord], int]] = {
     "train_error": lambda run: min(_since_last_line(run), run.records[0]["train_images"]),
-    "clean_train_error": lambda run: min(run.run.eval.clean_train, run.records[0]["train_images"]),
+    "clean_train_error": lambda run: min(run.run.eval.clean_train_images, run.records[0]["train_images"]),
     "val_error_top1": lambda run: run.records[0]["val_images"],
 }
 

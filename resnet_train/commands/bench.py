@@ -18,7 +18,7 @@ from resnet_train.data import datasets, loader
 from resnet_train.data.batch import Batch
 from resnet_train.data.datasets import AnyDataset
 from resnet_train.data.image_files import ImageFileDataset
-from resnet_train.data.loader import StepData, TrainingData
+from resnet_train.data.loader import StepBatches, TrainingData
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.shards import RAW, ShardDataset
 from resnet_train.errors import BadInput
@@ -64,27 +64,27 @@ class Measured:
 def bench(run: Run, seconds: float, trace: Path | None, as_json: bool) -> None:
     """Print where the time goes, each part measured for so many seconds, and advice. Raises `BadInput`."""
     with distributed.start(run.train.device) as world:
-        if world.first and (load := os.getloadavg()[0]) > 0.5:
+        if world.is_main and (load := os.getloadavg()[0]) > 0.5:
             print(f"note: others use {load:.1f} of {os.cpu_count()} cores, so figures are noisy", file=sys.stderr)
         set_precision(run.train.precision, world.device)
         train_set, _ = distributed.main_first(world, lambda: datasets.open_data(run.data))
         data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
         found = _measure(run, data, seconds, world)
-        if world.first:
+        if world.is_main:
             print(json.dumps(asdict(found), indent=2) if as_json else _told(found, run, train_set))
         if trace is not None:
             _profile(run, data, trace, world)
-            if world.first:
+            if world.is_main:
                 print(f"wrote {trace}, for TensorBoard or Perfetto", file=sys.stderr)
 
 
 def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Measured:
-    images, device, source = data.stream.share * data.stream.accumulate, world.device, data.source
+    images, device, source = data.stream.micro_batch_size * data.stream.grad_accum_steps, world.device, data.source
 
-    def speed(shares: Iterable[StepData], use: Callable[[StepData], object]) -> float:
+    def speed(shares: Iterable[StepBatches], use: Callable[[StepBatches], object]) -> float:
         return images / _each(shares, use, seconds, world)
 
-    def resting(size: int) -> StepData:
+    def resting(size: int) -> StepBatches:
         with closing(data.from_step(0, 1, lambda _: size)) as shares:
             return _copied(next(shares))
 
@@ -95,7 +95,7 @@ def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Meas
     def mean(speed_at: Callable[[int], float]) -> float:
         return 1 / sum(part / speed_at(size) for size, part in sizes.items())
 
-    sizes = _size_parts(run.augment.resize or {0.0: data.image_size})
+    sizes = _size_parts(run.augment.progressive_resizing or {0.0: data.image_size})
     train = _trainer(run, source, world)
     limits = roofline.measure(device, run.train.precision)
     step_at = {size: speed(itertools.repeat(resting(size)), train) for size in sizes}
@@ -103,7 +103,7 @@ def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Meas
         network=run.network.name,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         ranks=world.size,
-        batch=data.stream.share,
+        batch=data.stream.micro_batch_size,
         precision=run.train.precision,
         loader=mean(lambda size: speed(data.from_step(0, _ENDLESS, lambda _: size), lambda share: None)),
         step=mean(lambda size: step_at[size]),
@@ -123,7 +123,7 @@ def _size_parts(resize: dict[float, int]) -> dict[int, float]:
     return parts
 
 
-def _each(shares: Iterable[StepData], use: Callable[[StepData], object], seconds: float, world: World) -> float:
+def _each(shares: Iterable[StepBatches], use: Callable[[StepBatches], object], seconds: float, world: World) -> float:
     """Seconds of a step, warm. All ranks take as many, since a step waits for every rank."""
     found, agreement = iter(shares), AnyRankFlag(world)
     for share in itertools.islice(found, _WARM_UP):
@@ -144,7 +144,7 @@ def _each(shares: Iterable[StepData], use: Callable[[StepData], object], seconds
     return took
 
 
-def _trainer(run: Run, source: AnyDataset, world: World) -> Callable[[StepData], object]:
+def _trainer(run: Run, source: AnyDataset, world: World) -> Callable[[StepBatches], object]:
     """A training step of a new state; images are normalised, though not by their own statistics."""
     state = new_state(run, len(source.classes), source.channels, world)
     mean, std = torch.full((1, 1, source.channels), 127.5), torch.full((source.channels,), 64.0)
@@ -152,7 +152,7 @@ def _trainer(run: Run, source: AnyDataset, world: World) -> Callable[[StepData],
     return lambda share: train_step(state, share, normalization, run.optimizer.lr, run.train)
 
 
-def _copied(share: StepData) -> StepData:
+def _copied(share: StepBatches) -> StepBatches:
     """A share that stays when the loader goes on."""
     return share._replace(batches=[batch.of(map(torch.clone, batch.tensors())) for batch in share.batches])
 
@@ -171,7 +171,7 @@ def _largest(run: Run, source: AnyDataset, batch: Batch, device: torch.device) -
             batch = Batch(images, labels, shift)
             train = _trainer(run, source, World(device))
             for _ in range(2):
-                train(StepData([batch], [0], 0.0))
+                train(StepBatches([batch], [0], 0.0))
             roofline.wait(device)
             fitting = len(batch.labels)
     except RuntimeError as error:
@@ -203,7 +203,7 @@ def _profile(run: Run, data: TrainingData, folder: Path, world: World) -> None:
 
 def _told(found: Measured, run: Run, source: AnyDataset) -> str:
     slower = min(found.loader, found.step)
-    parts = _size_parts(run.augment.resize or {})
+    parts = _size_parts(run.augment.progressive_resizing or {})
     speeds = [(f"  at {px} px", f"{found.step_at[px]:,.0f}", f"{part:.0%} of the steps") for px, part in parts.items()]
     rows = [
         ("", "images/s", "over the whole training" if parts else ""),
@@ -242,13 +242,15 @@ def advice(found: Measured, run: Run, source: AnyDataset) -> list[str]:
             said.append("- train.precision=bf16" + ", if the processor has AMX" * cpu)
         if not cpu and not run.train.compile:
             said.append("- train.compile=true fuses what stands between convolutions, after a minute of compiling")
-        small = run.network.stem == "cifar" and run.train.accumulate == found.ranks == 1
+        small = run.network.stem == "cifar" and run.train.grad_accum_steps == found.ranks == 1
         if not cpu and small and not run.train.cuda_graph:
             said.append(
-                "- train.cuda_graph=true launches a small network's kernels together; --at-once N trains N at a time"
+                "- train.cuda_graph=true launches a small network's kernels together; --jobs N trains N at a time"
             )
-        if found.largest_batch is not None and found.largest_batch > found.batch and run.train.accumulate > 1:
-            said.append(f"- train.accumulate={max(1, run.train.accumulate * found.batch // found.largest_batch)}")
+        if found.largest_batch is not None and found.largest_batch > found.batch and run.train.grad_accum_steps > 1:
+            said.append(
+                f"- train.grad_accum_steps={max(1, run.train.grad_accum_steps * found.batch // found.largest_batch)}"
+            )
         if found.together < 0.95 * found.step and files:
             said.append("- the loader takes time from the step: fewer data.workers, or packed images")
     return said if len(said) > 1 else [*said, "- nothing that we know of would change that"]

@@ -65,8 +65,8 @@ def _cost(run: Run) -> dict[str, Any]:
         size, classes, channels = data.image_size, len(source.classes), source.channels
         steps = plan_of(run, data.steps_per_epoch).total
     cost = complexity.of_network(run.network, size, classes, channels)
-    images = run.train.batch_size // run.train.accumulate
-    memory = complexity.training_memory(cost, images, run.train.precision, run.train.ema is not None)
+    images = run.train.batch_size // run.train.grad_accum_steps
+    memory = complexity.training_memory(cost, images, run.train.precision, run.train.ema_decay is not None)
     return {"network": run.network.name, "depth": run.network.depth, **asdict(cost), "steps": steps, "memory": memory}
 
 

@@ -92,7 +92,7 @@ def evaluate_all(
         raise BadInput(f"networks are averaged under one protocol; evaluate these one by one, or --set it: {told}")
     with distributed.start(members[0].run.train.device) as world:
         found, kept, classes, val_set = _measure(members, save_logits is not None, world)
-        if not world.first:
+        if not world.is_main:
             return
         networks = [_named(member) for member in members]
         [protocol] = protocols

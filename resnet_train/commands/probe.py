@@ -53,7 +53,7 @@ def compare(
             label = one.name if one.name not in found else name
             found[label] = run_probe(kind, net, one.run, source, count, normalization, world.device)
             plain[label] = one.run.network.plain
-        if not world.first:
+        if not world.is_main:
             return
         try:
             probe_figures.side_by_side(kind, found, plain, out)

@@ -41,8 +41,8 @@ class FileSection(DataSection):
 
     path: str
     workers: Annotated[int, Field(ge=0)] = 8
-    """Decoding processes of each rank; with `resident_gb` threads that read the images in."""
-    resident_gb: Positive | None = None
+    """Decoding processes of each rank; with `device_cache_gb` threads that read the images in."""
+    device_cache_gb: Positive | None = None
     """For square images of one size: hold the training images on each rank's device if they take no more than so many
     GB, else each rank its part of them, sent to where they are wanted. It does not change a result. Images to evaluate
     on come on top of it, whole, on each."""
@@ -59,14 +59,14 @@ class FileSection(DataSection):
 
     @property
     def any_size(self) -> bool:
-        return self.resident_gb is None
+        return self.device_cache_gb is None
 
     @model_validator(mode="after")
     def _held_whole(self) -> Self:
         if self.skips_bad_images and not self.any_size:
             raise ValueError(
-                "on_bad_image skip is for images that are read when they are due: with resident_gb leave them out by "
-                "resnet-train prepare --on-bad-image skip"
+                "on_bad_image skip is for images that are read when they are due: with device_cache_gb leave them out "
+                "by resnet-train prepare --on-bad-image skip"
             )
         return self
 
@@ -156,15 +156,15 @@ class RandomResizedCrop(Section):
 
     kind: Literal["random-resized"]
     size: Count = 224
-    area: tuple[Positive, Positive] = (0.08, 1.0)
+    scale: tuple[Positive, Positive] = (0.08, 1.0)
     """The range of the rectangle's share of the image."""
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """The range of width over height."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if not self.area[0] <= self.area[1] <= 1:
-            raise ValueError("area must rise and end at 1 or below")
+        if not self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError("scale must rise and end at 1 or below")
         if not self.ratio[0] <= self.ratio[1]:
             raise ValueError("ratio must rise")
         return self
@@ -198,7 +198,7 @@ class RandAugment(Section):
     """Out of 30."""
 
 
-Policy = Annotated[TrivialAugment | RandAugment, Field(discriminator="kind")]
+AutoAugment = Annotated[TrivialAugment | RandAugment, Field(discriminator="kind")]
 
 
 class AugmentConfig(Section):
@@ -207,20 +207,20 @@ class AugmentConfig(Section):
     Every draw is a function of (seed, epoch, index) alone; of mixup and cutmix of (seed, step, share of the batch).
     """
 
-    repeat: Count = 1
+    repeated_augmentation: Count = 1
     """Copies of each image in a batch, each augmented in its own way (Hoffer et al. 2020). An epoch is as many samples
-    as before, and so a part of the images; after `repeat` epochs each image was in one batch."""
+    as before, and so a part of the images; after `repeated_augmentation` epochs each image was in one batch."""
     crop: Crop | None = None
-    resize: dict[Fraction, Count] | None = None
+    progressive_resizing: dict[Fraction, Count] | None = None
     """Progressive resizing: from which fraction of the training on the crop becomes how many pixels wide and high, such
     as {0: 128, 0.4: 160, 0.8: 192}. The last is `crop.size`, which evaluation goes by; what is cut stays the same."""
     flip: bool = False
     """Mirror left and right with probability one half."""
-    color: bool = False
+    pca_lighting: bool = False
     """The AlexNet colour augmentation: a shift along the principal components of ImageNet's RGB values."""
-    policy: Policy | None = None
+    auto_augment: AutoAugment | None = None
     """Geometry and colour by chance, with torchvision's operations."""
-    erase: Annotated[float, Field(ge=0, le=1)] = 0.0
+    random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a rectangle becomes the mean of all images (Zhong et al. 2017): of 0.02 to 0.33 of the area."""
     mixup: Positive | None = None
     """alpha of Beta(alpha, alpha), from which each batch draws how much of its neighbour is mixed into each image and
@@ -236,21 +236,30 @@ class AugmentConfig(Section):
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
-        if self.repeat > 1 and not (self.crop or self.flip or self.color or self.policy or self.erase):
-            raise ValueError(f"repeat {self.repeat} would make {self.repeat} equal copies: add what makes them differ")
-        if self.resize is not None:
-            self._check_resize(self.resize)
+        if self.repeated_augmentation > 1 and not (
+            self.crop or self.flip or self.pca_lighting or self.auto_augment or self.random_erasing
+        ):
+            raise ValueError(
+                f"repeated_augmentation {self.repeated_augmentation} would make equal copies: add an augmentation, "
+                "such as flip"
+            )
+        if self.progressive_resizing is not None:
+            self._check_progressive_resizing(self.progressive_resizing)
         return self
 
-    def _check_resize(self, resize: dict[float, int]) -> None:
+    def _check_progressive_resizing(self, resize: dict[float, int]) -> None:
         if self.crop is None or self.crop.kind == "pad":
-            raise ValueError("resize needs a crop of kind scale or random-resized")
+            raise ValueError("progressive_resizing needs a crop of kind scale or random-resized")
         if list(resize) != sorted(resize) or 0 not in resize:
-            raise ValueError("resize begins at 0, and its fractions rise: such as {0: 128, 0.4: 160, 0.8: 192}")
+            raise ValueError(
+                "progressive_resizing begins at 0, and its fractions rise: such as {0: 128, 0.4: 160, 0.8: 192}"
+            )
         if len(resize) < 2:
-            raise ValueError("resize has no effect with one size: remove it")
+            raise ValueError("progressive_resizing has no effect with one size: remove it")
         last = resize[max(resize)]
         if last != self.crop.size:
-            raise ValueError(f"resize ends at {last} and crop.size is {self.crop.size}: make them equal")
+            raise ValueError(f"progressive_resizing ends at {last} and crop.size is {self.crop.size}: make them equal")
         if (largest := max(resize.values())) > last:
-            raise ValueError(f"resize has {largest} pixels and ends at {last}, the crop.size: none may be larger")
+            raise ValueError(
+                f"progressive_resizing has {largest} pixels and ends at {last}, the crop.size: none may be larger"
+            )

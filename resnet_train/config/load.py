@@ -13,7 +13,6 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from resnet_train.config import zoo
@@ -50,7 +49,7 @@ def runs(experiment: Experiment, layers: Sequence[tuple[str, Tree]] = ()) -> Ite
 
     Raises `BadInput`, but not of an experiment that was loaded.
     """
-    whole = experiment.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    whole = experiment.model_dump(mode="json", exclude_unset=True)
     recipe = {key: whole[key] for key in Recipe.model_fields if key in whole}
     for network in experiment.networks:
         exception = experiment.per_network.get(network.name, {})
@@ -76,7 +75,7 @@ def override_run(run: Run, overrides: Sequence[str]) -> Run:
 
 def dump(model: BaseModel) -> Tree:
     """A model as plain data, without what is not set."""
-    tree: Tree = model.model_dump(mode="json", exclude_none=True, by_alias=True)
+    tree: Tree = model.model_dump(mode="json", exclude_none=True)
     return tree
 
 
@@ -287,22 +286,19 @@ def _unknown(keys: Sequence[int | str], model: type[BaseModel], tree: Tree) -> s
     sections = [model]
     tag, kind = "kind", None
     for key in keys[:-1]:
-        annotations = [_fields(s)[key].annotation for s in sections if isinstance(key, str) and key in _fields(s)]
+        annotations = [
+            s.model_fields[key].annotation for s in sections if isinstance(key, str) and key in s.model_fields
+        ]
         sections = [s for annotation in annotations for s in _models(annotation)] or sections
         tree = tree[key]  # type: ignore[index]
         tag, kind = _member(tree)
     key = str(keys[-1])
-    if kind is not None and any(key in _fields(s) for s in sections):
+    if kind is not None and any(key in s.model_fields for s in sections):
         return f"has no effect with {tag} {kind}: remove it"
     fits = [s for s in sections if kind is None or kind in get_args(s.model_fields[tag].annotation)]
-    valid = [name for s in fits for name in _fields(s)]
+    valid = [name for s in fits for name in s.model_fields]
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; valid ones are {', '.join(valid)}"
-
-
-def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
-    """By the names that a file gives them: `train.from_` is `from` there, a keyword here."""
-    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -47,18 +47,18 @@ class Warmup(Duration):
 
 
 class StepSchedule(Section):
-    """The rate is multiplied by `factor` at each milestone."""
+    """The rate is multiplied by `gamma` at each milestone."""
 
     kind: Literal["step"]
     milestones: tuple[Duration, ...] = ()
     """When; none means a constant rate."""
-    factor: Positive = 0.1
+    gamma: Positive = 0.1
     warmup: Warmup | None = None
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
-        if not self.milestones and "factor" in self.model_fields_set and self.factor != 0.1:
-            raise ValueError("factor has no effect without milestones: remove it or add milestones")
+        if not self.milestones and "gamma" in self.model_fields_set and self.gamma != 0.1:
+            raise ValueError("gamma has no effect without milestones: remove it or add milestones")
         return self
 
 
@@ -66,7 +66,7 @@ class DecaySchedule(Section):
     """The rate falls from the end of the warm-up to the last step, along half a cosine or a line."""
 
     kind: Literal["cosine", "linear"]
-    final: NonNegative = 0.0
+    min_lr: NonNegative = 0.0
     """The rate at the end."""
     warmup: Warmup | None = None
 
@@ -79,7 +79,7 @@ class OptimizerConfig(Section):
 
     kind: Literal["sgd", "lars"] = "sgd"
     """lars: for large batches, each convolution and the head at a rate of its own (You et al. 2017)."""
-    trust: Positive = 0.001
+    trust_coefficient: Positive = 0.001
     """The coefficient of lars: its steps are so small a part of a weight's norm, times `lr`."""
     lr: Positive = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -95,8 +95,8 @@ class OptimizerConfig(Section):
             raise ValueError("nesterov has no effect with momentum 0: remove one of them")
         if self.nesterov and self.kind == "lars":
             raise ValueError("nesterov is for kind sgd: LARS has plain momentum")
-        if self.kind == "sgd" and self.trust != OptimizerConfig.model_fields["trust"].default:
-            raise ValueError("trust has no effect with kind sgd: remove it, or use kind lars")
+        if self.kind == "sgd" and self.trust_coefficient != OptimizerConfig.model_fields["trust_coefficient"].default:
+            raise ValueError("trust_coefficient has no effect with kind sgd: remove it, or use kind lars")
         if self.decay_on == "matrices" and self.weight_decay == 0:
             raise ValueError("decay_on has no effect with weight_decay 0: remove one of them")
         return self
@@ -112,11 +112,11 @@ class TrainConfig(Section):
     """Length of the training in passes over the training set; or give `steps`."""
     steps: Count | None = None
     """Length of the training in optimizer steps; or give `epochs`."""
-    from_: Annotated[str | None, Field(alias="from")] = None
+    init_from: str | None = None
     """A checkpoint, or a state dict of torchvision's, whose weights the first step starts from (fine-tuning)."""
     batch_size: Count = 256
     """Samples of one step, over all ranks and all accumulation together (the global batch)."""
-    accumulate: Count = 1
+    grad_accum_steps: Count = 1
     """Forward and backward passes that one step is divided into: more of them need less memory."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """fp32 and tf32: of the whole network. bf16 and fp16: autocast over fp32 weights; fp16 with a loss scaler."""
@@ -129,9 +129,9 @@ class TrainConfig(Section):
     """Launch a step's kernels together, as one CUDA graph: for small networks, which are bound by launches. One GPU."""
     sync_bn: bool = False
     """Batch statistics over all ranks instead of each rank's own share of the batch."""
-    clip: Positive | None = None
+    clip_grad_norm: Positive | None = None
     """Largest norm of the gradient; a longer one is shortened to it."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay at each step of an exponential moving average of the weights; evaluation then uses the average."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     on_divergence: Literal["stop", "record"] = "stop"
@@ -141,10 +141,12 @@ class TrainConfig(Section):
     def _consistent(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of epochs, steps")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
-        if self.cuda_graph and self.accumulate > 1:
-            raise ValueError("cuda_graph records steps of one pass: set accumulate to 1, or cuda_graph to false")
+        if self.batch_size % self.grad_accum_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by grad_accum_steps {self.grad_accum_steps}"
+            )
+        if self.cuda_graph and self.grad_accum_steps > 1:
+            raise ValueError("cuda_graph records steps of one pass: set grad_accum_steps to 1, or cuda_graph to false")
         if self.device == "cpu" and self.precision == "tf32":
             raise ValueError("precision tf32 has no effect with device cpu: use fp32 or bf16")
         return self
@@ -182,7 +184,7 @@ class EvalConfig(Section):
     """Batch norm's statistics anew over so many training images, as the authors' release; 0: the running ones."""
     batch_size: Count = 256
     """Samples of each rank at once; it never changes a result."""
-    clean_train: Annotated[int, Field(ge=0)] = 10_000
+    clean_train_images: Annotated[int, Field(ge=0)] = 10_000
     """Training images, evenly spaced, for the clean training error: evaluation mode, no augmentation. 0: none."""
 
     @model_validator(mode="after")
@@ -262,11 +264,11 @@ class Recipe(Section):
             if crop is None or crop.kind == "pad":
                 raise ValueError(
                     f"augment.crop must be of kind scale or random-resized: data.kind {kind} has images of any size "
-                    "(data.resident_gb is for those of one size)"
+                    "(data.device_cache_gb is for those of one size)"
                 )
         else:
             if crop is not None and crop.kind != "pad":
-                held = "data.resident_gb" if kind in ("imagefolder", "shards") else f"data.kind {kind}"
+                held = "data.device_cache_gb" if kind in ("imagefolder", "shards") else f"data.kind {kind}"
                 raise ValueError(
                     f"augment.crop of kind {crop.kind} is for files of any size, {held} for images of one: use kind pad"
                 )
@@ -278,12 +280,13 @@ class Recipe(Section):
                 )
         if self.train.cuda_graph and self.train.precision == "fp16" and self.optimizer.kind == "lars":
             raise ValueError("train.cuda_graph needs precision bf16 with optimizer.kind lars: fp16's scaler would wait")
-        if self.train.batch_size % self.augment.repeat:
+        if self.train.batch_size % self.augment.repeated_augmentation:
             raise ValueError(
-                f"train.batch_size {self.train.batch_size} is not divisible by augment.repeat {self.augment.repeat}"
+                f"train.batch_size {self.train.batch_size} is not divisible by "
+                f"augment.repeated_augmentation {self.augment.repeated_augmentation}"
             )
-        if self.augment.color and self.data.grey:
-            raise ValueError(f"augment.color needs colour images, and those of data.kind {kind} are grey")
+        if self.augment.pca_lighting and self.data.grey:
+            raise ValueError(f"augment.pca_lighting needs colour images, and those of data.kind {kind} are grey")
         return self
 
     @property

@@ -43,9 +43,9 @@ class Plan(NamedTuple):
 
 def columns(cfg: AugmentConfig) -> int:
     """How many columns a recipe reads."""
-    if cfg.policy is not None:
-        return ERASE.stop + auto_augment.draws_of(cfg.policy)
-    return ERASE.stop if cfg.erase else DRAWS
+    if cfg.auto_augment is not None:
+        return ERASE.stop + auto_augment.number_of_draws(cfg.auto_augment)
+    return ERASE.stop if cfg.random_erasing else DRAWS
 
 
 def plan(cfg: AugmentConfig, draws: Floats, sizes: Floats) -> Plan:
@@ -61,7 +61,7 @@ def plan(cfg: AugmentConfig, draws: Floats, sizes: Floats) -> Plan:
         case None:
             boxes = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
     shift = np.zeros((len(draws), 3), np.float32)
-    if cfg.color:
+    if cfg.pca_lighting:
         alpha = 0.1 * _normal(draws[:, _COLOR])[:, :3]
         shift = ((alpha * _EIGENVALUES) @ _EIGENVECTORS.T).astype(np.float32)
     return Plan(boxes, (draws[:, _FLIP] < 0.5) & cfg.flip, shift)
@@ -80,7 +80,7 @@ def _scale_boxes(cfg: ScaleCrop, draws: Floats, sizes: Floats) -> Floats:
 def _random_resized_boxes(cfg: RandomResizedCrop, draws: Floats, sizes: Floats) -> Floats:
     """The first of ten draws of area and aspect that fits; failing all, the largest central box of a valid aspect."""
     tries = draws[:, _TRIES].reshape(len(draws), 10, 2)
-    (low, high), (narrow, wide) = cfg.area, np.log(cfg.ratio)
+    (low, high), (narrow, wide) = cfg.scale, np.log(cfg.ratio)
     area = sizes.prod(axis=1, keepdims=True) * (low + (high - low) * tries[:, :, 0])
     aspect = np.exp(narrow + (wide - narrow) * tries[:, :, 1])
     boxes = np.rint(np.sqrt(np.stack([area * aspect, area / aspect], axis=2)))  # [n, 10, 2] widths and heights

@@ -44,13 +44,13 @@ class Edits(NamedTuple):
     """[n, k]; what they mean is the operation's own affair."""
 
 
-def draws_of(cfg: TrivialAugment | RandAugment) -> int:
+def number_of_draws(cfg: TrivialAugment | RandAugment) -> int:
     """How many uniform numbers the plan of an image takes."""
     return 3 * (cfg.operations if isinstance(cfg, RandAugment) else 1)
 
 
 def plan(cfg: TrivialAugment | RandAugment, draws: Floats, size: int) -> Edits:
-    """[n, draws_of(cfg)] draws -> what is done to images of `size` x `size` pixels."""
+    """[n, number_of_draws(cfg)] draws -> what is done to images of `size` x `size` pixels."""
     drawn = draws.reshape(len(draws), -1, 3)
     operations = np.floor(drawn[:, :, 0] * len(OPERATIONS)).astype(np.int64)
     level = cfg.magnitude if isinstance(cfg, RandAugment) else np.floor(drawn[:, :, 1] * _LEVELS).astype(np.int64)

@@ -142,7 +142,7 @@ def _open(cfg: Data) -> tuple[AnyDataset, AnyDataset]:
 
 
 def _files(cfg: FileSection, found: ImageFileDataset) -> ImageFileDataset | DeviceCachedDataset:
-    return found if cfg.resident_gb is None else resident(found, cfg.resident_gb, cfg.workers)
+    return found if cfg.device_cache_gb is None else resident(found, cfg.device_cache_gb, cfg.workers)
 
 
 def _digits() -> tuple[InMemoryDataset, InMemoryDataset]:

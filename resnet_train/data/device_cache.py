@@ -61,8 +61,8 @@ class DeviceCachedDataset:
         size = len(self) * self.size**2 * self.channels / 1e9
         if size > self.gigabytes * ranks:
             raise BadInput(
-                f"data.resident_gb = {self.gigabytes:g}: the {len(self):,} training images take {size:.3g} GB, over "
-                f"{ranks} ranks {size / ranks:.3g} GB each: raise it, or use more ranks"
+                f"data.device_cache_gb = {self.gigabytes:g}: the {len(self):,} training images take {size:.3g} GB, "
+                f"over {ranks} ranks {size / ranks:.3g} GB each: raise it, or use more ranks"
             )
         return size > self.gigabytes
 
@@ -91,8 +91,8 @@ def _check_square(size: tuple[int, int], wanted: int, name: str) -> None:
     """Raises `BadInput` where an image is not `wanted` pixels wide and high."""
     if size != (wanted, wanted):
         raise BadInput(
-            f"data.resident_gb holds square images of one size, {wanted} x {wanted} pixels like the first, and {name} "
-            f"is {size[0]} x {size[1]}: make them so by resnet-train prepare --square"
+            f"data.device_cache_gb holds square images of one size, {wanted} x {wanted} pixels like the first, "
+            f"and {name} is {size[0]} x {size[1]}: make them so by resnet-train prepare --square"
         )
 
 

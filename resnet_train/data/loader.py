@@ -27,14 +27,14 @@ _PLANNED_TOGETHER = 64
 """Steps whose plans are made at once where images are held: by the step it would take as long as a small network's."""
 
 
-class StepData(NamedTuple):
+class StepBatches(NamedTuple):
     """One rank's share of one step."""
 
     batches: list[Batch]
     """One for each pass of the accumulation, on the device."""
     seeds: list[int]
     """One for each batch: what dropout may draw from."""
-    waited: float
+    data_wait_seconds: float
     """Seconds that the loop stood still for them."""
 
 
@@ -69,9 +69,9 @@ class _Cut:
                 names += more
             indices.append(index)
             skipped += names
-        if self.cfg.policy is not None:
+        if self.cfg.auto_augment is not None:
             auto_augment.apply(
-                slot.images, auto_augment.plan(self.cfg.policy, random[:, augment.POLICY], slot.images.shape[1])
+                slot.images, auto_augment.plan(self.cfg.auto_augment, random[:, augment.POLICY], slot.images.shape[1])
             )
         slot.labels[:] = source.labels[indices]
         slot.shift[:] = plan.shift
@@ -105,7 +105,7 @@ class TrainingData:
 
     def from_step(
         self, start: int, until: int, size_at: Callable[[int], int | None] = lambda _: None
-    ) -> Generator[StepData]:
+    ) -> Generator[StepBatches]:
         """Batches for steps [start, until), each good until the next is asked for. Close it to end its workers.
 
         `size_at` says the height and width of a step's images, where they are not those of the recipe's crop.
@@ -118,18 +118,18 @@ class TrainingData:
         with closing(shares):
             for step in steps:
                 begin = time.perf_counter()
-                ready, seeds = next(shares).split(self.stream.accumulate), self.stream.seeds(step)
-                yield StepData(self._planned(ready, step, seeds), seeds, time.perf_counter() - begin)
+                ready, seeds = next(shares).split(self.stream.grad_accum_steps), self.stream.seeds(step)
+                yield StepBatches(self._planned(ready, step, seeds), seeds, time.perf_counter() - begin)
 
     def _planned(self, batches: list[Batch], step: int, seeds: list[int]) -> list[Batch]:
         """With what the device is to do to them once they are normalised."""
         cfg, (height, width) = self.augment, batches[0].images.shape[1:3]
-        if cfg.erase:
-            samples = self.stream.own(step)
+        if cfg.random_erasing:
+            samples = self.stream.rank_samples(step)
             random = rng.uniform(self.stream.seed, samples.epochs, samples.indices, augment.ERASE.stop)
-            boxes = sent(mixup.erase_boxes(cfg.erase, random[:, augment.ERASE], height, width), self.device).chunk(
-                len(batches)
-            )
+            boxes = sent(
+                mixup.erase_boxes(cfg.random_erasing, random[:, augment.ERASE], height, width), self.device
+            ).chunk(len(batches))
             batches = [batch._replace(erased=part) for batch, part in zip(batches, boxes, strict=True)]
         if cfg.mixes:
             blends = (sent(mixup.plan(cfg, seed, height, width), self.device) for seed in seeds)
@@ -139,8 +139,8 @@ class TrainingData:
     def _cut(self, source: ImageFileDataset, steps: range, size_at: Callable[[int], int | None]) -> Generator[Batch]:
         """Files: each worker cuts its crops out of them, and a stream of its own copies these to the device."""
         make = _Cut(source, self.augment, self.stream.seed, self.skip_bad)
-        shape = Shape(self.stream.share * self.stream.accumulate, self.image_size, source.channels)
-        wanted = (self.stream.own(step) for step in steps)
+        shape = Shape(self.stream.micro_batch_size * self.stream.grad_accum_steps, self.image_size, source.channels)
+        wanted = (self.stream.rank_samples(step) for step in steps)
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         filled = prefetch.fill(make, wanted, shape, self.workers, self.device, lambda number: size_at(steps[number]))
         with closing(filled) as slots:
@@ -166,12 +166,12 @@ class TrainingData:
 
         On the CPU where a policy edits them.
         """
-        cfg, n = self.augment, self.stream.share * self.stream.accumulate
+        cfg, n = self.augment, self.stream.micro_batch_size * self.stream.grad_accum_steps
         mode = cfg.crop.mode if isinstance(cfg.crop, PadCrop) else "zero"
-        place = self.device if cfg.policy is None else torch.device("cpu")
+        place = self.device if cfg.auto_augment is None else torch.device("cpu")
         together, hold = self._hold(source, place)
         for first in range(0, len(steps), together):
-            own = [self.stream.own(step) for step in steps[first : first + together]]
+            own = [self.stream.rank_samples(step) for step in steps[first : first + together]]
             epochs, indices = (np.concatenate([samples[i] for samples in own]) for i in (0, 1))
             random = rng.uniform(self.stream.seed, epochs, indices, augment.columns(cfg))
             plan = augment.plan(cfg, random, np.full((len(indices), 2), source.size, float))
@@ -183,9 +183,9 @@ class TrainingData:
             for i, (row, corner, flip, label, color) in enumerate(zip(*planned, strict=True)):
                 moved = cfg.crop is not None or cfg.flip
                 images = augment.pad_and_crop(held, row, corner, flip, mode) if moved else held[row]
-                if cfg.policy is not None:
+                if cfg.auto_augment is not None:
                     drawn = random[i * n : (i + 1) * n, augment.POLICY]
-                    auto_augment.apply(images.numpy(), auto_augment.plan(cfg.policy, drawn, source.size))
+                    auto_augment.apply(images.numpy(), auto_augment.plan(cfg.auto_augment, drawn, source.size))
                 yield Batch(images, label, color).to(self.device)
 
     def _hold(
@@ -197,7 +197,7 @@ class TrainingData:
             together = 1 if isinstance(source, SyntheticDataset) else _PLANNED_TOGETHER
             return together, lambda _, indices: source.held(indices, place)
         part = source.part(rank, ranks, place)
-        return 1, lambda step, _: device_cache.exchanged(part, self.stream.by_rank(step), rank)
+        return 1, lambda step, _: device_cache.exchanged(part, self.stream.all_rank_indices(step), rank)
 
     def describe(self, step: int) -> list[str]:
         """The samples of a step's global batch: the paths of files, the numbers of stored images."""
@@ -213,11 +213,11 @@ def training_data(
 ) -> TrainingData:
     """The training batches of one rank. Raises `BadInput` where the ranks do not divide the global batch."""
     train, data, crop = recipe.train, recipe.data, recipe.augment.crop
-    if train.batch_size % (train.accumulate * ranks):
-        shares = train.accumulate * ranks
+    if train.batch_size % (train.grad_accum_steps * ranks):
+        shares = train.grad_accum_steps * ranks
         raise BadInput(
-            f"train.batch_size = {train.batch_size} (global) is not divisible by {ranks} ranks x {train.accumulate} "
-            f"train.accumulate: use {max(1, train.batch_size // shares) * shares}"
+            f"train.batch_size = {train.batch_size} (global) is not divisible by {ranks} ranks x "
+            f"{train.grad_accum_steps} train.grad_accum_steps: use {max(1, train.batch_size // shares) * shares}"
         )
     if not isinstance(source, ImageFileDataset) and isinstance(crop, PadCrop):
         size = source.size
@@ -225,11 +225,11 @@ def training_data(
             raise BadInput(
                 f"augment.crop.padding = {crop.padding}: reflection needs less than the image's {size} pixels"
             )
-    repeat = recipe.augment.repeat
-    stream = Sampler(seed, len(source), train.batch_size, train.accumulate, rank, ranks, repeat)
-    if recipe.augment.mixes and stream.share == 1:
+    repeat = recipe.augment.repeated_augmentation
+    stream = Sampler(seed, len(source), train.batch_size, train.grad_accum_steps, rank, ranks, repeat)
+    if recipe.augment.mixes and stream.micro_batch_size == 1:
         raise BadInput(
             "augment.mixup and cutmix need more than one image at a time: a larger train.batch_size, or less "
-            "train.accumulate or ranks"
+            "train.grad_accum_steps or ranks"
         )
     return TrainingData(source, stream, recipe.augment, device, data.processes, data.skips_bad_images)

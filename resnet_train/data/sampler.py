@@ -1,9 +1,9 @@
 """The order of samples.
 
 Samples form one endless stream: position p is sample `permutation(seed, p // n)[p % n]` of epoch p // n. Step s takes
-the global batch at positions [s * B, (s + 1) * B), cut into `accumulate * ranks` equal shares; rank r's share of pass a
-is number a * ranks + r. So every sample is seen once an epoch, whatever the number of ranks and workers, and any step
-can be the first.
+the global batch at positions [s * B, (s + 1) * B), cut into `grad_accum_steps * ranks` equal shares; rank r's share of
+pass a is number a * ranks + r. So every sample is seen once an epoch, whatever the number of ranks and workers, and any
+step can be the first.
 
 With repeated augmentation a batch is B / m samples m times over: all of them, then all again, otherwise augmented, so
 that a share holds copies of a sample only where there are fewer shares than copies.
@@ -34,7 +34,7 @@ class Sampler:
     seed: int
     n: int
     batch_size: int
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     rank: int = 0
     ranks: int = 1
     repeat: int = 1
@@ -45,25 +45,25 @@ class Sampler:
         return self._at(step * self.batch_size + np.arange(self.batch_size))
 
     @property
-    def share(self) -> int:
+    def micro_batch_size(self) -> int:
         """Samples of one rank in one accumulation pass."""
-        return self.batch_size // (self.accumulate * self.ranks)
+        return self.batch_size // (self.grad_accum_steps * self.ranks)
 
-    def by_rank(self, step: int) -> Ints:
-        """[ranks, accumulate * share]: the samples that each rank takes in a step, in the order of `own`."""
-        shares = self.batch(step).indices.reshape(self.accumulate, self.ranks, self.share)
+    def all_rank_indices(self, step: int) -> Ints:
+        """[ranks, grad_accum_steps * share]: the samples that each rank takes in a step, in the order of `own`."""
+        shares = self.batch(step).indices.reshape(self.grad_accum_steps, self.ranks, self.micro_batch_size)
         return shares.swapaxes(0, 1).reshape(self.ranks, -1)
 
-    def own(self, step: int) -> Samples:
+    def rank_samples(self, step: int) -> Samples:
         """This rank's samples of a step: its share of each accumulation pass, one after the other."""
-        first = step * self.batch_size + self.rank * self.share
-        starts = first + self.share * self.ranks * np.arange(self.accumulate)
-        return self._at((starts[:, None] + np.arange(self.share)).ravel())
+        first = step * self.batch_size + self.rank * self.micro_batch_size
+        starts = first + self.micro_batch_size * self.ranks * np.arange(self.grad_accum_steps)
+        return self._at((starts[:, None] + np.arange(self.micro_batch_size)).ravel())
 
     def seeds(self, step: int) -> list[int]:
         """A seed for each of this rank's shares of a step; the share's, whichever rank it falls to."""
-        share = step * self.accumulate * self.ranks + self.rank
-        numbers = np.array([share + a * self.ranks for a in range(self.accumulate)])
+        share = step * self.grad_accum_steps * self.ranks + self.rank
+        numbers = np.array([share + a * self.ranks for a in range(self.grad_accum_steps)])
         return rng.seeds(self.seed, numbers)
 
     def _at(self, positions: Ints) -> Samples:

@@ -40,7 +40,7 @@ def predict_all(
     shown: list[dict[str, Any]] = []
     bad = 0
     with distributed.start("auto") as world:
-        if not world.first:  # there is work for one
+        if not world.is_main:  # there is work for one
             return
         set_precision("fp32", world.device)
         for path, found in _predictions(member, files, min(top, len(names)), world.device):

@@ -19,7 +19,7 @@ def protocol(run: Run, changed: str | None = None) -> str:
         seen = f"one {view.crop} px crop at the centre{mirror}, shorter side {view.resize} px"
     if len(augment.views(view, cfg)) > 1:
         seen += f", mean of {cfg.average}"
-    weights = f"average of the weights (decay {run.train.ema})" if run.train.ema else "last weights"
+    weights = f"average of the weights (decay {run.train.ema_decay})" if run.train.ema_decay else "last weights"
     images = f"{run.data.holdout} held-out training images" if run.data.holdout else "validation set"
     images += f", {changed}" if changed else ""
     statistics = f"BN statistics of {cfg.recompute_bn} training images" if cfg.recompute_bn else "running BN statistics"

@@ -43,5 +43,5 @@ def _lines(report: Report, dest: Path) -> Iterator[str]:
     held = ""
     if options["square"]:
         size = report["parts"].get("train", {"images": 0})["images"] * options["square"] ** 2 * 3 / 1e9
-        held = f" data.resident_gb={math.ceil(100 * size) / 100:g} augment.crop.kind=pad"
+        held = f" data.device_cache_gb={math.ceil(100 * size) / 100:g} augment.crop.kind=pad"
     yield f"train on it with data.kind=shards data.path={dest}{held}"

@@ -33,7 +33,7 @@ TIMES = frozenset({"time", "seconds", "images_per_second", "data_wait_seconds", 
 
 _FREE = frozenset(
     {
-        *("data.path", "data.download", "data.workers", "data.resident_gb", "train.device"),
+        *("data.path", "data.download", "data.workers", "data.device_cache_gb", "train.device"),
         *("eval.batch_size", "train.on_divergence"),
     }
 )

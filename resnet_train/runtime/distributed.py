@@ -28,7 +28,7 @@ class World:
     """Ranks on this node."""
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank writes and speaks for all."""
         return self.rank == 0
 
@@ -84,14 +84,14 @@ def broadcast_from_main(world: World, question: Callable[[], _T]) -> _T:
     if world.size == 1:
         return question()
     answer: list[Any] = [None]
-    if world.first:
+    if world.is_main:
         try:
             answer = [question()]
         except BadInput as error:
             answer = [error]
     dist.broadcast_object_list(answer, device=torch.device("cpu"))
     if isinstance(answer[0], BadInput):
-        answer[0].told = not world.first
+        answer[0].told = not world.is_main
         raise answer[0]
     return answer[0]  # type: ignore[no-any-return]
 
@@ -143,7 +143,7 @@ class AnyRankFlag:
 def parallel(net: nn.Module, world: World, accumulates: bool) -> nn.Module:
     """The network under DistributedDataParallel where there are several ranks. Its buffers stay each rank's own.
 
-    The graph of a step is told to be static but where passes accumulate: torch then reduces no gradient from the
+    The graph of a step is told to be static but where passes grad_accum_steps: torch then reduces no gradient from the
     second step on (pytorch pull request 187732).
     """
     if world.size == 1:

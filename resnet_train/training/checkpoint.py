@@ -23,7 +23,7 @@ def save(state: TrainState, about: CheckpointMeta, folder: Path, copies: Sequenc
     """
     ranks = {"statistics": all_gather(world, statistics(state.net, state.ema)), "sums": all_gather(world, state.sums)}
     with averaged_statistics(world, state.net, state.ema):
-        if world.first:
+        if world.is_main:
             _write(state, about, folder, copies, ranks)
 
 
@@ -102,7 +102,7 @@ def restore(state: TrainState, saved: Checkpoint, world: World) -> None:
     if len(ranks["sums"]) == world.size:
         set_statistics(ranks["statistics"][world.rank].to(world.device), state.net, state.ema)
         state.sums.copy_(ranks["sums"][world.rank])
-    elif world.first:
+    elif world.is_main:
         state.sums.copy_(ranks["sums"].sum(0))
     state.best, state.step = payload["best"], saved.step
 

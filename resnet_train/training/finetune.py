@@ -23,10 +23,10 @@ def check(runs: Iterable[Run], output: str, fresh: bool) -> None:
     """Raise `BadInput` where a run that is yet to begin could not: before hours are spent on those before it."""
     for run in runs:
         begun = not fresh and any(folder_of(output, run).glob("checkpoints/*.pt"))
-        if run.train.from_ is not None and not begun:
+        if run.train.init_from is not None and not begun:
             with torch.device("meta"):
                 net = build(run.network, classes=2, channels=1 if run.data.grey else 3)  # the head may be another
-            _fitting(run.train.from_, run.network, net, speaks=False)
+            _fitting(run.train.init_from, run.network, net, speaks=False)
 
 
 def start_from(source: str, network: NetConfig | VGGConfig, state: TrainState, world: World) -> None:
@@ -34,7 +34,7 @@ def start_from(source: str, network: NetConfig | VGGConfig, state: TrainState, w
 
     The head stays new where the number of classes differs. Raises `BadInput` where anything else does not fit.
     """
-    weights = distributed.main_first(world, lambda: _fitting(source, network, state.net, world.first))
+    weights = distributed.main_first(world, lambda: _fitting(source, network, state.net, world.is_main))
     for net in (state.net, state.ema):
         if net is not None:
             net.load_state_dict(weights, strict=False)
@@ -42,7 +42,7 @@ def start_from(source: str, network: NetConfig | VGGConfig, state: TrainState, w
 
 def _fitting(source: str, network: NetConfig | VGGConfig, net: nn.Module, speaks: bool) -> dict[str, Tensor]:
     weights, theirs = _read(source, network)
-    prefix, ours = f"train.from={source} does not fit {network.name}", _function(network)
+    prefix, ours = f"train.init_from={source} does not fit {network.name}", _function(network)
     for key in ours | theirs:
         if ours.get(key) != theirs.get(key):
             raise BadInput(f"{prefix}: {key} is {theirs.get(key)} there and {ours.get(key)} here: use the same network")

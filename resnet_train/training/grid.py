@@ -45,34 +45,33 @@ class _Member(NamedTuple):
         return f"{self.run.network.name} seed {self.run.seed}"
 
 
-def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, at_once: int, as_json: bool) -> None:
-    """Train what is unfinished, `at_once` runs at a time, then print the comparison of all.
+def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, jobs: int, as_json: bool) -> None:
+    """Train what is unfinished, `jobs` runs at a time, then print the comparison of all.
 
     Raises what `train` raises; a divergence that is to be recorded is, and the next run begins.
     """
     folders = [folder_of(output, run) for run in runs]
-    with distributed.start(device) as world, listening(world.first) as request:
-        if at_once > 1 and world.size > 1:
-            raise BadInput(f"--at-once {at_once} is for one rank, and there are {world.size}: leave it out")
+    with distributed.start(device) as world, listening(world.is_main) as request:
+        if jobs > 1 and world.size > 1:
+            raise BadInput(f"--jobs {jobs} is for one rank, and there are {world.size}: leave it out")
         pending: list[tuple[Run, Path]] = []
         for run, folder in zip(runs, folders, strict=True):
             over = None if fresh else distributed.broadcast_from_main(world, partial(run_folder.status, folder, run))
             if over is None:
                 pending.append((run, folder))
-            elif world.first:
+            elif world.is_main:
                 print(f"{folder}: {over} already", file=sys.stderr)
         distributed.broadcast_from_main(world, lambda: finetune.check((run for run, _ in pending), output, fresh))
         work = [_work(run) for run, _ in pending]
         members = [
-            _Member(run, folder, fresh, sum(work[i + 1 :]) / work[i] / at_once)
-            for i, (run, folder) in enumerate(pending)
+            _Member(run, folder, fresh, sum(work[i + 1 :]) / work[i] / jobs) for i, (run, folder) in enumerate(pending)
         ]
-        if at_once > 1:
-            _train_several(members, at_once, request)
+        if jobs > 1:
+            _train_several(members, jobs, request)
         else:
             for member in members:
                 _train(member, world, request)
-        if world.first:
+        if world.is_main:
             made = groups_of(run_folder.read(folder) for folder in folders)
             if as_json:
                 print(json.dumps([group.row() for group in made], indent=2))
@@ -82,11 +81,11 @@ def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, at_onc
 
 def _train(member: _Member, world: World, request: Request) -> None:
     run, folder, fresh, later = member
-    fewer = ", or lower --at-once" if multiprocessing.parent_process() else ""
+    fewer = ", or lower --jobs" if multiprocessing.parent_process() else ""
     cure = (
-        f"train.batch_size {run.train.batch_size} is over {world.size} ranks x {run.train.accumulate} passes: raise "
-        "train.accumulate, lower train.batch_size (or eval.batch_size, if it was evaluating; or data.resident_gb), "
-        f"or use train.precision=bf16{fewer}"
+        f"train.batch_size {run.train.batch_size} is over {world.size} ranks x {run.train.grad_accum_steps} passes: "
+        "raise train.grad_accum_steps, lower train.batch_size (or eval.batch_size, if it was evaluating; or "
+        f"data.device_cache_gb), or use train.precision=bf16{fewer}"
     )
     try:
         with out_of_memory_hint(str(member), world.device, cure):
@@ -94,11 +93,11 @@ def _train(member: _Member, world: World, request: Request) -> None:
     except Diverged as diverged:
         if run.train.on_divergence == "stop":
             raise
-        if world.first:
+        if world.is_main:
             print(f"recorded: {diverged}", file=sys.stderr)
 
 
-def _train_several(members: Sequence[_Member], at_once: int, request: Request) -> None:
+def _train_several(members: Sequence[_Member], jobs: int, request: Request) -> None:
     """Each run in a process of its own, not in a thread: a small network is bound by Python, which runs one thread.
 
     A signal to this process reaches all of them; if one fails, the others save and stop. Raises `BadInput` if one was
@@ -108,11 +107,11 @@ def _train_several(members: Sequence[_Member], at_once: int, request: Request) -
         datasets.open_data(data)  # complains, or downloads, once
     processes.shield_helpers()
     context = multiprocessing.get_context("forkserver")  # not fork: this process may have a CUDA context
-    share = max(1, torch.get_num_threads() // at_once)
+    share = max(1, torch.get_num_threads() // jobs)
     waiting, running = list(members), dict[BaseProcess, _Member]()
     failed: Stop | None = None
     while running or (waiting and failed is None):
-        while waiting and len(running) < at_once and failed is None:
+        while waiting and len(running) < jobs and failed is None:
             member = waiting.pop(0)
             started = context.Process(target=_work_alone, args=(member, share, os.getpid()))
             started.start()
@@ -150,9 +149,7 @@ def _failure(member: _Member, code: int) -> Stop | None:
     """Why a run's process did not end well. What it could say itself, it has said."""
     if code < 0:
         name = signal.Signals(-code).name
-        return BadInput(
-            f"{member} was killed by {name}, perhaps because memory ran out: lower --at-once, and run again"
-        )
+        return BadInput(f"{member} was killed by {name}, perhaps because memory ran out: lower --jobs, and run again")
     return _told(code) if code else None
 
 

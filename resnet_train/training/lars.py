@@ -22,7 +22,9 @@ class Lars(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust: float | None = 0.001,
     ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+        super().__init__(
+            groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust}
+        )
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -37,11 +39,11 @@ class Lars(torch.optim.Optimizer):
             decay, gradients = group["weight_decay"], [weight.grad for weight in weights]
             buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
             moves = torch._foreach_add(gradients, weights, alpha=decay)
-            if group["trust"] is not None:
+            if group["trust_coefficient"] is not None:
                 norms = torch.stack(torch._foreach_norm(weights))
                 whole = torch.stack(torch._foreach_norm(gradients)) + decay * norms
                 # A weight of norm 0 would never move, and one without gradient or decay divides by 0.
-                local = torch.where((norms > 0) & (whole > 0), group["trust"] * norms / whole, 1.0)
+                local = torch.where((norms > 0) & (whole > 0), group["trust_coefficient"] * norms / whole, 1.0)
                 torch._foreach_mul_(moves, list(local.unbind()))
             torch._foreach_mul_(moves, group["lr"])
             torch._foreach_mul_(buffers, group["momentum"])

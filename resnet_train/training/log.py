@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from resnet_train.config.load import dump
 from resnet_train.config.schema import Run
-from resnet_train.data.loader import StepData
+from resnet_train.data.loader import StepBatches
 from resnet_train.errors import BadInput
 from resnet_train.runs import environment
 from resnet_train.runs.run_folder import Record, flat
@@ -108,9 +108,9 @@ class Log:
     def __init__(self, sinks: Sequence[Sink], clock: Clock, skipped: Path) -> None:
         self.sinks, self.clock, self.skipped = sinks, clock, skipped
 
-    def received(self, share: StepData) -> None:
+    def received(self, share: StepBatches) -> None:
         """Note the time that a step waited for its data, and list the images that it had to do without."""
-        self.clock.waited += share.waited
+        self.clock.waited += share.data_wait_seconds
         for path in (path for batch in share.batches for path in batch.skipped):
             listed = self.skipped.read_text().splitlines() if self.skipped.exists() else []
             if path not in listed:
@@ -163,7 +163,7 @@ def open_log(folder: Path, run: Run, step: int, total: int, kept: Sequence[Recor
     probed = sum(record.get("probe_seconds", 0.0) for record in kept)
     clock = Clock(run.train.batch_size, kept[-1]["seconds"] if kept else 0.0, step, probed)
     skipped = folder / "skipped-images.txt"
-    if not world.first:
+    if not world.is_main:
         return Log([], clock, skipped)
     with _writing():
         environment.add_session(folder, step, world)

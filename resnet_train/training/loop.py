@@ -41,7 +41,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
     if isinstance(train_set, DeviceCachedDataset):
         train_set.divided(world.size)  # complains now, before anything is made, where the ranks cannot hold it
-    clean_set = train_set.subset(datasets.evenly_spaced(len(train_set), run.eval.clean_train))
+    clean_set = train_set.subset(datasets.evenly_spaced(len(train_set), run.eval.clean_train_images))
     plan = plan_of(run, data.steps_per_epoch)
 
     state = new_state(run, len(train_set.classes), train_set.channels, world)
@@ -52,8 +52,8 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
         size = train_set.size if isinstance(train_set, DeviceCachedDataset) else None
         changed = datasets.changed(run.data)
         about = CheckpointMeta(run, tuple(train_set.classes), len(train_set), statistics, size, changed)
-        if run.train.from_ is not None:
-            start_from(run.train.from_, run.network, state, world)
+        if run.train.init_from is not None:
+            start_from(run.train.init_from, run.network, state, world)
     else:
         about = saved.about
         same_run(saved, run, train_set)
@@ -67,7 +67,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     held = distributed.broadcast_from_main(world, lambda: run_folder.prepare(run, folder, fresh, claims))
     kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
 
-    if world.first and (beyond := plan.beyond_the_end()):
+    if world.is_main and (beyond := plan.beyond_the_end()):
         print(f"note: the run ends after {plan.total} steps, before {beyond}", file=sys.stderr)
     agreement, stop = AnyRankFlag(world), False
     shares = data.from_step(state.step, plan.total, plan.size_at)
@@ -118,7 +118,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     if stop and state.step < plan.total:
         name, again = f"{run.network.name} seed {run.seed}", "run again" + " without --fresh" * fresh
         interrupted = Interrupted(f"{name} stopped at step {state.step} of {plan.total}, saved; {again} to continue")
-        interrupted.told = not world.first
+        interrupted.told = not world.is_main
         raise interrupted
 
 
@@ -182,12 +182,12 @@ def stop_if_diverged(
         log.flush()
     last, listed = checkpoints / "last.pt", checkpoints.with_name(f"diverged-at-step-{step}.txt")
     samples = data.describe(step)
-    if world.first:
+    if world.is_main:
         listed.write_text("\n".join(samples) + "\n")
     diverged = Diverged(
         f"{run.network.name} seed {run.seed}: the loss or its gradient is not finite at step {step}, of samples "
         f"{', '.join(samples[:4])}, … ({len(samples)}, listed in {listed}); "
         + (f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it")
     )
-    diverged.told = not world.first
+    diverged.told = not world.is_main
     raise diverged

@@ -22,7 +22,10 @@ def optimizer_of(net: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optimizer:
     # The rate is read by the kernel that uses it: so a CUDA graph can be repeated at another rate.
     rate = torch.tensor(cfg.lr, device=next(net.parameters()).device)
     if cfg.kind == "lars":
-        groups = [group | {"trust": trust} for group, trust in zip(groups, (cfg.trust, None), strict=True)]
+        groups = [
+            group | {"trust_coefficient": trust}
+            for group, trust in zip(groups, (cfg.trust_coefficient, None), strict=True)
+        ]
         optimizer: torch.optim.Optimizer = Lars(groups, lr=rate, momentum=cfg.momentum)
     else:
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)

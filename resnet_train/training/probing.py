@@ -27,7 +27,7 @@ def measure(
 ) -> None:
     """Probe a network in training and write down what was found. Every rank calls it, the first one works."""
     with log.clock.stopped(world), batch_norm.averaged_statistics(world, state.net, state.ema):
-        if not world.first:
+        if not world.is_main:
             return
         begin = time.perf_counter()
         section = getattr(run.probes, kind)
@@ -43,5 +43,5 @@ def measure(
 
 def finish(folder: Path, world: World) -> None:
     """Draw the depth-by-time heat map of a run that has probed gradients: `gradients.png` and in TensorBoard."""
-    if world.first:
+    if world.is_main:
         probe_figures.heat_maps([run_folder.read(folder)], folder / "gradients.png", folder / "tensorboard")

@@ -62,10 +62,10 @@ class Plan:
                 return start.lr
             return start.lr + (self.peak - start.lr) * (step + 1) / self.warmup
         if isinstance(schedule, StepSchedule):
-            return self.peak * schedule.factor ** sum(step >= milestone for milestone in self.milestones)
+            return self.peak * schedule.gamma ** sum(step >= milestone for milestone in self.milestones)
         progress = (step - self.warmup) / max(1, self.total - self.warmup)
         left = 1 - progress if schedule.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
-        return schedule.final + (self.peak - schedule.final) * left
+        return schedule.min_lr + (self.peak - schedule.min_lr) * left
 
 
 def plan_of(recipe: Recipe, steps_per_epoch: float) -> Plan:
@@ -96,5 +96,7 @@ def plan_of(recipe: Recipe, steps_per_epoch: float) -> Plan:
         peak=recipe.optimizer.lr,
         warmup=round(steps(schedule.warmup)) if schedule.warmup else 0,
         milestones=tuple(round(steps(m)) for m in schedule.milestones) if isinstance(schedule, StepSchedule) else (),
-        sizes=tuple((round(begin * total), size) for begin, size in (recipe.augment.resize or {}).items()),
+        sizes=tuple(
+            (round(begin * total), size) for begin, size in (recipe.augment.progressive_resizing or {}).items()
+        ),
     )

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from resnet_train.config.schema import Run, TrainConfig
 from resnet_train.data import mixup
 from resnet_train.data.batch import Batch
-from resnet_train.data.loader import StepData
+from resnet_train.data.loader import StepBatches
 from resnet_train.data.normalize import Normalization
 from resnet_train.errors import BadInput
 from resnet_train.models import batch_norm
@@ -69,7 +69,7 @@ def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState
     net = net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.train.sync_bn:
         net = batch_norm.synchronised(net, world)
-    ema = copy.deepcopy(net).requires_grad_(False) if run.train.ema else None
+    ema = copy.deepcopy(net).requires_grad_(False) if run.train.ema_decay else None
     forward: nn.Module = net
     if run.train.compile:
         # A ninth form of a function torch would run eagerly. Each network of a process is one, each size of its images,
@@ -81,7 +81,7 @@ def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState
     torch.backends.cudnn.benchmark = True  # training batches are of few shapes, so a search for kernels pays
     return TrainState(
         net=net,
-        forward=distributed.parallel(forward, world, accumulates=run.train.accumulate > 1),
+        forward=distributed.parallel(forward, world, accumulates=run.train.grad_accum_steps > 1),
         launch=_launch(run.train, world),
         optimizer=optim.optimizer_of(net, run.optimizer),
         scaler=GradScaler(world.device.type, enabled=run.train.precision == "fp16"),
@@ -103,7 +103,7 @@ def _launch(cfg: TrainConfig, world: World) -> Launch:
 
 
 def train_step(
-    state: TrainState, share: StepData, normalization: Normalization, lr: float, cfg: TrainConfig
+    state: TrainState, share: StepBatches, normalization: Normalization, lr: float, cfg: TrainConfig
 ) -> dict[str, Tensor]:
     """One optimizer step over this rank's share of a batch. Waits for nothing on the device.
 
@@ -153,15 +153,15 @@ def _update(state: TrainState, cfg: TrainConfig) -> Tensor:
     state.scaler.unscale_(state.optimizer)
     gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if cfg.clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(state.net.parameters(), cfg.clip, norm)
+    if cfg.clip_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(state.net.parameters(), cfg.clip_grad_norm, norm)
     if not state.scaler.is_enabled():  # which leaves out steps whose gradient overflowed, as it should
         _note_divergence(state, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad()
-    if state.ema is not None and cfg.ema is not None:
-        _average(state.ema, state.net, cfg.ema)
+    if state.ema is not None and cfg.ema_decay is not None:
+        _average(state.ema, state.net, cfg.ema_decay)
     return norm
 
 
