@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import figures, spawn
-from test_engine import IDENTITY, random_batch, share
+from steps import IDENTITY, random_batch, share
 from torch.utils._pytree import tree_leaves
 
 from resnet_train.config.schema import Run

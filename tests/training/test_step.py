@@ -9,25 +9,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import CPU, IDENTITY, assert_same_parameters, random_batch, share
 
 from resnet_train.config.schema import Run
 from resnet_train.data.batch import Batch
-from resnet_train.data.loader import StepBatches
-from resnet_train.data.normalize import Normalization
 from resnet_train.data.sampler import Sampler
 from resnet_train.errors import BadInput
 from resnet_train.models.network import Network, initialise
-from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import set_precision
 from resnet_train.training.schedule import plan_of
 from resnet_train.training.step import TrainState, new_state, train_step
 
-CPU = World(torch.device("cpu"))
-IDENTITY = Normalization(torch.zeros(1, 1, 3), torch.full((3,), 255.0))
-TinyRun = Callable[..., Run]
-
-
 # --- plan -------------------------------------------------------------------------------------------------------------
+
+TinyRun = Callable[..., Run]
 
 
 def rates(run: Run, steps_per_epoch: float = 10.0) -> list[float]:
@@ -88,26 +83,11 @@ def test_everything_is_due_at_the_end_and_keeping_only_in_its_turn(tiny_run: Tin
 # --- step -------------------------------------------------------------------------------------------------------------
 
 
-def random_batch(n: int = 16, seed: int = 0) -> Batch:
-    random = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (n, 8, 8, 3), dtype=torch.uint8, generator=random)
-    return Batch(images, torch.randint(0, 4, (n,), generator=random), torch.zeros(n, 3))
-
-
-def share(*batches: Batch) -> StepBatches:
-    return StepBatches(list(batches), list(range(len(batches))), 0.0)
-
-
 def take_steps(run: Run, batches: list[list[Batch]], lr: float = 0.1) -> TrainState:
     state = new_state(run, classes=4, channels=3, world=CPU)
     for step in batches:
         train_step(state, share(*step), IDENTITY, lr, run.train)
     return state
-
-
-def assert_same_parameters(one: torch.nn.Module, other: torch.nn.Module, **tolerance: float) -> None:
-    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -4,7 +4,6 @@ import gc
 import json
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,12 @@ import pytest
 import torch
 import yaml
 from conftest import figures, spawn
+from tiny_runs import CONFIGS, FOLDER, Config, Program, finish, last_step
 
 from resnet_train.config import load
 from resnet_train.evaluation import evaluator
 from resnet_train.training import checkpoint, log
 from resnet_train.training.step import train_step
-
-Program = Callable[..., tuple[int, str, str]]
-Config = Callable[..., Path]
-
-FOLDER = Path("runs/tiny/cifar-resnet-8/seed-0")
-CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-def finish(program: Program, path: Path, *arguments: object, output: str = "runs") -> Path:
-    code, _, err = program("run", path, f"output={output}", *arguments)
-    assert code == 0, err
-    return Path(output) / FOLDER.relative_to("runs")
 
 
 def test_a_run_folder_holds_what_it_must(config: Config, program: Program) -> None:
@@ -71,11 +59,6 @@ def test_running_error_is_that_of_the_window(config: Config, program: Program, m
         assert line["error"] == pytest.approx(100 * (logits.argmax(1) != labels).double().mean().item())
         assert line["loss"] == pytest.approx(cross_entropy(logits.double(), labels).item(), rel=1e-5)
         assert line["lr"] == pytest.approx(0.1 * (1 - (start + 1) / 8))
-
-
-def last_step(folder: Path) -> int:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()[:-1] if (folder / "metrics.jsonl").exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def test_a_run_folder_is_one_process_at_a_time(config: Config, program: Program) -> None:

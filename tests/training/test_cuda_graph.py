@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import CPU, IDENTITY, assert_same_parameters, random_batch, share
+from steps import CPU, IDENTITY, assert_same_parameters, random_batch, share
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

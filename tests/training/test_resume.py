@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import figures, same_weights, spawn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import CONFIGS, FOLDER, Config, Program, finish, last_step
+from tiny_runs import CONFIGS, FOLDER, Config, Program, finish, last_step
 
 from resnet_train.errors import Interrupted
 from resnet_train.training import checkpoint, log

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from photographs import photograph
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
@@ -18,13 +19,6 @@ from resnet_train.data.images import Box, Region
 
 def random_draws(n: int) -> rng.Floats:
     return rng.uniform(0, np.zeros(n, np.int64), np.arange(n), augment.DRAWS)
-
-
-def photograph(width: int, height: int) -> Image.Image:
-    """Smooth structure with fine noise, as photographs have."""
-    random = np.random.default_rng(width * height)
-    coarse = Image.fromarray(random.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
-    return Image.fromarray((np.asarray(coarse) * 0.8 + random.integers(0, 50, (height, width, 3))).astype(np.uint8))
 
 
 @dataclass(frozen=True)

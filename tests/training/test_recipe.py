@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2 as v2
-from test_augment import photograph
+from photographs import photograph
 from torch import nn
 
 from resnet_train.config import load
@@ -20,7 +20,7 @@ from resnet_train.training.lars import Lars
 from resnet_train.training.optim import optimizer_of
 from resnet_train.training.schedule import plan_of
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 WIDE, RAND = TrivialAugment(kind="trivial-augment"), RandAugment(kind="rand-augment", operations=2, magnitude=17)
 THEIRS = {
     WIDE: v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR),

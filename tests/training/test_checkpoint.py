@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import same_weights
-from test_engine import CPU, IDENTITY, random_batch, share
+from steps import CPU, IDENTITY, random_batch, share
 
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize

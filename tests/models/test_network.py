@@ -19,7 +19,7 @@ from resnet_train.models import complexity
 from resnet_train.models.blocks import ZeroPad
 from resnet_train.models.network import build, initialise
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "complexity.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "complexity.json").read_text())
 
 
 def net_config(name: str, **changes: object) -> Any:

@@ -14,7 +14,7 @@ from conftest import TINY
 from resnet_train.config import load
 from resnet_train.errors import BadInput
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def refusal(path: Path, *overrides: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import random_batch
+from steps import random_batch
 from torch import Tensor
 
 from resnet_train.commands import bench
