@@ -18,7 +18,7 @@ from PIL import Image
 from resnet_train import cli
 from resnet_train.analysis.groups import Group, groups_of
 from resnet_train.config import load
-from resnet_train.config.data import Shards
+from resnet_train.config.data import ShardsConfig
 from resnet_train.config.load import merge
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets
@@ -212,8 +212,8 @@ def photos(whole_photos: Path, tmp_path: Path) -> Path:
     return shutil.copytree(whole_photos, tmp_path / "photos")
 
 
-def opened(path: Path, kind: Any = Shards) -> tuple[ImageFileDataset, ImageFileDataset]:
-    """Both parts of a packed set, or of class folders if `kind` is `ImageFolder`."""
+def opened(path: Path, kind: Any = ShardsConfig) -> tuple[ImageFileDataset, ImageFileDataset]:
+    """Both parts of a packed set, or of class folders if `kind` is `ImageFolderConfig`."""
     train, val = datasets.open_data(kind.model_validate({"kind": kind.__name__.lower(), "path": str(path)}))
     assert isinstance(train, ImageFileDataset)
     assert isinstance(val, ImageFileDataset)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resnet_train.config.network import AnyNet, NetConfig, in_full
+from resnet_train.config.network import AnyNet, NetConfig, canonical_fields
 from resnet_train.errors import BadInput
 from resnet_train.runs.run_folder import Record, RunRecord
 
@@ -231,7 +231,7 @@ def families(made: Sequence[Group]) -> list[Family]:
 
 def _form(network: AnyNet) -> dict[str, Any]:
     """What networks have in common that differ in nothing but depth."""
-    form = {key: value for key, value in in_full(network).items() if key not in ("depths", "depth")}
+    form = {key: value for key, value in canonical_fields(network).items() if key not in ("depths", "depth")}
     if form.get("stem") == "imagenet" and form["expansion"] in (None, 4):
         del form["unit"], form["expansion"]  # from 50 layers on they are bottlenecks (He et al. 2015, table 1)
     if form.get("stride_on", ...) is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from resnet_train.config.data import Data
+from resnet_train.config.data import DataConfig
 from resnet_train.config.load import dump, to_yaml
 from resnet_train.config.network import AnyNet
 from resnet_train.config.schema import Experiment, Run
@@ -71,7 +71,7 @@ def _cost(run: Run) -> dict[str, Any]:
 
 
 @cache
-def _training_set(data: Data) -> AnyDataset | None:
+def _training_set(data: DataConfig) -> AnyDataset | None:
     """The training images, or a note that they are not here: a login node need not have them."""
     try:
         return datasets.open_data(data)[0]

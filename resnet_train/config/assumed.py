@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train.config import zoo
-from resnet_train.config.data import FileSection
+from resnet_train.config.data import ImageFilesConfig
 from resnet_train.config.load import dump, read_run
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
@@ -53,7 +53,7 @@ def stored_kind(folder: Path) -> str | None:
 
 def elsewhere(run: Run, data: str) -> list[str]:
     """Changes that let a run read its data from another place; class folders and shards stand for each other."""
-    if not isinstance(run.data, FileSection):
+    if not isinstance(run.data, ImageFilesConfig):
         return [f"data.path={json.dumps(data)}"]
     return [f"data={json.dumps({**dump(run)['data'], 'kind': _files_kind(data), 'path': data})}"]
 

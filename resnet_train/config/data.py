@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from resnet_train.config.section import Count, Fraction, Positive, Section
 
 
-class DataSection(Section):
+class BaseDataConfig(Section):
     """What every kind of data has."""
 
     normalize: Literal["pixel-mean", "channel-mean", "channel-mean-std"] = "channel-mean-std"
@@ -36,7 +36,7 @@ class DataSection(Section):
         return False
 
 
-class FileSection(DataSection):
+class ImageFilesConfig(BaseDataConfig):
     """What every kind of image files of any size has."""
 
     path: str
@@ -71,19 +71,19 @@ class FileSection(DataSection):
         return self
 
 
-class ImageFolder(FileSection):
+class ImageFolderConfig(ImageFilesConfig):
     """Class folders of images: PATH/train/CLASS/IMAGE and PATH/val/CLASS/IMAGE."""
 
     kind: Literal["imagefolder"]
 
 
-class Shards(FileSection):
+class ShardsConfig(ImageFilesConfig):
     """Images packed into tar files by `resnet-train prepare`."""
 
     kind: Literal["shards"]
 
 
-class StoredImages(DataSection):
+class TorchvisionConfig(BaseDataConfig):
     """One of torchvision's small data sets, held in memory."""
 
     kind: Literal["cifar10", "cifar100", "fashion-mnist", "mnist"]
@@ -102,7 +102,7 @@ class StoredImages(DataSection):
         return 28 if self.grey else 32
 
 
-class Digits(DataSection):
+class DigitsConfig(BaseDataConfig):
     """The 1,797 handwritten digits of 8x8 pixels that scikit-learn ships; every fifth one is for validation."""
 
     kind: Literal["digits"]
@@ -117,7 +117,7 @@ class Digits(DataSection):
         return 8
 
 
-class Synthetic(DataSection):
+class SyntheticConfig(BaseDataConfig):
     """Noise around one pattern for each class, made from its index: needs no file and can be learnt."""
 
     kind: Literal["synthetic"]
@@ -133,10 +133,12 @@ class Synthetic(DataSection):
         return self.channels == 1
 
 
-Data = Annotated[ImageFolder | Shards | StoredImages | Digits | Synthetic, Field(discriminator="kind")]
+DataConfig = Annotated[
+    ImageFolderConfig | ShardsConfig | TorchvisionConfig | DigitsConfig | SyntheticConfig, Field(discriminator="kind")
+]
 
 
-class ScaleCrop(Section):
+class ScaleCropConfig(Section):
     """Resize the shorter side to a length drawn from a range, then cut a square at random (He et al. 2015, 3.4)."""
 
     kind: Literal["scale"]
@@ -151,7 +153,7 @@ class ScaleCrop(Section):
         return self
 
 
-class RandomResizedCrop(Section):
+class RandomResizedCropConfig(Section):
     """Cut a rectangle of random area and aspect, resize it to a square (Szegedy et al. 2014)."""
 
     kind: Literal["random-resized"]
@@ -170,7 +172,7 @@ class RandomResizedCrop(Section):
         return self
 
 
-class PadCrop(Section):
+class PadCropConfig(Section):
     """Pad every side, then cut the original size at random (He et al. 2015, 4.2)."""
 
     kind: Literal["pad"]
@@ -180,16 +182,16 @@ class PadCrop(Section):
     """What the padding holds. zero: black (He et al. 2015). reflect: the mirrored border (Wide ResNet)."""
 
 
-Crop = Annotated[ScaleCrop | RandomResizedCrop | PadCrop, Field(discriminator="kind")]
+CropConfig = Annotated[ScaleCropConfig | RandomResizedCropConfig | PadCropConfig, Field(discriminator="kind")]
 
 
-class TrivialAugment(Section):
+class TrivialAugmentConfig(Section):
     """One of 14 operations at one of 31 magnitudes, both drawn: TA (wide) of Müller and Hutter 2021, table 7."""
 
     kind: Literal["trivial-augment"]
 
 
-class RandAugment(Section):
+class RandAugmentConfig(Section):
     """Some of 14 operations, drawn, one after the other at one magnitude (Cubuk et al. 2019)."""
 
     kind: Literal["rand-augment"]
@@ -198,7 +200,7 @@ class RandAugment(Section):
     """Out of 30."""
 
 
-AutoAugment = Annotated[TrivialAugment | RandAugment, Field(discriminator="kind")]
+AutoAugmentConfig = Annotated[TrivialAugmentConfig | RandAugmentConfig, Field(discriminator="kind")]
 
 
 class AugmentConfig(Section):
@@ -210,7 +212,7 @@ class AugmentConfig(Section):
     repeated_augmentation: Count = 1
     """Copies of each image in a batch, each augmented in its own way (Hoffer et al. 2020). An epoch is as many samples
     as before, and so a part of the images; after `repeated_augmentation` epochs each image was in one batch."""
-    crop: Crop | None = None
+    crop: CropConfig | None = None
     progressive_resizing: dict[Fraction, Count] | None = None
     """Progressive resizing: from which fraction of the training on the crop becomes how many pixels wide and high, such
     as {0: 128, 0.4: 160, 0.8: 192}. The last is `crop.size`, which evaluation goes by; what is cut stays the same."""
@@ -218,7 +220,7 @@ class AugmentConfig(Section):
     """Mirror left and right with probability one half."""
     pca_lighting: bool = False
     """The AlexNet colour augmentation: a shift along the principal components of ImageNet's RGB values."""
-    auto_augment: AutoAugment | None = None
+    auto_augment: AutoAugmentConfig | None = None
     """Geometry and colour by chance, with torchvision's operations."""
     random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a rectangle becomes the mean of all images (Zhong et al. 2017): of 0.02 to 0.33 of the area."""

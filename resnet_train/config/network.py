@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from resnet_train.config.section import Count, Fraction, Name, NonNegative, Section
 
 
-class ConstantScaling(Section):
+class ConstantScalingConfig(Section):
     """y = shortcut * x + residual * F(x) (He et al. 2016, section 3.1)."""
 
     kind: Literal["constant-scaling"]
@@ -15,7 +15,7 @@ class ConstantScaling(Section):
     residual: NonNegative = 0.5
 
 
-class Gating(Section):
+class GatingConfig(Section):
     """A gate g(x) = sigmoid(W x + b), a 1x1 convolution, on the shortcut (He et al. 2016, section 3.1).
 
     exclusive-gating: y = (1 - g(x)) x + g(x) F(x), as in highway networks. shortcut-gating: y = (1 - g(x)) x + F(x).
@@ -26,14 +26,14 @@ class Gating(Section):
     """Where b starts: the further below 0, the more open the shortcut."""
 
 
-class ShortcutDropout(Section):
+class ShortcutDropoutConfig(Section):
     """Dropout on the output of the shortcut (He et al. 2016, section 3.1)."""
 
     kind: Literal["shortcut-dropout"]
     rate: Fraction = 0.5
 
 
-Addition = Annotated[ConstantScaling | Gating | ShortcutDropout, Field(discriminator="kind")]
+AdditionConfig = Annotated[ConstantScalingConfig | GatingConfig | ShortcutDropoutConfig, Field(discriminator="kind")]
 
 
 class NetConfig(Section):
@@ -53,7 +53,7 @@ class NetConfig(Section):
     """Channels of the stem; those of the first stage unless given."""
     shortcut: Literal["none", "A", "B", "C"]
     """none: a plain net. A: zero-padded identity. B: 1x1 convolution where the shape changes. C: 1x1 everywhere."""
-    addition: Addition | None = None
+    addition: AdditionConfig | None = None
     """What happens to shortcut and F before they are added; nothing unless given."""
     order: Literal[
         "original", "bn-after-addition", "relu-before-addition", "relu-only-pre-activation", "pre-activation"
@@ -127,7 +127,7 @@ AnyNet = Annotated[NetConfig | VGGConfig, Field(discriminator="unit")]
 ANY_NET: TypeAdapter[NetConfig | VGGConfig] = TypeAdapter(AnyNet)
 
 
-def in_full(network: NetConfig | VGGConfig) -> dict[str, Any]:
+def canonical_fields(network: NetConfig | VGGConfig) -> dict[str, Any]:
     """A network but for its name, with what is unset as what it stands for: two that compute the same are equal."""
     fields = network.model_dump(mode="json", exclude={"name"})
     if isinstance(network, NetConfig):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from resnet_train.config.data import AugmentConfig, Data
+from resnet_train.config.data import AugmentConfig, DataConfig
 from resnet_train.config.network import AnyNet
 from resnet_train.config.section import Count, Name, NonNegative, Positive, Section
 
@@ -32,7 +32,7 @@ class Duration(Section):
         return self
 
 
-class Warmup(Duration):
+class WarmupConfig(Duration):
     """The first steps, before the schedule proper."""
 
     kind: Literal["linear", "constant"] = "linear"
@@ -46,14 +46,14 @@ class Warmup(Duration):
         return self
 
 
-class StepSchedule(Section):
+class StepScheduleConfig(Section):
     """The rate is multiplied by `gamma` at each milestone."""
 
     kind: Literal["step"]
     milestones: tuple[Duration, ...] = ()
     """When; none means a constant rate."""
     gamma: Positive = 0.1
-    warmup: Warmup | None = None
+    warmup: WarmupConfig | None = None
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
@@ -62,16 +62,16 @@ class StepSchedule(Section):
         return self
 
 
-class DecaySchedule(Section):
+class DecayScheduleConfig(Section):
     """The rate falls from the end of the warm-up to the last step, along half a cosine or a line."""
 
     kind: Literal["cosine", "linear"]
     min_lr: NonNegative = 0.0
     """The rate at the end."""
-    warmup: Warmup | None = None
+    warmup: WarmupConfig | None = None
 
 
-Schedule = Annotated[StepSchedule | DecaySchedule, Field(discriminator="kind")]
+ScheduleConfig = Annotated[StepScheduleConfig | DecayScheduleConfig, Field(discriminator="kind")]
 
 
 class OptimizerConfig(Section):
@@ -245,9 +245,9 @@ class LogConfig(Section):
 class Recipe(Section):
     """All that the networks of an experiment have in common."""
 
-    data: Data
+    data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: Schedule = StepSchedule(kind="step")
+    schedule: ScheduleConfig = StepScheduleConfig(kind="step")
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig
     eval: EvalConfig = EvalConfig()

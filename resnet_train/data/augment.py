@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from resnet_train.config.data import AugmentConfig, PadCrop, RandomResizedCrop, ScaleCrop
+from resnet_train.config.data import AugmentConfig, PadCropConfig, RandomResizedCropConfig, ScaleCropConfig
 from resnet_train.config.schema import EvalConfig, ViewConfig
 from resnet_train.data import auto_augment, mixup
 from resnet_train.data.images import EncodedImage, ImageArray
@@ -51,11 +51,11 @@ def columns(cfg: AugmentConfig) -> int:
 def plan(cfg: AugmentConfig, draws: Floats, sizes: Floats) -> Plan:
     """[n, DRAWS or more] draws and [n, 2] sizes (width, height) -> a plan."""
     match cfg.crop:
-        case ScaleCrop():
+        case ScaleCropConfig():
             boxes = _scale_boxes(cfg.crop, draws, sizes)
-        case RandomResizedCrop():
+        case RandomResizedCropConfig():
             boxes = _random_resized_boxes(cfg.crop, draws, sizes)
-        case PadCrop(padding=p):
+        case PadCropConfig(padding=p):
             corner = np.floor(draws[:, [_LEFT, _TOP]] * (2 * p + 1)) - p
             boxes = np.concatenate([corner, corner + sizes], axis=1)
         case None:
@@ -67,7 +67,7 @@ def plan(cfg: AugmentConfig, draws: Floats, sizes: Floats) -> Plan:
     return Plan(boxes, (draws[:, _FLIP] < 0.5) & cfg.flip, shift)
 
 
-def _scale_boxes(cfg: ScaleCrop, draws: Floats, sizes: Floats) -> Floats:
+def _scale_boxes(cfg: ScaleCropConfig, draws: Floats, sizes: Floats) -> Floats:
     """A `size` x `size` window on the pixels of the image resized to a shorter side of s, in pixels of the original."""
     low, high = cfg.short_side
     side = low + np.floor(draws[:, [_SIDE]] * (high - low + 1))
@@ -77,7 +77,7 @@ def _scale_boxes(cfg: ScaleCrop, draws: Floats, sizes: Floats) -> Floats:
     return np.concatenate([corner, corner + cfg.size], axis=1) * scale
 
 
-def _random_resized_boxes(cfg: RandomResizedCrop, draws: Floats, sizes: Floats) -> Floats:
+def _random_resized_boxes(cfg: RandomResizedCropConfig, draws: Floats, sizes: Floats) -> Floats:
     """The first of ten draws of area and aspect that fits; failing all, the largest central box of a valid aspect."""
     tries = draws[:, _TRIES].reshape(len(draws), 10, 2)
     (low, high), (narrow, wide) = cfg.scale, np.log(cfg.ratio)
@@ -105,7 +105,7 @@ def _normal(draws: Floats) -> Floats:
 
 
 def resized_crop(
-    picture: EncodedImage, box: Floats, flip: bool, cfg: ScaleCrop | RandomResizedCrop, out: ImageArray
+    picture: EncodedImage, box: Floats, flip: bool, cfg: ScaleCropConfig | RandomResizedCropConfig, out: ImageArray
 ) -> None:
     """One image of any size -> `out`, [size, size, 3], by Pillow's antialiased bilinear filter or its equal.
 
@@ -115,7 +115,7 @@ def resized_crop(
     Raises `BadInput`.
     """
     size = len(out)  # of progressive resizing, the step's and not the recipe's
-    if isinstance(cfg, ScaleCrop):
+    if isinstance(cfg, ScaleCropConfig):
         reach = max(1.0, (box[2] - box[0]) / size)
         window = np.concatenate([np.floor(box[:2] - reach), np.ceil(box[2:] + reach)]).astype(int)
         left, top, right, bottom = np.clip(window, 0, np.tile(picture.size, 2)).tolist()

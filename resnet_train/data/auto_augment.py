@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from resnet_train.config.data import RandAugment, TrivialAugment
+from resnet_train.config.data import RandAugmentConfig, TrivialAugmentConfig
 from resnet_train.data.images import ImageArray
 from resnet_train.data.rng import Floats, Ints
 
@@ -44,20 +44,21 @@ class Edits(NamedTuple):
     """[n, k]; what they mean is the operation's own affair."""
 
 
-def number_of_draws(cfg: TrivialAugment | RandAugment) -> int:
+def number_of_draws(cfg: TrivialAugmentConfig | RandAugmentConfig) -> int:
     """How many uniform numbers the plan of an image takes."""
-    return 3 * (cfg.operations if isinstance(cfg, RandAugment) else 1)
+    return 3 * (cfg.operations if isinstance(cfg, RandAugmentConfig) else 1)
 
 
-def plan(cfg: TrivialAugment | RandAugment, draws: Floats, size: int) -> Edits:
+def plan(cfg: TrivialAugmentConfig | RandAugmentConfig, draws: Floats, size: int) -> Edits:
     """[n, number_of_draws(cfg)] draws -> what is done to images of `size` x `size` pixels."""
     drawn = draws.reshape(len(draws), -1, 3)
     operations = np.floor(drawn[:, :, 0] * len(OPERATIONS)).astype(np.int64)
-    level = cfg.magnitude if isinstance(cfg, RandAugment) else np.floor(drawn[:, :, 1] * _LEVELS).astype(np.int64)
+    level = cfg.magnitude if isinstance(cfg, RandAugmentConfig) else np.floor(drawn[:, :, 1] * _LEVELS).astype(np.int64)
     sign = np.where(drawn[:, :, 2] < 0.5, -1.0, 1.0)
     signed = np.isin(operations, np.arange(len(OPERATIONS))[_SIGNED])
     return Edits(
-        operations, _magnitudes(isinstance(cfg, TrivialAugment), size)[operations, level] * np.where(signed, sign, 1.0)
+        operations,
+        _magnitudes(isinstance(cfg, TrivialAugmentConfig), size)[operations, level] * np.where(signed, sign, 1.0),
     )
 
 

@@ -10,7 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from resnet_train.config.data import Data, Digits, FileSection, ImageFolder, Shards, StoredImages, Synthetic
+from resnet_train.config.data import (
+    DataConfig,
+    DigitsConfig,
+    ImageFilesConfig,
+    ImageFolderConfig,
+    ShardsConfig,
+    SyntheticConfig,
+    TorchvisionConfig,
+)
 from resnet_train.data import images, rng, shards
 from resnet_train.data.device_cache import DeviceCachedDataset, resident
 from resnet_train.data.image_files import ImageFileDataset
@@ -46,7 +54,7 @@ class InMemoryDataset:
 class SyntheticDataset:
     """Synthetic images of one size, each a function of its number: noise around its class's pattern."""
 
-    def __init__(self, cfg: Synthetic, numbers: Ints) -> None:
+    def __init__(self, cfg: SyntheticConfig, numbers: Ints) -> None:
         self.cfg, self.numbers, self.size, self.channels = cfg, numbers, cfg.size, cfg.channels
         self.labels = numbers % cfg.classes
         self.classes = tuple(f"class-{i}" for i in range(cfg.classes))
@@ -93,7 +101,7 @@ class ImageFolderDataset(ImageFileDataset):
 AnyDataset = InMemoryDataset | SyntheticDataset | DeviceCachedDataset | ImageFileDataset
 
 
-def open_data(cfg: Data) -> tuple[AnyDataset, AnyDataset]:
+def open_data(cfg: DataConfig) -> tuple[AnyDataset, AnyDataset]:
     """The training and the validation samples. Raises `BadInput`."""
     train, val = _open(cfg)
     if not cfg.holdout:
@@ -104,19 +112,19 @@ def open_data(cfg: Data) -> tuple[AnyDataset, AnyDataset]:
     return train.subset(np.delete(np.arange(len(train)), held)), train.subset(held)
 
 
-def open_validation(cfg: Data) -> AnyDataset:
+def open_validation(cfg: DataConfig) -> AnyDataset:
     """The validation samples alone; of image files, the training part need not be there. Raises `BadInput`."""
     match cfg:
-        case ImageFolder(holdout=0):
+        case ImageFolderConfig(holdout=0):
             return _files(cfg, folder(Path(cfg.path) / "val"))
-        case Shards(holdout=0):
+        case ShardsConfig(holdout=0):
             return _files(cfg, shards.open_shards(Path(cfg.path), "val"))
     return open_data(cfg)[1]
 
 
-def changed(cfg: Data) -> str | None:
+def changed(cfg: DataConfig) -> str | None:
     """What `prepare` did to the pixels, in words; `None` where they are the source's. Raises `BadInput`."""
-    return shards.changed(Path(cfg.path)) if isinstance(cfg, Shards) else None
+    return shards.changed(Path(cfg.path)) if isinstance(cfg, ShardsConfig) else None
 
 
 def evenly_spaced(n: int, count: int) -> Ints:
@@ -124,24 +132,24 @@ def evenly_spaced(n: int, count: int) -> Ints:
     return np.arange(min(n, count)) * n // min(n, count)
 
 
-def _open(cfg: Data) -> tuple[AnyDataset, AnyDataset]:
+def _open(cfg: DataConfig) -> tuple[AnyDataset, AnyDataset]:
     match cfg:
-        case ImageFolder():
+        case ImageFolderConfig():
             train, val = _folders(Path(cfg.path))
             return _files(cfg, train), _files(cfg, val)
-        case Shards():
+        case ShardsConfig():
             packed = [_files(cfg, shards.open_shards(Path(cfg.path), part)) for part in ("train", "val")]
             return packed[0], packed[1]
-        case StoredImages():
+        case TorchvisionConfig():
             return _torchvision(cfg, train=True), _torchvision(cfg, train=False)
-        case Digits():
+        case DigitsConfig():
             return _digits()
-        case Synthetic():
+        case SyntheticConfig():
             every = np.arange(cfg.train_images + cfg.val_images)
             return SyntheticDataset(cfg, every[: cfg.train_images]), SyntheticDataset(cfg, every[cfg.train_images :])
 
 
-def _files(cfg: FileSection, found: ImageFileDataset) -> ImageFileDataset | DeviceCachedDataset:
+def _files(cfg: ImageFilesConfig, found: ImageFileDataset) -> ImageFileDataset | DeviceCachedDataset:
     return found if cfg.device_cache_gb is None else resident(found, cfg.device_cache_gb, cfg.workers)
 
 
@@ -158,7 +166,7 @@ def _digits() -> tuple[InMemoryDataset, InMemoryDataset]:
     return InMemoryDataset(images[~val], labels[~val], classes), InMemoryDataset(images[val], labels[val], classes)
 
 
-def _torchvision(cfg: StoredImages, train: bool) -> InMemoryDataset:
+def _torchvision(cfg: TorchvisionConfig, train: bool) -> InMemoryDataset:
     from torchvision import datasets
 
     reader = {

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_train.config.data import AugmentConfig, PadCrop
+from resnet_train.config.data import AugmentConfig, PadCropConfig
 from resnet_train.config.schema import Recipe
 from resnet_train.data import augment, auto_augment, device_cache, mixup, prefetch, rng
 from resnet_train.data.batch import Batch
@@ -50,7 +50,7 @@ class _Cut:
     def __call__(self, slot: Buffer) -> tuple[str, ...]:
         crop, source = self.cfg.crop, self.source
         assert crop is not None
-        assert not isinstance(crop, PadCrop)
+        assert not isinstance(crop, PadCropConfig)
         random = rng.uniform(self.seed, slot.epochs, slot.indices, augment.columns(self.cfg))
         found = [usable(source, index, self.skip_bad, lambda picture: picture) for index in slot.indices.tolist()]
         plan = augment.plan(self.cfg, random, np.array([picture.size for picture, _, _ in found], float))
@@ -100,7 +100,7 @@ class TrainingData:
         if not isinstance(self.source, ImageFileDataset):
             return self.source.size
         assert self.augment.crop is not None
-        assert not isinstance(self.augment.crop, PadCrop)
+        assert not isinstance(self.augment.crop, PadCropConfig)
         return self.augment.crop.size
 
     def from_step(
@@ -167,7 +167,7 @@ class TrainingData:
         On the CPU where a policy edits them.
         """
         cfg, n = self.augment, self.stream.micro_batch_size * self.stream.grad_accum_steps
-        mode = cfg.crop.mode if isinstance(cfg.crop, PadCrop) else "zero"
+        mode = cfg.crop.mode if isinstance(cfg.crop, PadCropConfig) else "zero"
         place = self.device if cfg.auto_augment is None else torch.device("cpu")
         together, hold = self._hold(source, place)
         for first in range(0, len(steps), together):
@@ -219,7 +219,7 @@ def training_data(
             f"train.batch_size = {train.batch_size} (global) is not divisible by {ranks} ranks x "
             f"{train.grad_accum_steps} train.grad_accum_steps: use {max(1, train.batch_size // shares) * shares}"
         )
-    if not isinstance(source, ImageFileDataset) and isinstance(crop, PadCrop):
+    if not isinstance(source, ImageFileDataset) and isinstance(crop, PadCropConfig):
         size = source.size
         if crop.mode == "reflect" and crop.padding >= size:
             raise BadInput(

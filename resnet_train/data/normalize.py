@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from resnet_train.config.data import PadCrop
+from resnet_train.config.data import PadCropConfig
 from resnet_train.config.schema import Recipe
 from resnet_train.data.augment import View
 from resnet_train.data.batch import Batch
@@ -49,7 +49,7 @@ def statistics(recipe: Recipe, source: AnyDataset) -> Normalization:
     if isinstance(source, ImageFileDataset):
         crop = recipe.augment.crop
         assert crop is not None
-        assert not isinstance(crop, PadCrop)
+        assert not isinstance(crop, PadCropConfig)
         look = View(round(crop.size * 256 / 224), crop.size)
     shown = EvaluationData(source, (look,), 256, torch.device("cpu"), cfg.processes, skip_bad=cfg.skips_bad_images)
     first = second = torch.zeros((), dtype=torch.int64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_train.config import assumed, zoo
-from resnet_train.config.data import Digits, StoredImages, Synthetic
+from resnet_train.config.data import DigitsConfig, SyntheticConfig, TorchvisionConfig
 from resnet_train.config.load import override_run
 from resnet_train.config.schema import Run, ViewConfig
 from resnet_train.data import datasets, normalize
@@ -49,7 +49,7 @@ class PretrainedModel:
             view = ViewConfig()
         if view is not None:
             return View(view.resize, view.crop)
-        size = data.size if isinstance(data, (StoredImages, Digits, Synthetic)) else self.image_size
+        size = data.size if isinstance(data, (TorchvisionConfig, DigitsConfig, SyntheticConfig)) else self.image_size
         return View(size, size)
 
 

@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_train.config.network import Addition, ConstantScaling, Gating, NetConfig, ShortcutDropout
+from resnet_train.config.network import (
+    AdditionConfig,
+    ConstantScalingConfig,
+    GatingConfig,
+    NetConfig,
+    ShortcutDropoutConfig,
+)
 
 
 def conv(w_in: int, w_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -105,7 +111,7 @@ class Unit(nn.Module):
         self.changes = stride != 1 or w_in != w_out
         self.downsample = _shortcut(cfg, w_in, w_out, stride)
         self.addition = cfg.addition
-        self.gate = Gate(w_in, w_out, stride, cfg.addition.bias) if isinstance(cfg.addition, Gating) else None
+        self.gate = Gate(w_in, w_out, stride, cfg.addition.bias) if isinstance(cfg.addition, GatingConfig) else None
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self._through(self.before, x)
@@ -123,17 +129,19 @@ class Unit(nn.Module):
         return x
 
 
-def add(shortcut: Tensor, residual: Tensor | None, how: Addition | None, gate: Tensor | None, training: bool) -> Tensor:
+def add(
+    shortcut: Tensor, residual: Tensor | None, how: AdditionConfig | None, gate: Tensor | None, training: bool
+) -> Tensor:
     """What a unit adds up; a `residual` of None is a unit without its F."""
     match how:
-        case ConstantScaling():
+        case ConstantScalingConfig():
             shortcut = shortcut * how.shortcut
             residual = None if residual is None else residual * how.residual
-        case Gating():
+        case GatingConfig():
             assert gate is not None
             shortcut = shortcut * (1 - gate)
             residual = residual if residual is None or how.kind == "shortcut-gating" else residual * gate
-        case ShortcutDropout():
+        case ShortcutDropoutConfig():
             shortcut = F.dropout(shortcut, how.rate, training)
         case None:
             pass

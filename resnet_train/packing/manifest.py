@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from resnet_train.config.data import StoredImages
+from resnet_train.config.data import TorchvisionConfig
 from resnet_train.data import datasets
 from resnet_train.data.rng import Ints
 from resnet_train.data.shards import OpenFile
@@ -147,7 +147,7 @@ class InMemory(Listing):
 @functools.lru_cache(maxsize=2)
 def stored(path: Path, kind: str, train: bool) -> datasets.InMemoryDataset:
     """One of torchvision's small sets, read once a process."""
-    section = StoredImages.model_validate({"kind": kind, "path": str(path)})
+    section = TorchvisionConfig.model_validate({"kind": kind, "path": str(path)})
     found = datasets.open_data(section)[0 if train else 1]
     assert isinstance(found, datasets.InMemoryDataset)
     return found

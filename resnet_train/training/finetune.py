@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_train.config.network import NetConfig, VGGConfig, in_full
+from resnet_train.config.network import NetConfig, VGGConfig, canonical_fields
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import pretrained
@@ -75,4 +75,4 @@ def _read(source: str, network: NetConfig | VGGConfig) -> tuple[dict[str, Tensor
 
 def _function(network: NetConfig | VGGConfig) -> dict[str, Any]:
     """What a network computes once it is trained."""
-    return {key: value for key, value in in_full(network).items() if key != "dropout"}
+    return {key: value for key, value in canonical_fields(network).items() if key != "dropout"}

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from resnet_train.config.schema import Duration, Recipe, Schedule, StepSchedule
+from resnet_train.config.schema import Duration, Recipe, ScheduleConfig, StepScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Plan:
     keep: Every
     probes: dict[str, Every]
     """By kind: gradients, responses, lesion."""
-    schedule: Schedule
+    schedule: ScheduleConfig
     peak: float
     """The optimizer's rate, after the warm-up and before any decay."""
     warmup: int
@@ -61,7 +61,7 @@ class Plan:
             if start.kind == "constant":
                 return start.lr
             return start.lr + (self.peak - start.lr) * (step + 1) / self.warmup
-        if isinstance(schedule, StepSchedule):
+        if isinstance(schedule, StepScheduleConfig):
             return self.peak * schedule.gamma ** sum(step >= milestone for milestone in self.milestones)
         progress = (step - self.warmup) / max(1, self.total - self.warmup)
         left = 1 - progress if schedule.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
@@ -95,7 +95,9 @@ def plan_of(recipe: Recipe, steps_per_epoch: float) -> Plan:
         schedule=schedule,
         peak=recipe.optimizer.lr,
         warmup=round(steps(schedule.warmup)) if schedule.warmup else 0,
-        milestones=tuple(round(steps(m)) for m in schedule.milestones) if isinstance(schedule, StepSchedule) else (),
+        milestones=tuple(round(steps(m)) for m in schedule.milestones)
+        if isinstance(schedule, StepScheduleConfig)
+        else (),
         sizes=tuple(
             (round(begin * total), size) for begin, size in (recipe.augment.progressive_resizing or {}).items()
         ),

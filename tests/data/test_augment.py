@@ -11,7 +11,7 @@ from photographs import photograph
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
-from resnet_train.config.data import AugmentConfig, PadCrop, RandomResizedCrop, ScaleCrop
+from resnet_train.config.data import AugmentConfig, PadCropConfig, RandomResizedCropConfig, ScaleCropConfig
 from resnet_train.config.schema import EvalConfig, ViewConfig
 from resnet_train.data import augment, rng
 from resnet_train.data.images import Box, Region
@@ -36,7 +36,11 @@ class Part:
 
 
 def cut(
-    image: Image.Image, box: rng.Floats, flip: bool, cfg: ScaleCrop | RandomResizedCrop, size: int | None = None
+    image: Image.Image,
+    box: rng.Floats,
+    flip: bool,
+    cfg: ScaleCropConfig | RandomResizedCropConfig,
+    size: int | None = None,
 ) -> np.ndarray:
     out = np.empty((size or cfg.size, size or cfg.size, 3), np.uint8)
     augment.resized_crop(Part(image), box, flip, cfg, out)
@@ -69,7 +73,7 @@ def test_permutations_are_permutations_and_differ() -> None:
 
 def test_flips_and_corners_are_drawn_independently() -> None:
     plan = augment.plan(
-        AugmentConfig(crop=PadCrop(kind="pad"), flip=True), random_draws(20000), np.full((20000, 2), 32.0)
+        AugmentConfig(crop=PadCropConfig(kind="pad"), flip=True), random_draws(20000), np.full((20000, 2), 32.0)
     )
     drawn = np.stack([plan.flip, plan.boxes[:, 0], plan.boxes[:, 1]]).astype(float)
     assert abs(np.corrcoef(drawn) - np.eye(3)).max() < 5 / math.sqrt(20000)
@@ -78,7 +82,7 @@ def test_flips_and_corners_are_drawn_independently() -> None:
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
 def test_pad_and_crop_is_torchvisions(mode: str) -> None:
     images = torch.randint(0, 256, (40, 9, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    cfg = AugmentConfig(crop=PadCrop(kind="pad", padding=3, mode=mode), flip=True)
+    cfg = AugmentConfig(crop=PadCropConfig(kind="pad", padding=3, mode=mode), flip=True)
     plan = augment.plan(cfg, random_draws(40), np.full((40, 2), (7.0, 9.0)))
     corners = torch.from_numpy(plan.boxes[:, :2].astype(np.int64))
     rows = torch.arange(40).flip(0)
@@ -94,7 +98,7 @@ def test_pad_and_crop_is_torchvisions(mode: str) -> None:
 
 
 def test_random_resized_crop_cuts_as_torchvision_does() -> None:
-    image, cfg = photograph(500, 375), RandomResizedCrop(kind="random-resized", size=224)
+    image, cfg = photograph(500, 375), RandomResizedCropConfig(kind="random-resized", size=224)
     plan = augment.plan(AugmentConfig(crop=cfg, flip=True), random_draws(20), np.full((20, 2), (500.0, 375.0)))
     differences = []
     for box, flip in zip(plan.boxes, plan.flip, strict=True):
@@ -111,7 +115,7 @@ def test_random_resized_crop_cuts_as_torchvision_does() -> None:
 @pytest.mark.parametrize("size", [(500, 375), (60, 600)])  # the second often fails ten times and takes the centre
 def test_random_resized_crops_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
     n, (width, height) = 4000, size
-    cfg = AugmentConfig(crop=RandomResizedCrop(kind="random-resized", size=224))
+    cfg = AugmentConfig(crop=RandomResizedCropConfig(kind="random-resized", size=224))
     boxes = augment.plan(cfg, random_draws(n), np.full((n, 2), size, float)).boxes
     ours = np.stack([boxes[:, 0], boxes[:, 1], boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], axis=1)
     torch.manual_seed(0)
@@ -126,7 +130,7 @@ def test_random_resized_crops_are_distributed_as_torchvisions(size: tuple[int, i
 @pytest.mark.parametrize("size", [(500, 375), (300, 420)])
 def test_scale_crop_is_a_window_on_the_resized_whole(size: tuple[int, int]) -> None:
     """He et al. 2015, section 3.4: resize the shorter side, then crop; within 2 of 255 of doing just that."""
-    image, cfg = photograph(*size), ScaleCrop(kind="scale", size=64, short_side=(80, 120))
+    image, cfg = photograph(*size), ScaleCropConfig(kind="scale", size=64, short_side=(80, 120))
     plan = augment.plan(AugmentConfig(crop=cfg), random_draws(12), np.full((12, 2), size, float))
     sides = set()
     for box in plan.boxes:
@@ -166,7 +170,7 @@ def test_colour_shifts_lie_along_imagenets_components() -> None:
 
 def test_one_augmentation_leaves_the_draws_of_another() -> None:
     sizes = np.full((50, 2), 32.0)
-    pad = PadCrop(kind="pad")
+    pad = PadCropConfig(kind="pad")
     one, other = (
         augment.plan(AugmentConfig(crop=pad, flip=f, pca_lighting=f), random_draws(50), sizes) for f in (False, True)
     )

@@ -9,28 +9,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_train.config.data import Data, Digits, ImageFolder, StoredImages, Synthetic
+from resnet_train.config.data import DataConfig, DigitsConfig, ImageFolderConfig, SyntheticConfig, TorchvisionConfig
 from resnet_train.data import datasets
 from resnet_train.errors import BadInput
 
 Folders = Callable[..., Path]
 
 
-def refusal(cfg: Data) -> str:
+def refusal(cfg: DataConfig) -> str:
     with pytest.raises(BadInput) as caught:
         datasets.open_data(cfg)
     return str(caught.value)
 
 
 def test_digits_are_scikit_learns() -> None:
-    train, val = datasets.open_data(Digits(kind="digits"))
+    train, val = datasets.open_data(DigitsConfig(kind="digits"))
     assert (len(train), len(val), train.channels, train.classes) == (1438, 359, 1, tuple("0123456789"))
     assert isinstance(train, datasets.InMemoryDataset)
     assert (train.images.max(), train.images.shape[1:]) == (255, (8, 8, 1))
 
 
 def test_holdout_is_taken_from_training_evenly() -> None:
-    cfg = Synthetic(kind="synthetic", size=4, train_images=100, classes=4, holdout=20)
+    cfg = SyntheticConfig(kind="synthetic", size=4, train_images=100, classes=4, holdout=20)
     train, val = datasets.open_data(cfg)
     assert (len(train), len(val)) == (80, 20)
     assert isinstance(train, datasets.SyntheticDataset)
@@ -40,7 +40,7 @@ def test_holdout_is_taken_from_training_evenly() -> None:
 
 
 def test_synthetic_images_depend_on_their_number_alone() -> None:
-    train, val = datasets.open_data(Synthetic(kind="synthetic", size=6))
+    train, val = datasets.open_data(SyntheticConfig(kind="synthetic", size=6))
     assert isinstance(train, datasets.SyntheticDataset)
     assert np.array_equal(train.read(np.array([5, 9]))[1], train.read(np.array([9]))[0])
     assert len(val) == 256
@@ -48,7 +48,7 @@ def test_synthetic_images_depend_on_their_number_alone() -> None:
 
 
 def test_folders_are_read_in_order(folders: Folders) -> None:
-    train, val = datasets.open_data(ImageFolder(kind="imagefolder", path=str(folders())))
+    train, val = datasets.open_data(ImageFolderConfig(kind="imagefolder", path=str(folders())))
     assert isinstance(train, datasets.ImageFolderDataset)
     assert (len(train), len(val), train.classes) == (12, 6, ("apple", "pear"))
     assert train.labels.tolist() == [0] * 6 + [1] * 6
@@ -57,7 +57,7 @@ def test_folders_are_read_in_order(folders: Folders) -> None:
 
 def test_bad_folders_are_named(folders: Folders) -> None:
     path = folders()
-    cfg = ImageFolder(kind="imagefolder", path=str(path))
+    cfg = ImageFolderConfig(kind="imagefolder", path=str(path))
     assert "cannot read" in refusal(cfg.model_copy(update={"path": "nowhere"}))
     shutil.move(path / "val" / "pear", path / "val" / "plum")
     assert "train and val have different classes: pear is only in" in refusal(cfg)
@@ -72,13 +72,13 @@ def test_bad_folders_are_named(folders: Folders) -> None:
 
 @pytest.mark.parametrize("kind", ["cifar10", "cifar100", "mnist", "fashion-mnist"])
 def test_missing_sets_are_not_fetched_unasked(kind: Any, tmp_path: Path) -> None:
-    said = refusal(StoredImages(kind=kind, path=str(tmp_path)))
+    said = refusal(TorchvisionConfig(kind=kind, path=str(tmp_path)))
     assert f"no complete {kind} in {tmp_path}" in said
     assert "download=true" in said
 
 
 def test_real_cifar10(real_images: Path) -> None:
-    train, val = datasets.open_data(StoredImages(kind="cifar10", path=str(real_images)))
+    train, val = datasets.open_data(TorchvisionConfig(kind="cifar10", path=str(real_images)))
     assert (len(train), len(val), train.channels) == (50000, 10000, 3)
     assert np.bincount(train.labels).tolist() == [5000] * 10
     assert isinstance(train, datasets.InMemoryDataset)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnet_train.config.data import AugmentConfig, ImageFolder
+from resnet_train.config.data import AugmentConfig, ImageFolderConfig
 from resnet_train.config.schema import Run
 from resnet_train.data import augment, datasets, loader, mixup, normalize, rng
 from resnet_train.data.augment import View
@@ -241,7 +241,7 @@ def test_a_run_goes_on_without_a_bad_training_image(
 
 
 def test_evaluation_counts_every_sample_once_at_any_number_of_ranks(folders: Folders) -> None:
-    _, val = datasets.open_data(ImageFolder(kind="imagefolder", path=str(folders(val=5))))
+    _, val = datasets.open_data(ImageFolderConfig(kind="imagefolder", path=str(folders(val=5))))
     for ranks in (1, 3):
         parts = [EvaluationData(val, (View(20, 16),), 4, CPU, 0, rank, ranks) for rank in range(ranks)]
         labels = torch.cat([batch.labels for part in parts for batch in part.batches()])

@@ -17,7 +17,7 @@ import pytest
 from conftest import opened, refusal
 from PIL import Image
 
-from resnet_train.config.data import ImageFolder
+from resnet_train.config.data import ImageFolderConfig
 from resnet_train.data import datasets
 from resnet_train.errors import BadInput
 from resnet_train.packing import prepare
@@ -209,14 +209,14 @@ def test_an_image_that_was_left_out_is_told_of_the_recipe(images: Path, program:
 
 
 def test_folders_in_class_folders_are_read_as_torchvision_reads_them(images: Path, program: Program) -> None:
-    from torchvision.datasets import ImageFolder as Reference
+    from torchvision.datasets import ImageFolderConfig as Reference
 
     for number, name in enumerate(("a/1.d/x.JPEG", "a/1/z.png", "a/1/y/w.JPEG", "b/Z/v.JPEG")):
         path = images / "train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
     wanted = Reference(str(images / "train"))
-    folders, _ = opened(images, ImageFolder)
+    folders, _ = opened(images, ImageFolderConfig)
     assert [(folders.name(i), int(folders.labels[i])) for i in range(len(folders))] == wanted.samples
     prepared(program, images, "packed", "--shard-images", 3, "--raw-fraction", 1)
     packed, _ = opened(Path("packed"))

@@ -12,7 +12,7 @@ from photographs import photograph
 from torch import nn
 
 from resnet_train.config import load
-from resnet_train.config.data import AugmentConfig, RandAugment, TrivialAugment
+from resnet_train.config.data import AugmentConfig, RandAugmentConfig, TrivialAugmentConfig
 from resnet_train.config.schema import OptimizerConfig
 from resnet_train.data import auto_augment, mixup, rng
 from resnet_train.data.sampler import Sampler
@@ -21,7 +21,10 @@ from resnet_train.training.optim import optimizer_of
 from resnet_train.training.schedule import plan_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-WIDE, RAND = TrivialAugment(kind="trivial-augment"), RandAugment(kind="rand-augment", operations=2, magnitude=17)
+WIDE, RAND = (
+    TrivialAugmentConfig(kind="trivial-augment"),
+    RandAugmentConfig(kind="rand-augment", operations=2, magnitude=17),
+)
 THEIRS = {
     WIDE: v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR),
     RAND: v2.RandAugment(2, 17, interpolation=v2.InterpolationMode.BILINEAR),
@@ -33,7 +36,9 @@ def table(n: int, columns: int) -> rng.Floats:
 
 
 @pytest.mark.parametrize("cfg", [WIDE, RAND], ids=lambda cfg: cfg.kind)
-def test_operations_and_magnitudes_are_torchvisions_and_evenly_drawn(cfg: TrivialAugment | RandAugment) -> None:
+def test_operations_and_magnitudes_are_torchvisions_and_evenly_drawn(
+    cfg: TrivialAugmentConfig | RandAugmentConfig,
+) -> None:
     n, space = 40_000, THEIRS[cfg]._AUGMENTATION_SPACE
     assert list(space) == list(auto_augment.OPERATIONS)
     edits = auto_augment.plan(cfg, table(n, auto_augment.number_of_draws(cfg)), 90)
@@ -52,7 +57,7 @@ def test_operations_and_magnitudes_are_torchvisions_and_evenly_drawn(cfg: Trivia
 
 @pytest.mark.parametrize("cfg", [WIDE, RAND], ids=lambda cfg: cfg.kind)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_edited_images_are_torchvisions(cfg: TrivialAugment | RandAugment, mode: str) -> None:
+def test_edited_images_are_torchvisions(cfg: TrivialAugmentConfig | RandAugmentConfig, mode: str) -> None:
     image = photograph(48, 48).convert(mode)
     pixels = np.asarray(image).reshape(48, 48, -1)
     edits = auto_augment.plan(cfg, table(150, auto_augment.number_of_draws(cfg)), 48)
