@@ -1,4 +1,4 @@
-"""The verbs as a user meets them: what they refuse, and that the README's commands are the program's."""
+"""The commands as a user meets them: what they refuse."""
 
 import json
 import os
@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from resnet_train import cli
 
 ROOT = Path(__file__).parents[1]
 Program = Callable[..., tuple[int, str, str]]
@@ -113,40 +111,3 @@ def test_a_reader_that_leaves_early_is_no_error(config: Config) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
     assert (done.stdout, done.stderr) == ("{\n", "")
-
-
-def commands(text: str) -> list[list[str]]:
-    """Every `resnet-train` command in a document's code blocks, comments left out and lines joined."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    found = []
-    for line in lines:
-        match = re.search(r"(?:^|[ (/])(?:resnet-train|resnet_train\)?|\$\(which resnet-train\)) +(.*)", line)
-        if match:
-            found.append(shlex.split(re.split(r" (?:\|\||&&?|>) ", match[1])[0], comments=True))
-    return found
-
-
-@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
-def test_commands_in_the_documents_are_understood(document: str) -> None:
-    """Each parses, and names files and networks that exist."""
-    found = commands((ROOT / document).read_text())
-    assert found or document != "README.md"
-    for words in found:
-        args = cli.parse(words)
-        if hasattr(args, "config"):
-            from resnet_train.config import load
-
-            assert list(load.runs(load.load(ROOT / args.config, args.overrides)))
-        if hasattr(args, "networks"):
-            from resnet_train.config import zoo
-
-            assert all(zoo.network(name) for name in args.networks if not name.startswith("runs/"))
-
-
-def test_the_readme_names_every_verb() -> None:
-    text = (ROOT / "README.md").read_text()
-    [verbs] = [action.choices for action in cli._parser()._actions if isinstance(action.choices, dict)]
-    assert {"run", "bench", "compare"} <= verbs.keys()
-    for verb in verbs:
-        assert f"`resnet-train {verb}" in text
