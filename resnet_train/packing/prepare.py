@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from resnet_train.config.assumed import PACKED
 from resnet_train.data import shards
@@ -29,6 +28,7 @@ from resnet_train.packing.shard_writer import KEPT, Job, indexed, member, pack
 from resnet_train.runtime import process_pool
 from resnet_train.runtime.atomic import atomic_write, atomic_write_text, temporary_path
 from resnet_train.runtime.lock import claimed
+from resnet_train.runtime.progress import Progress
 
 Report = dict[str, Any]
 
@@ -188,7 +188,7 @@ def _pack_all(jobs: list[Job], workers: int) -> None:
     total = sum(len(job.listing) for job in jobs)
     done = total - sum(len(job.listing) for job in left)
     try:
-        with tqdm(total=total, initial=done, desc="packing", unit="img", disable=None) as bar:
+        with Progress("packing", total, "img", initial=done) as bar:
             for _ in process_pool.each(pack, left, min(workers, len(left)), bar.update, KEPT):
                 pass
     finally:

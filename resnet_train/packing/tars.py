@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from resnet_train.data.datasets import IMAGE_SUFFIXES
 from resnet_train.data.shards import BLOCK
 from resnet_train.errors import BadInput
 from resnet_train.packing.manifest import InTars
+from resnet_train.runtime.progress import Progress
 
 
 class TarMember(NamedTuple):
@@ -72,9 +72,8 @@ def of_tars(path: Path) -> tuple[InTars, list[str]]:
     """`ILSVRC2012_img_train.tar`: a tar file for each class, named by its synset. The classes are in order."""
     found, classes = [], []
     try:
-        with path.open("rb") as file:
-            bar = tqdm(members(path), desc=path.name, unit="class", disable=None)
-            for outer in bar:
+        with path.open("rb") as file, Progress(path.name, None, "class") as bar:
+            for outer in members(path):
                 name = Path(outer.name).name
                 if not name.endswith(".tar"):
                     raise BadInput(f"{path}: member {outer.name} is no tar file of a class")
@@ -83,6 +82,7 @@ def of_tars(path: Path) -> tuple[InTars, list[str]]:
                     place = outer.offset + inner.offset
                     file_name = Path(inner.name).name
                     found.append(Found(f"{classes[-1]}/{file_name}", len(classes) - 1, 0, place, inner.length))
+                bar.update(1)
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from None
     order = sorted(range(len(classes)), key=classes.__getitem__)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from resnet_train.data import shards
 from resnet_train.data.rng import Ints
@@ -17,6 +16,7 @@ from resnet_train.data.shards import ShardDataset, open_shards
 from resnet_train.errors import BadInput
 from resnet_train.runtime import process_pool
 from resnet_train.runtime.process_pool import Count
+from resnet_train.runtime.progress import Progress
 
 
 class _Job(NamedTuple):
@@ -33,7 +33,7 @@ def verify(folder: Path, workers: int) -> dict[str, int]:
     parts = {part: open_shards(folder, part) for part in shards.about(folder)["parts"]}
     jobs = [job for source in parts.values() for job in _jobs(source)]
     total, wrong, damaged = sum(map(len, parts.values())), 0, []
-    with tqdm(total=total, desc="verifying", unit="img", disable=None) as bar:
+    with Progress("verifying", total, "img") as bar:
         for shard, lines in process_pool.each(check, jobs, min(workers, len(jobs)), bar.update, "nothing is lost"):
             wrong += len(lines)
             damaged += [str(shard)] * (len(lines) > 0)

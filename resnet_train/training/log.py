@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import sys
@@ -16,7 +15,6 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from resnet_train.config.load import dump
 from resnet_train.config.schema import Run
@@ -24,6 +22,7 @@ from resnet_train.data.loader import StepBatches
 from resnet_train.errors import BadInput
 from resnet_train.runs import environment
 from resnet_train.runs.run_folder import Record, flat
+from resnet_train.runtime import progress
 from resnet_train.runtime.atomic import atomic_write_text
 from resnet_train.runtime.distributed import World, all_reduce_sum
 
@@ -228,47 +227,34 @@ class TensorBoard:
 
 
 class Progress:
-    """A bar where there is a terminal, a line a minute where there is none, both on standard error."""
-
-    every = 60.0
+    """The progress of a run, and its errors as they are measured, on standard error."""
 
     def __init__(self, name: str, step: int, total: int, later: float) -> None:
-        self.name, self.step, self.total, self.later = name, step, total, later
-        self.first, self.start, self.told = step, time.perf_counter(), time.perf_counter()
-        several = multiprocessing.parent_process() is not None  # whose bars would overwrite one another
-        self.bar = tqdm(total=total, initial=step, desc=name, unit="step", disable=several or None, dynamic_ncols=True)
+        self.total, self.later = total, later
+        self.progress = progress.Progress(name, total, "step", initial=step)
 
     def write(self, record: Record) -> None:
+        step, name = record["step"], self.progress.name
         if record["kind"] == "train":
-            self._progress(record)
+            self.progress.advance(step - self.progress.done)
+            experiment = progress.format_seconds(self.progress.seconds_for(self.total - step + self.later * self.total))
+            self.progress.show(
+                f"experiment {experiment} left, train error {record['error']:.2f} %, "
+                f"{record['images_per_second']:.0f} images/s"
+            )
         elif record["kind"] == "eval":
-            shown = f"{self.name}: step {record['step']}, validation error {record['val_error_top1']:.2f} %"
+            errors = f"validation error {record['val_error_top1']:.2f} %"
             if "clean_train_error_top1" in record:
-                shown += f", clean training error {record['clean_train_error_top1']:.2f} %"
-            self.bar.write(shown, file=sys.stderr)
+                errors += f", clean training error {record['clean_train_error_top1']:.2f} %"
+            progress.write_line(f"{name}: step {step}, {errors}")
         elif "probe_share" in record:
-            share = f"{record['probe_seconds']:.2f} s; probes so far {100 * record['probe_share']:.2f} % of the time"
-            self.bar.write(f"{self.name}: step {record['step']}, probed {record['kind']} in {share}", file=sys.stderr)
-
-    def _progress(self, record: Record) -> None:
-        self.bar.update(record["step"] - self.step)
-        self.step = record["step"]
-        now = time.perf_counter()
-        each = (now - self.start) / (self.step - self.first)
-        left = (self.total - self.step) * each
-        experiment = tqdm.format_interval(left + self.later * self.total * each)
-        shown = f"train error {record['error']:.2f} %, {record['images_per_second']:.0f} images/s"
-        self.bar.set_postfix_str(f"{shown}, experiment {experiment}")
-        if self.bar.disable and now - self.told > self.every:
-            self.told = now
-            left_text = tqdm.format_interval(left)
-            print(
-                f"{self.name}: step {self.step}/{self.total}, {shown}, {left_text} left, experiment {experiment}",
-                file=sys.stderr,
+            progress.write_line(
+                f"{name}: step {step}, probed {record['kind']} in {record['probe_seconds']:.2f} s; probes so far "
+                f"{100 * record['probe_share']:.2f} % of the time"
             )
 
     def flush(self) -> None:
         pass
 
     def close(self) -> None:
-        self.bar.close()
+        self.progress.close()

@@ -15,6 +15,7 @@ from tiny_runs import CONFIGS, FOLDER, Config, Program, finish, last_step
 
 from resnet_train.config import load
 from resnet_train.evaluation import evaluator
+from resnet_train.runtime.progress import Progress
 from resnet_train.training import checkpoint, log
 from resnet_train.training.step import train_step
 
@@ -172,12 +173,11 @@ def test_too_little_memory_names_what_to_lower(
 def test_without_a_terminal_a_line_is_printed_now_and_then(
     config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log.Progress, "every", 0.0)
+    monkeypatch.setattr(Progress, "seconds_between_lines", 0.0)
     _, _, err = program("run", config())
     assert err.count(", train error ") == 4
     assert err.count(", validation error ") == 2
-    assert "step 8/8, train error" in err
-    assert "00:00 left, experiment 00:00" in err
+    assert "step 8/8, 00:00 left, experiment 00:00 left, train error" in err
 
 
 def test_a_network_that_diverges_before_its_first_line_is_still_a_result(config: Config, program: Program) -> None:
