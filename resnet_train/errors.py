@@ -8,8 +8,8 @@ class Stop(Exception):
     """A reason to stop, told in one line."""
 
     exit_code = 1
-    told = False
-    """Whether another rank says it."""
+    reported = False
+    """Whether another process, a rank or a child, shows the message."""
 
 
 class BadInput(Stop):
@@ -39,6 +39,6 @@ def report(error: BaseException) -> int:
     if not isinstance(error, Stop):
         traceback.print_exception(error)
         return 1
-    if not error.told:
+    if not error.reported:
         print(f"resnet-train: {error}", file=sys.stderr)
     return error.exit_code

@@ -91,7 +91,7 @@ def broadcast_from_main(world: World, question: Callable[[], _T]) -> _T:
             answer = [error]
     dist.broadcast_object_list(answer, device=torch.device("cpu"))
     if isinstance(answer[0], BadInput):
-        answer[0].told = not world.is_main
+        answer[0].reported = not world.is_main
         raise answer[0]
     return answer[0]  # type: ignore[no-any-return]
 

@@ -155,7 +155,7 @@ def _failure(member: _Member, code: int) -> Stop | None:
 
 def _told(code: int) -> Stop:
     stop = Stop()
-    stop.exit_code, stop.told = code, True
+    stop.exit_code, stop.reported = code, True
     return stop
 
 

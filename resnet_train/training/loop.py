@@ -118,7 +118,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     if stop and state.step < plan.total:
         name, again = f"{run.network.name} seed {run.seed}", "run again" + " without --fresh" * fresh
         interrupted = Interrupted(f"{name} stopped at step {state.step} of {plan.total}, saved; {again} to continue")
-        interrupted.told = not world.is_main
+        interrupted.reported = not world.is_main
         raise interrupted
 
 
@@ -189,5 +189,5 @@ def stop_if_diverged(
         f"{', '.join(samples[:4])}, … ({len(samples)}, listed in {listed}); "
         + (f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it")
     )
-    diverged.told = not world.is_main
+    diverged.reported = not world.is_main
     raise diverged
