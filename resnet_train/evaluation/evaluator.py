@@ -6,6 +6,7 @@ p(x) is the mean over networks and views of softmax: ten crops, many scales and 
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -58,23 +59,27 @@ class SampleResults(NamedTuple):
         }
 
 
-def errors(
-    net: nn.Module,
-    run: Run,
-    train_set: AnyDataset,
-    val_set: AnyDataset,
-    clean_set: AnyDataset,
-    normalization: Normalization,
-    world: World,
-) -> dict[str, float]:
-    """What `outcomes` finds, as `val_error_top1` and so on; the clean training error as `clean_train_error_top1`."""
+@dataclass(frozen=True)
+class EvalSets:
+    """The data sets that a run is evaluated and probed on, and the normalisation of their images."""
+
+    train: AnyDataset
+    """All training images."""
+    val: AnyDataset
+    clean_train: AnyDataset
+    """The training images of the clean training error: evenly spaced, seen without augmentation. It may be empty."""
+    normalization: Normalization
+
+
+def errors(net: nn.Module, run: Run, sets: EvalSets, world: World) -> dict[str, float]:
+    """Error in percent and loss of a network: `val_error_top1`, `val_loss`, …, `clean_train_error_top1`, …"""
     if run.eval.recompute_bn:
-        net = recomputed_bn(copy.deepcopy(net), run, train_set, normalization, world)
-    members = [EnsembleMember(net, normalization, run.train.precision)]
+        net = recomputed_bn(copy.deepcopy(net), run, sets.train, sets.normalization, world)
+    members = [EnsembleMember(net, sets.normalization, run.train.precision)]
     figures: dict[str, float] = {}
-    for name, source in (("val", val_set), ("clean_train", clean_set)):
+    for name, source in (("val", sets.val), ("clean_train", sets.clean_train)):
         if len(source):
-            data = data_of(run, source, world, training=source is clean_set)
+            data = data_of(run, source, world, training=name == "clean_train")
             found = evaluate(members, data, run.eval.average, world)[0].errors()
             figures |= {f"{name}_{key}": value for key, value in found.items() if key != "images"}
     return figures

@@ -13,6 +13,7 @@ from resnet_train.data.device_cache import DeviceCachedDataset
 from resnet_train.data.loader import TrainingData
 from resnet_train.errors import BadInput, Diverged, Interrupted
 from resnet_train.evaluation import evaluator, protocols
+from resnet_train.evaluation.evaluator import EvalSets
 from resnet_train.models import batch_norm, complexity
 from resnet_train.runs import run_folder
 from resnet_train.runs.checkpoint import Checkpoint, CheckpointMeta
@@ -63,7 +64,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
             world, lambda: not (checkpoints / copy).exists()
         ):
             checkpoint.save(state, about, checkpoints, [copy], world)  # the save that a kill cut short
-    normalization = about.normalization.to(world.device)
+    sets = EvalSets(train_set, val_set, clean_set, about.normalization.to(world.device))
     held = distributed.broadcast_from_main(world, lambda: run_folder.prepare(run, folder, fresh, claims))
     kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
 
@@ -80,9 +81,9 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
         if not kept:
             log.write("start", 0, facts(run, data, len(val_set), plan))
             for kind in (kind for kind in plan.probes if kind != "lesion"):
-                probing.measure(kind, state, run, train_set, val_set, normalization, log, world)
+                probing.measure(kind, state, run, sets, log, world)
         for share in shares:
-            measured = train_step(state, share, normalization, plan.lr_at(state.step), run.train)
+            measured = train_step(state, share, sets.normalization, plan.lr_at(state.step), run.train)
             log.received(share)
             stop = agreement.any(request.name is not None)
             improved = False
@@ -95,14 +96,12 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
                 log.write("train", state.step, averages | measured | log.clock.speed(state.step))
             if plan.eval.is_due(state.step):
                 with log.clock.stopped(world), batch_norm.averaged_statistics(world, state.net, state.ema):
-                    errors = evaluator.errors(
-                        state.averaged(), run, train_set, val_set, clean_set, normalization, world
-                    )
+                    errors = evaluator.errors(state.averaged(), run, sets, world)
                 improved = state.improves(errors["val_error_top1"])
                 log.write("eval", state.step, errors)
             for kind, every in plan.probes.items():
                 if every.is_due(state.step):
-                    probing.measure(kind, state, run, train_set, val_set, normalization, log, world)
+                    probing.measure(kind, state, run, sets, log, world)
             if stop or improved or plan.save.is_due(state.step) or plan.keep.is_due(state.step):
                 with log.clock.stopped(world):
                     log.flush()

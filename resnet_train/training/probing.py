@@ -4,8 +4,7 @@ import time
 from pathlib import Path
 
 from resnet_train.config.schema import Run
-from resnet_train.data.datasets import AnyDataset
-from resnet_train.data.normalize import Normalization
+from resnet_train.evaluation.evaluator import EvalSets
 from resnet_train.models import batch_norm
 from resnet_train.probes import figures as probe_figures
 from resnet_train.probes.probe import run_probe
@@ -15,26 +14,17 @@ from resnet_train.training.log import Log
 from resnet_train.training.step import TrainState
 
 
-def measure(
-    kind: str,
-    state: TrainState,
-    run: Run,
-    train_set: AnyDataset,
-    val_set: AnyDataset,
-    normalization: Normalization,
-    log: Log,
-    world: World,
-) -> None:
+def measure(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, world: World) -> None:
     """Probe a network in training and write down what was found. Every rank calls it, the first one works."""
     with log.clock.stopped(world), batch_norm.averaged_statistics(world, state.net, state.ema):
         if not world.is_main:
             return
         begin = time.perf_counter()
         section = getattr(run.probes, kind)
-        source = val_set if kind == "lesion" else train_set
+        source = sets.val if kind == "lesion" else sets.train
         # What is trained, not its average, has gradients; what is evaluated is cut.
         net = state.averaged() if kind == "lesion" else state.net
-        found = run_probe(kind, net, run, source, section.images, normalization, world.device)
+        found = run_probe(kind, net, run, source, section.images, sets.normalization, world.device)
         seconds = time.perf_counter() - begin
         log.clock.probed += seconds
         share = log.clock.probed / log.clock.seconds()
