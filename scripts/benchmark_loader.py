@@ -68,7 +68,7 @@ def ours(run: Run, batches: int, start: int = 0) -> Iterator[Any]:
     data = loader.training_data(run, source, run.seed, 0, 1, torch.device("cpu"))
     with closing(data.from_step(start, start + batches)) as shares:
         for share in shares:
-            yield share.batches[0]
+            yield share.micro_batches[0]
 
 
 class Reference(Dataset[tuple[Any, int]]):
@@ -79,7 +79,7 @@ class Reference(Dataset[tuple[Any, int]]):
         assert isinstance(source, ImageFolderDataset)
         stream = loader.training_data(run, source, run.seed, 0, 1, torch.device("cpu")).stream
         epochs, indices = map(np.concatenate, zip(*(stream.batch(step) for step in range(batches)), strict=True))
-        sizes = np.array([source.picture(i).size for i in range(len(source))], float)[indices]
+        sizes = np.array([source.encoded(i).size for i in range(len(source))], float)[indices]
         table = rng.uniform(run.seed, epochs, indices, augment.DRAWS)
         self.plan = augment.plan(run.augment, table, sizes)
         self.files = [source.name(i) for i in indices.tolist()]

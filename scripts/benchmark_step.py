@@ -37,8 +37,7 @@ from resnet_train.config import zoo
 from resnet_train.config.load import dump, read_run
 from resnet_train.config.network import ANY_NET, NetConfig
 from resnet_train.config.schema import Run
-from resnet_train.data.batch import Batch
-from resnet_train.data.loader import StepBatches
+from resnet_train.data.batch import Batch, StepBatches
 from resnet_train.data.normalize import Normalization
 from resnet_train.models import complexity, roofline
 from resnet_train.models.network import build, initialise

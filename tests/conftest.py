@@ -22,8 +22,8 @@ from resnet_train.config.data import ShardsConfig
 from resnet_train.config.load import merge
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets
+from resnet_train.data.decoding import ImageArray
 from resnet_train.data.image_files import ImageFileDataset
-from resnet_train.data.images import ImageArray
 from resnet_train.packing import jpeg_restart
 from resnet_train.runs import run_folder
 from resnet_train.runs.run_folder import TIMES, Record
@@ -214,7 +214,9 @@ def photos(whole_photos: Path, tmp_path: Path) -> Path:
 
 def opened(path: Path, kind: Any = ShardsConfig) -> tuple[ImageFileDataset, ImageFileDataset]:
     """Both parts of a packed set, or of class folders if `kind` is `ImageFolderConfig`."""
-    train, val = datasets.open_data(kind.model_validate({"kind": kind.__name__.lower(), "path": str(path)}))
+    train, val = datasets.open_data(
+        kind.model_validate({"kind": kind.__name__.removesuffix("Config").lower(), "path": str(path)})
+    )
     assert isinstance(train, ImageFileDataset)
     assert isinstance(val, ImageFileDataset)
     return train, val
@@ -231,8 +233,8 @@ def assert_same(one: ImageFileDataset, other: ImageFileDataset) -> None:
     assert one.labels.tolist() == other.labels.tolist()
     assert [key(one.name(i)) for i in range(len(one))] == [key(other.name(i)) for i in range(len(other))]
     for i in range(len(one)):
-        assert one.picture(i).size == other.picture(i).size
-        assert np.array_equal(np.asarray(one.read(i)), np.asarray(other.read(i))), one.name(i)
+        assert one.encoded(i).size == other.encoded(i).size
+        assert np.array_equal(np.asarray(one.decoded(i)), np.asarray(other.decoded(i))), one.name(i)
 
 
 def refusal(program: Callable[..., tuple[int, str, str]], *arguments: object) -> str:

@@ -2,8 +2,7 @@
 
 import torch
 
-from resnet_train.data.batch import Batch
-from resnet_train.data.loader import StepBatches
+from resnet_train.data.batch import Batch, StepBatches
 from resnet_train.data.normalize import Normalization
 from resnet_train.runtime.distributed import World
 

@@ -15,10 +15,10 @@ from torch.profiler import profile, tensorboard_trace_handler
 
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader
-from resnet_train.data.batch import Batch
-from resnet_train.data.datasets import AnyDataset
+from resnet_train.data.batch import Batch, StepBatches
+from resnet_train.data.dataset import Dataset
 from resnet_train.data.image_files import ImageFileDataset
-from resnet_train.data.loader import StepBatches, TrainingData
+from resnet_train.data.loader import TrainingData
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.shards import RAW, ShardDataset
 from resnet_train.errors import BadInput
@@ -79,7 +79,7 @@ def bench(run: Run, seconds: float, trace: Path | None, as_json: bool) -> None:
 
 
 def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Measured:
-    images, device, source = data.stream.micro_batch_size * data.stream.grad_accum_steps, world.device, data.source
+    images, device, source = data.sampler.micro_batch_size * data.sampler.grad_accum_steps, world.device, data.dataset
 
     def speed(shares: Iterable[StepBatches], use: Callable[[StepBatches], object]) -> float:
         return images / _each(shares, use, seconds, world)
@@ -103,14 +103,16 @@ def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Meas
         network=run.network.name,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         ranks=world.size,
-        batch=data.stream.micro_batch_size,
+        batch=data.sampler.micro_batch_size,
         precision=run.train.precision,
         loader=mean(lambda size: speed(data.from_step(0, _ENDLESS, lambda _: size), lambda share: None)),
         step=mean(lambda size: step_at[size]),
         step_at=step_at,
         together=mean(lambda size: speed(data.from_step(0, _ENDLESS, lambda _: size), train)),
         roofline=mean(bound),
-        largest_batch=_largest(run, source, resting(max(sizes)).batches[0], device) if device.type == "cuda" else None,
+        largest_batch=_largest(run, source, resting(max(sizes)).micro_batches[0], device)
+        if device.type == "cuda"
+        else None,
         cores=len(os.sched_getaffinity(0)) // world.local_size,
     )
 
@@ -144,7 +146,7 @@ def _each(shares: Iterable[StepBatches], use: Callable[[StepBatches], object], s
     return took
 
 
-def _trainer(run: Run, source: AnyDataset, world: World) -> Callable[[StepBatches], object]:
+def _trainer(run: Run, source: Dataset, world: World) -> Callable[[StepBatches], object]:
     """A training step of a new state; images are normalised, though not by their own statistics."""
     state = new_state(run, len(source.classes), source.channels, world)
     mean, std = torch.full((1, 1, source.channels), 127.5), torch.full((source.channels,), 64.0)
@@ -154,10 +156,12 @@ def _trainer(run: Run, source: AnyDataset, world: World) -> Callable[[StepBatche
 
 def _copied(share: StepBatches) -> StepBatches:
     """A share that stays when the loader goes on."""
-    return share._replace(batches=[batch.of(map(torch.clone, batch.tensors())) for batch in share.batches])
+    return share._replace(
+        micro_batches=[batch.with_tensors(map(torch.clone, batch.tensors())) for batch in share.micro_batches]
+    )
 
 
-def _largest(run: Run, source: AnyDataset, batch: Batch, device: torch.device) -> int:
+def _largest(run: Run, source: Dataset, batch: Batch, device: torch.device) -> int:
     """The most images at once, by doubling until memory ends; on one rank by itself, which may end before another.
 
     Memory may end in cuDNN, too, or in cuBLAS, and each has an error of its own.
@@ -185,7 +189,7 @@ def _largest(run: Run, source: AnyDataset, batch: Batch, device: torch.device) -
 
 def _profile(run: Run, data: TrainingData, folder: Path, world: World) -> None:
     """A trace of some warm steps, for TensorBoard or Perfetto."""
-    train = _trainer(run, data.source, world)
+    train = _trainer(run, data.dataset, world)
     try:
         with closing(data.from_step(0, _WARM_UP + _PROFILED)) as shares:
             for share in itertools.islice(shares, _WARM_UP):
@@ -201,7 +205,7 @@ def _profile(run: Run, data: TrainingData, folder: Path, world: World) -> None:
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def _told(found: Measured, run: Run, source: AnyDataset) -> str:
+def _told(found: Measured, run: Run, source: Dataset) -> str:
     slower = min(found.loader, found.step)
     parts = _size_parts(run.augment.progressive_resizing or {})
     speeds = [(f"  at {px} px", f"{found.step_at[px]:,.0f}", f"{part:.0%} of the steps") for px, part in parts.items()]
@@ -218,11 +222,11 @@ def _told(found: Measured, run: Run, source: AnyDataset) -> str:
     return "\n".join([head, columns(rows), *room, *advice(found, run, source)])
 
 
-def _loading(run: Run, source: AnyDataset) -> str:
+def _loading(run: Run, source: Dataset) -> str:
     return f"{run.data.processes} workers" if isinstance(source, ImageFileDataset) else "images held on the device"
 
 
-def advice(found: Measured, run: Run, source: AnyDataset) -> list[str]:
+def advice(found: Measured, run: Run, source: Dataset) -> list[str]:
     """What binds, and what to change, the cheapest first."""
     files, cpu = isinstance(source, ImageFileDataset), found.device == "CPU"
     if cpu and files and found.together < 0.9 * min(found.loader, found.step):
@@ -256,7 +260,7 @@ def advice(found: Measured, run: Run, source: AnyDataset) -> list[str]:
     return said if len(said) > 1 else [*said, "- nothing that we know of would change that"]
 
 
-def _packing(run: Run, source: AnyDataset) -> list[str]:
+def _packing(run: Run, source: Dataset) -> list[str]:
     """Forms of the same images that are read faster than theirs."""
     said = []
     if run.data.kind == "imagefolder":

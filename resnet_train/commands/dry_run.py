@@ -14,7 +14,7 @@ from resnet_train.config.load import dump, to_yaml
 from resnet_train.config.network import AnyNet
 from resnet_train.config.schema import Experiment, Run
 from resnet_train.data import datasets, loader
-from resnet_train.data.datasets import AnyDataset
+from resnet_train.data.dataset import Dataset
 from resnet_train.errors import BadInput
 from resnet_train.models import complexity
 from resnet_train.runtime.tables import columns
@@ -71,7 +71,7 @@ def _cost(run: Run) -> dict[str, Any]:
 
 
 @cache
-def _training_set(data: DataConfig) -> AnyDataset | None:
+def _training_set(data: DataConfig) -> Dataset | None:
     """The training images, or a note that they are not here: a login node need not have them."""
     try:
         return datasets.open_data(data)[0]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from resnet_train.data import datasets
-from resnet_train.data.datasets import AnyDataset
+from resnet_train.data.dataset import Dataset
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import confusion, evaluator, pretrained
 from resnet_train.evaluation.evaluator import EnsembleMember, SampleResults
@@ -85,7 +85,7 @@ def evaluate_all(
     for member in members:
         if member.step is None and data is None:
             raise BadInput(f"{member.label} is a state dict, which knows no data: give --data PATH")
-    by_label = {m.label: protocol_text(m.run, datasets.changed(m.run.data)) for m in members}
+    by_label = {m.label: protocol_text(m.run, datasets.describe_changes(m.run.data)) for m in members}
     protocols = set(by_label.values())
     if len(protocols) > 1:
         told = "; ".join(f"{label}: {protocol}" for label, protocol in by_label.items())
@@ -110,7 +110,7 @@ def evaluate_all(
 
 def _measure(
     members: Sequence[PretrainedModel], keep: bool, world: World
-) -> tuple[list[SampleResults], npt.NDArray[np.float16], tuple[str, ...], AnyDataset]:
+) -> tuple[list[SampleResults], npt.NDArray[np.float16], tuple[str, ...], Dataset]:
     run = members[0].run
     val_set = datasets.open_validation(run.data)
     classes = tuple(val_set.classes)
@@ -136,7 +136,7 @@ def _measure(
         found = evaluator.evaluate(called, over, run.eval.average, world, kept if keep else None)
     if not keep:
         return found, np.zeros(0, np.float16), classes, val_set
-    none = torch.zeros(len(members), 0, len(over.looks), len(classes), dtype=torch.float16)
+    none = torch.zeros(len(members), 0, len(over.views), len(classes), dtype=torch.float16)
     local = torch.cat([none, *kept], dim=1).transpose(0, 1).contiguous()  # [n of this rank, networks, looks, classes]
     return found, evaluator.gather_in_dataset_order(world, local, over).transpose(0, 1).numpy(), classes, val_set
 
@@ -201,7 +201,7 @@ def _write(
     figures: Sequence[dict[str, Any]],
     found: Sequence[SampleResults],
     classes: Sequence[str],
-    val_set: AnyDataset,
+    val_set: Dataset,
 ) -> None:
     """Each figure with its protocol, one a line, and of the last (the ensemble, if there is one) what was confused."""
     name = "-".join([Path(figures[-1]["checkpoint"]).stem.replace(" ", "-"), first.run.eval.protocol])

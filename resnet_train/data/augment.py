@@ -3,7 +3,6 @@
 Boxes are (left, top, right, bottom) in pixels of the image as it is read. Images are uint8, [H, W, C] or [n, H, W, C].
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from resnet_train.config.data import AugmentConfig, PadCropConfig, RandomResizedCropConfig, ScaleCropConfig
-from resnet_train.config.schema import EvalConfig, ViewConfig
 from resnet_train.data import auto_augment, mixup
-from resnet_train.data.images import EncodedImage, ImageArray
+from resnet_train.data.decoding import EncodedImage, ImageArray
 from resnet_train.data.rng import Floats
 
 # Each draw has columns of its own, so that switching one augmentation on leaves the others' draws as they were.
@@ -155,54 +153,3 @@ def _mirror(index: Tensor, length: int) -> Tensor:
     """Indices beyond either end, reflected at it without repeating the border."""
     index = index.abs()
     return torch.where(index < length, index, 2 * (length - 1) - index)
-
-
-# --- evaluation -------------------------------------------------------------------------------------------------------
-
-
-class View(NamedTuple):
-    """One view of an image."""
-
-    short_side: int | None = None
-    """What the shorter side is resized to; None leaves the image as it is."""
-    crop: int | None = None
-    """Height and width of the square that is cut out; None is the whole."""
-    place: tuple[float, float] = (0.5, 0.5)
-    """Of the square: (0, 0) is left and top, (1, 1) right and bottom."""
-    flip: bool = False
-
-
-def views(view: ViewConfig | None, cfg: EvalConfig) -> tuple[View, ...]:
-    """All that evaluation sees of an image; without a view it is seen as it is."""
-    if view is None:
-        found = [View()]
-    elif cfg.protocol == "multi-scale":
-        found = [View(short_side) for short_side in cfg.short_sides]
-    elif cfg.protocol == "ten-crop":
-        places = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5)]
-        found = [View(view.resize, view.crop, place) for place in places]
-    else:
-        found = [View(view.resize, view.crop)]
-    mirrored = cfg.flip or cfg.protocol == "ten-crop"
-    return (*found, *(look._replace(flip=True) for look in found if mirrored))
-
-
-def apply_views(image: Image.Image, these: Sequence[View]) -> list[np.ndarray]:
-    """One image of any size -> each look at it, [H, W, 3]."""
-    resized = {side: _resized(image, side) for side in dict.fromkeys(look.short_side for look in these)}
-    return [_cut(resized[look.short_side], look) for look in these]
-
-
-def _resized(image: Image.Image, short_side: int | None) -> Image.Image:
-    if short_side is None:
-        return image
-    width, height = (short_side * side // min(image.size) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def _cut(image: Image.Image, look: View) -> np.ndarray:
-    if look.crop is not None:
-        left, top = (round((side - look.crop) * place) for side, place in zip(image.size, look.place, strict=True))
-        image = image.crop((left, top, left + look.crop, top + look.crop))
-    pixels = np.asarray(image)
-    return pixels[:, ::-1] if look.flip else pixels

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from resnet_train.config.data import RandAugmentConfig, TrivialAugmentConfig
-from resnet_train.data.images import ImageArray
+from resnet_train.data.decoding import ImageArray
 from resnet_train.data.rng import Floats, Ints
 
 OPERATIONS = (

@@ -19,10 +19,11 @@ from resnet_train.config.data import (
     SyntheticConfig,
     TorchvisionConfig,
 )
-from resnet_train.data import images, rng, shards
+from resnet_train.data import decoding, rng, shards
+from resnet_train.data.dataset import Dataset
+from resnet_train.data.decoding import EncodedImage, ImageArray
 from resnet_train.data.device_cache import DeviceCachedDataset, resident
 from resnet_train.data.image_files import ImageFileDataset
-from resnet_train.data.images import EncodedImage, ImageArray
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
 
@@ -39,6 +40,9 @@ class InMemoryDataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return str(index)
 
     def held(self, indices: Ints, device: torch.device) -> tuple[Tensor, Ints]:
         """uint8 images [m, H, W, C] on a device, and which of them [n] the samples are."""
@@ -71,6 +75,9 @@ class SyntheticDataset:
         noise = rng.uniform(1, np.zeros_like(indices), self.numbers[indices], size * size * channels)
         return (127 * pattern + 128 * noise.reshape(n, size, size, channels)).astype(np.uint8)
 
+    def name(self, index: int) -> str:
+        return str(index)
+
     def held(self, indices: Ints, device: torch.device) -> tuple[Tensor, Ints]:
         """uint8 images [n, H, W, C] on a device, and which of them [n] the samples are."""
         return torch.from_numpy(self.read(indices)).to(device), np.arange(len(indices))
@@ -86,22 +93,19 @@ class ImageFolderDataset(ImageFileDataset):
     def __init__(self, root: Path, names: npt.NDArray[np.bytes_], labels: Ints, classes: Sequence[str]) -> None:
         self.root, self.names, self.labels, self.classes = root, names, labels, tuple(classes)
         if root.name == "train":
-            self.cure = "; data.on_bad_image=skip leaves it out"
+            self.hint = "; data.on_bad_image=skip leaves it out"
 
     def name(self, index: int) -> str:
         return str(self.root / os.fsdecode(self.names[index]))
 
-    def picture(self, index: int) -> EncodedImage:
-        return images.read(Path(self.name(index)))
+    def encoded(self, index: int) -> EncodedImage:
+        return decoding.open_file(Path(self.name(index)))
 
     def subset(self, indices: Ints) -> "ImageFolderDataset":
         return ImageFolderDataset(self.root, self.names[indices], self.labels[indices], self.classes)
 
 
-AnyDataset = InMemoryDataset | SyntheticDataset | DeviceCachedDataset | ImageFileDataset
-
-
-def open_data(cfg: DataConfig) -> tuple[AnyDataset, AnyDataset]:
+def open_data(cfg: DataConfig) -> tuple[Dataset, Dataset]:
     """The training and the validation samples. Raises `BadInput`."""
     train, val = _open(cfg)
     if not cfg.holdout:
@@ -112,19 +116,19 @@ def open_data(cfg: DataConfig) -> tuple[AnyDataset, AnyDataset]:
     return train.subset(np.delete(np.arange(len(train)), held)), train.subset(held)
 
 
-def open_validation(cfg: DataConfig) -> AnyDataset:
+def open_validation(cfg: DataConfig) -> Dataset:
     """The validation samples alone; of image files, the training part need not be there. Raises `BadInput`."""
     match cfg:
         case ImageFolderConfig(holdout=0):
-            return _files(cfg, folder(Path(cfg.path) / "val"))
+            return _files(cfg, open_image_folder(Path(cfg.path) / "val"))
         case ShardsConfig(holdout=0):
             return _files(cfg, shards.open_shards(Path(cfg.path), "val"))
     return open_data(cfg)[1]
 
 
-def changed(cfg: DataConfig) -> str | None:
+def describe_changes(cfg: DataConfig) -> str | None:
     """What `prepare` did to the pixels, in words; `None` where they are the source's. Raises `BadInput`."""
-    return shards.changed(Path(cfg.path)) if isinstance(cfg, ShardsConfig) else None
+    return shards.describe_changes(Path(cfg.path)) if isinstance(cfg, ShardsConfig) else None
 
 
 def evenly_spaced(n: int, count: int) -> Ints:
@@ -132,7 +136,7 @@ def evenly_spaced(n: int, count: int) -> Ints:
     return np.arange(min(n, count)) * n // min(n, count)
 
 
-def _open(cfg: DataConfig) -> tuple[AnyDataset, AnyDataset]:
+def _open(cfg: DataConfig) -> tuple[Dataset, Dataset]:
     match cfg:
         case ImageFolderConfig():
             train, val = _folders(Path(cfg.path))
@@ -188,7 +192,7 @@ def _torchvision(cfg: TorchvisionConfig, train: bool) -> InMemoryDataset:
 
 
 def _folders(root: Path) -> tuple[ImageFolderDataset, ImageFolderDataset]:
-    train, val = folder(root / "train"), folder(root / "val")
+    train, val = open_image_folder(root / "train"), open_image_folder(root / "val")
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))
         where = "train" if odd[0] in train.classes else "val"
@@ -196,7 +200,7 @@ def _folders(root: Path) -> tuple[ImageFolderDataset, ImageFolderDataset]:
     return train, val
 
 
-def folder(root: Path) -> ImageFolderDataset:
+def open_image_folder(root: Path) -> ImageFolderDataset:
     """Class folders: classes in the order of their names, and so their images. Raises `BadInput`."""
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from resnet_train.data.decoding import ImageArray
 from resnet_train.data.image_files import ImageFileDataset
-from resnet_train.data.images import ImageArray
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
 
@@ -75,14 +75,14 @@ class DeviceCachedDataset:
         return images
 
     def _pixels(self, index: int) -> ImageArray:
-        picture = self.files.picture(index)
+        picture = self.files.encoded(index)
         _check_square(picture.size, self.size, self.name(index))
         return picture.region((0, 0, *picture.size)).pixels
 
 
 def resident(files: ImageFileDataset, gigabytes: float, threads: int) -> DeviceCachedDataset:
     """Files of one size. Raises `BadInput` where the first is not square."""
-    first = files.picture(0).size
+    first = files.encoded(0).size
     _check_square(first, first[0], files.name(0))
     return DeviceCachedDataset(files, first[0], gigabytes, threads)
 

@@ -6,7 +6,7 @@ from typing import Self, TypeVar
 
 from PIL import Image
 
-from resnet_train.data.images import EncodedImage
+from resnet_train.data.decoding import EncodedImage
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
 
@@ -17,7 +17,7 @@ class ImageFileDataset(ABC):
     """Image files of any size, in RGB."""
 
     channels = 3
-    cure = ""
+    hint = ""
     """What a user may do about one that cannot be decoded."""
     labels: Ints
     classes: tuple[str, ...]
@@ -30,19 +30,19 @@ class ImageFileDataset(ABC):
         """Of a sample: the path of its file."""
 
     @abstractmethod
-    def picture(self, index: int) -> EncodedImage:
+    def encoded(self, index: int) -> EncodedImage:
         """A sample, read and not yet decoded. Raises `BadInput` that names a file which cannot be."""
 
     @abstractmethod
     def subset(self, indices: Ints) -> Self:
         """The same source, of these samples only."""
 
-    def read(self, index: int) -> Image.Image:
+    def decoded(self, index: int) -> Image.Image:
         """One decoded image. Raises `BadInput` that names a file which cannot be decoded."""
-        return decoded(self.picture(index))
+        return decode(self.encoded(index))
 
 
-def decoded(picture: EncodedImage) -> Image.Image:
+def decode(picture: EncodedImage) -> Image.Image:
     """The whole of a picture, in RGB. Raises `BadInput`."""
     return Image.fromarray(picture.region((0, 0, *picture.size)).pixels)
 
@@ -58,9 +58,9 @@ def usable(
     for other in range(index, index + len(source)):
         number = other % len(source)
         try:
-            return use(source.picture(number)), number, skipped
+            return use(source.encoded(number)), number, skipped
         except BadInput as error:
             if not skip_bad:
-                raise BadInput(f"{error}{source.cure}") from None
+                raise BadInput(f"{error}{source.hint}") from None
             skipped.append(source.name(number))
     raise BadInput(f"not one image can be decoded, from {source.name(0)} to {source.name(len(source) - 1)}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
-from resnet_train.data.images import Box, Region
+from resnet_train.data.decoding import Box, Region
 from resnet_train.errors import BadInput
 
 MARK = b"restart tiles\0"

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor
 from resnet_train.config.data import AugmentConfig, PadCropConfig
 from resnet_train.config.schema import Recipe
 from resnet_train.data import augment, auto_augment, device_cache, mixup, prefetch, rng
-from resnet_train.data.batch import Batch
-from resnet_train.data.datasets import AnyDataset, InMemoryDataset, SyntheticDataset
+from resnet_train.data.batch import Batch, StepBatches
+from resnet_train.data.dataset import Dataset
+from resnet_train.data.datasets import InMemoryDataset, SyntheticDataset
+from resnet_train.data.decoding import EncodedImage, ImageArray
 from resnet_train.data.device_cache import DeviceCachedDataset, sent
 from resnet_train.data.image_files import ImageFileDataset, usable
-from resnet_train.data.images import EncodedImage, ImageArray
 from resnet_train.data.prefetch import Buffer, Shape
 from resnet_train.data.rng import Ints
 from resnet_train.data.sampler import Sampler
@@ -25,17 +25,6 @@ from resnet_train.errors import BadInput
 
 _PLANNED_TOGETHER = 64
 """Steps whose plans are made at once where images are held: by the step it would take as long as a small network's."""
-
-
-class StepBatches(NamedTuple):
-    """One rank's share of one step."""
-
-    batches: list[Batch]
-    """One for each pass of the accumulation, on the device."""
-    seeds: list[int]
-    """One for each batch: what dropout may draw from."""
-    data_wait_seconds: float
-    """Seconds that the loop stood still for them."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +71,8 @@ class _Cut:
 class TrainingData:
     """The training samples of a run, and the batches that one rank takes of them."""
 
-    source: AnyDataset
-    stream: Sampler
+    dataset: Dataset
+    sampler: Sampler
     augment: AugmentConfig
     device: torch.device
     workers: int = 0
@@ -92,13 +81,13 @@ class TrainingData:
     @property
     def steps_per_epoch(self) -> float:
         """Steps of as many images as there are samples; an epoch need not end with a batch."""
-        return self.stream.n / self.stream.batch_size
+        return self.sampler.n / self.sampler.batch_size
 
     @property
     def image_size(self) -> int:
         """Height of the images that the network sees."""
-        if not isinstance(self.source, ImageFileDataset):
-            return self.source.size
+        if not isinstance(self.dataset, ImageFileDataset):
+            return self.dataset.size
         assert self.augment.crop is not None
         assert not isinstance(self.augment.crop, PadCropConfig)
         return self.augment.crop.size
@@ -111,36 +100,36 @@ class TrainingData:
         `size_at` says the height and width of a step's images, where they are not those of the recipe's crop.
         Raises `BadInput` at an image that cannot be decoded, or if a worker was killed.
         """
-        source, steps = self.source, range(start, until)
+        source, steps = self.dataset, range(start, until)
         shares = (
             self._cut(source, steps, size_at) if isinstance(source, ImageFileDataset) else self._held(source, steps)
         )
         with closing(shares):
             for step in steps:
                 begin = time.perf_counter()
-                ready, seeds = next(shares).split(self.stream.grad_accum_steps), self.stream.seeds(step)
+                ready, seeds = next(shares).split(self.sampler.grad_accum_steps), self.sampler.seeds(step)
                 yield StepBatches(self._planned(ready, step, seeds), seeds, time.perf_counter() - begin)
 
     def _planned(self, batches: list[Batch], step: int, seeds: list[int]) -> list[Batch]:
         """With what the device is to do to them once they are normalised."""
         cfg, (height, width) = self.augment, batches[0].images.shape[1:3]
         if cfg.random_erasing:
-            samples = self.stream.rank_samples(step)
-            random = rng.uniform(self.stream.seed, samples.epochs, samples.indices, augment.ERASE.stop)
+            samples = self.sampler.rank_samples(step)
+            random = rng.uniform(self.sampler.seed, samples.epochs, samples.indices, augment.ERASE.stop)
             boxes = sent(
                 mixup.erase_boxes(cfg.random_erasing, random[:, augment.ERASE], height, width), self.device
             ).chunk(len(batches))
-            batches = [batch._replace(erased=part) for batch, part in zip(batches, boxes, strict=True)]
+            batches = [batch._replace(erase_boxes=part) for batch, part in zip(batches, boxes, strict=True)]
         if cfg.mixes:
             blends = (sent(mixup.plan(cfg, seed, height, width), self.device) for seed in seeds)
-            batches = [batch._replace(blend=blend) for batch, blend in zip(batches, blends, strict=True)]
+            batches = [batch._replace(mix_params=blend) for batch, blend in zip(batches, blends, strict=True)]
         return batches
 
     def _cut(self, source: ImageFileDataset, steps: range, size_at: Callable[[int], int | None]) -> Generator[Batch]:
         """Files: each worker cuts its crops out of them, and a stream of its own copies these to the device."""
-        make = _Cut(source, self.augment, self.stream.seed, self.skip_bad)
-        shape = Shape(self.stream.micro_batch_size * self.stream.grad_accum_steps, self.image_size, source.channels)
-        wanted = (self.stream.rank_samples(step) for step in steps)
+        make = _Cut(source, self.augment, self.sampler.seed, self.skip_bad)
+        shape = Shape(self.sampler.micro_batch_size * self.sampler.grad_accum_steps, self.image_size, source.channels)
+        wanted = (self.sampler.rank_samples(step) for step in steps)
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         filled = prefetch.fill(make, wanted, shape, self.workers, self.device, lambda number: size_at(steps[number]))
         with closing(filled) as slots:
@@ -166,14 +155,14 @@ class TrainingData:
 
         On the CPU where a policy edits them.
         """
-        cfg, n = self.augment, self.stream.micro_batch_size * self.stream.grad_accum_steps
+        cfg, n = self.augment, self.sampler.micro_batch_size * self.sampler.grad_accum_steps
         mode = cfg.crop.mode if isinstance(cfg.crop, PadCropConfig) else "zero"
         place = self.device if cfg.auto_augment is None else torch.device("cpu")
         together, hold = self._hold(source, place)
         for first in range(0, len(steps), together):
-            own = [self.stream.rank_samples(step) for step in steps[first : first + together]]
+            own = [self.sampler.rank_samples(step) for step in steps[first : first + together]]
             epochs, indices = (np.concatenate([samples[i] for samples in own]) for i in (0, 1))
-            random = rng.uniform(self.stream.seed, epochs, indices, augment.columns(cfg))
+            random = rng.uniform(self.sampler.seed, epochs, indices, augment.columns(cfg))
             plan = augment.plan(cfg, random, np.full((len(indices), 2), source.size, float))
             held, rows = hold(steps[first], indices)
             corners, shift = plan.boxes[:, :2].astype(np.int64), plan.shift[:, : source.channels]
@@ -192,24 +181,24 @@ class TrainingData:
         self, source: InMemoryDataset | SyntheticDataset | DeviceCachedDataset, place: torch.device
     ) -> tuple[int, Callable[[int, Ints], tuple[Tensor, Ints]]]:
         """How many steps to plan together, and what finds their images: by the first step and the wanted samples."""
-        rank, ranks = self.stream.rank, self.stream.ranks
+        rank, ranks = self.sampler.rank, self.sampler.ranks
         if not (isinstance(source, DeviceCachedDataset) and source.divided(ranks)):
             together = 1 if isinstance(source, SyntheticDataset) else _PLANNED_TOGETHER
             return together, lambda _, indices: source.held(indices, place)
         part = source.part(rank, ranks, place)
-        return 1, lambda step, _: device_cache.exchanged(part, self.stream.all_rank_indices(step), rank)
+        return 1, lambda step, _: device_cache.exchanged(part, self.sampler.all_rank_indices(step), rank)
 
     def describe(self, step: int) -> list[str]:
         """The samples of a step's global batch: the paths of files, the numbers of stored images."""
-        indices = self.stream.batch(step).indices.tolist()
+        indices = self.sampler.batch(step).indices.tolist()
         return [
-            self.source.name(i) if isinstance(self.source, ImageFileDataset | DeviceCachedDataset) else str(i)
+            self.dataset.name(i) if isinstance(self.dataset, ImageFileDataset | DeviceCachedDataset) else str(i)
             for i in indices
         ]
 
 
 def training_data(
-    recipe: Recipe, source: AnyDataset, seed: int, rank: int, ranks: int, device: torch.device
+    recipe: Recipe, source: Dataset, seed: int, rank: int, ranks: int, device: torch.device
 ) -> TrainingData:
     """The training batches of one rank. Raises `BadInput` where the ranks do not divide the global batch."""
     train, data, crop = recipe.train, recipe.data, recipe.augment.crop

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from resnet_train.config.data import PadCropConfig
 from resnet_train.config.schema import Recipe
-from resnet_train.data.augment import View
 from resnet_train.data.batch import Batch
-from resnet_train.data.datasets import AnyDataset, evenly_spaced
+from resnet_train.data.dataset import Dataset
+from resnet_train.data.datasets import evenly_spaced
 from resnet_train.data.device_cache import DeviceCachedDataset
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.image_files import ImageFileDataset
+from resnet_train.data.views import View
 
 _IMAGES = 10_000
 """Image files from which the mean is taken; of stored images all are."""
@@ -37,7 +38,7 @@ class Normalization(NamedTuple):
         return images.permute(0, 3, 1, 2)
 
 
-def statistics(recipe: Recipe, source: AnyDataset) -> Normalization:
+def statistics(recipe: Recipe, source: Dataset) -> Normalization:
     """The mean and deviation of the training images, in exact integer arithmetic: the same on any machine.
 
     Of image files, `_IMAGES` evenly spaced ones are read; where they are of any size, as evaluation would see them at

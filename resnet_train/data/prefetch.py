@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from resnet_train.data.images import ImageArray
+from resnet_train.data.decoding import ImageArray
 from resnet_train.data.rng import Ints
 from resnet_train.data.sampler import Samples
 from resnet_train.errors import BadInput

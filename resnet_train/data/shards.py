@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from resnet_train.config.assumed import PACKED
-from resnet_train.data import images
+from resnet_train.data import decoding
+from resnet_train.data.decoding import Box, EncodedImage, Region
 from resnet_train.data.image_files import ImageFileDataset
-from resnet_train.data.images import Box, EncodedImage, Region
 from resnet_train.data.jpeg_tiles import Tiled
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
@@ -59,7 +59,7 @@ _OPEN = 256
 """Shards that a process holds open: well below what a system allows."""
 
 
-class Place(NamedTuple):
+class Entry(NamedTuple):
     """Where one sample's bytes are: an ENTRY as numbers."""
 
     offset: int
@@ -94,7 +94,7 @@ class ShardDataset(ImageFileDataset):
         self._paths = [f"{folder}/{name}" for name in self.shards]  # Path's own arithmetic is slow
         self._file = functools.lru_cache(_OPEN)(OpenFile)
         if folder.name == "train":
-            self.cure = "; data.on_bad_image=skip leaves it out"
+            self.hint = "; data.on_bad_image=skip leaves it out"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardDataset, (self.folder, self.shards, self.classes, self.rows)
@@ -104,25 +104,25 @@ class ShardDataset(ImageFileDataset):
             self.folder, self.shards, self.classes, indices if self.rows is None else self.rows[indices]
         )
 
-    def place(self, index: int) -> Place:
+    def entry(self, index: int) -> Entry:
         """Where a sample is. Raises `BadInput`."""
-        place = Place(*self.entries[index if self.rows is None else self.rows[index]].item())
+        place = Entry(*self.entries[index if self.rows is None else self.rows[index]].item())
         if place.shard >= len(self.shards):
             raise BadInput(f"the index of {self.folder} names shard {place.shard} of {len(self.shards)}{_ANEW}")
         return place
 
     def name(self, index: int) -> str:
-        return self._name(self.place(index))
+        return self._name(self.entry(index))
 
-    def picture(self, index: int) -> EncodedImage:
-        place = self.place(index)
+    def encoded(self, index: int) -> EncodedImage:
+        place = self.entry(index)
         name, size = self._name(place), (place.width, place.height)
         if place.form == RAW:
             return _Raw(self, place, name, size)
-        data = self.bytes_of(place)
-        return Tiled(data, name, size) if place.form == TILED else images.encoded(data, name)
+        data = self.read_bytes(place)
+        return Tiled(data, name, size) if place.form == TILED else decoding.open_bytes(data, name)
 
-    def bytes_of(self, place: Place, start: int = 0, length: int | None = None) -> bytes:
+    def read_bytes(self, place: Entry, start: int = 0, length: int | None = None) -> bytes:
         """A sample's stored bytes, or a part of them. Raises `BadInput`."""
         path = self._paths[place.shard]
         length = place.length - start if length is None else length
@@ -135,10 +135,10 @@ class ShardDataset(ImageFileDataset):
             raise BadInput(f"cannot read {path}: it is cut short{_AGAIN}")
         return data
 
-    def _name(self, place: Place) -> str:
+    def _name(self, place: Entry) -> str:
         """The shard and its member, by which `tar` finds it."""
         try:
-            header = self.bytes_of(place, -BLOCK, BLOCK)
+            header = self.read_bytes(place, -BLOCK, BLOCK)
         except BadInput:
             header = b""
         if header[257:262] != b"ustar":
@@ -152,7 +152,7 @@ class _Raw:
     """Bare pixels, of which only the rows of a box are read."""
 
     shards: ShardDataset
-    place: Place
+    place: Entry
     name: str
     size: tuple[int, int]
 
@@ -163,12 +163,12 @@ class _Raw:
         start = self.place.length - 3 * width * height  # after the PPM's header
         if start <= 0:
             raise BadInput(f"cannot decode {self.name}: by the index it has more pixels than bytes{_ANEW}")
-        rows = self.shards.bytes_of(self.place, start + 3 * width * top, 3 * width * (bottom - top))
+        rows = self.shards.read_bytes(self.place, start + 3 * width * top, 3 * width * (bottom - top))
         pixels = np.frombuffer(rows, np.uint8).reshape(-1, width, 3)
         return Region(pixels[:, left:right].copy(), left, top)
 
 
-def about(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
     """What `index.json` says. Raises `BadInput` where there is none, or one of another format."""
     try:
         told: dict[str, Any] = json.loads((folder / PACKED).read_text())
@@ -186,9 +186,9 @@ def about(folder: Path) -> dict[str, Any]:
     return told
 
 
-def changed(folder: Path) -> str | None:
+def describe_changes(folder: Path) -> str | None:
     """What packing did to the pixels of a set, in words; `None` where they are the source's. Raises `BadInput`."""
-    options = about(folder)["report"]["options"]
+    options = read_index(folder)["report"]["options"]
     if options["short_side"]:
         return f"shorter sides reduced to {options['short_side']} px"
     return f"made {options['square']} x {options['square']} px" if options["square"] else None
@@ -199,15 +199,15 @@ def open_shards(folder: Path, part: str) -> ShardDataset:
 
     A shard that is missing or of another size is noticed, by its size alone: `prepare --verify` reads everything.
     """
-    told = about(folder)
+    told = read_index(folder)
     if part not in told["parts"]:
         raise BadInput(f"data.path: {folder} was packed without its {part} part")
-    for wrong in unfit(folder, part, told).values():
+    for wrong in damaged_shards(folder, part, told).values():
         raise BadInput(f"data.path: {wrong}{_AGAIN}")
-    return indexed(folder, part, told)
+    return open_shards_unchecked(folder, part, told)
 
 
-def unfit(folder: Path, part: str, told: dict[str, Any]) -> dict[str, str]:
+def damaged_shards(folder: Path, part: str, told: dict[str, Any]) -> dict[str, str]:
     """The shards of a part that are missing or of another size than by the index, and what is wrong with each."""
     found = {}
     for name, size in told["parts"][part]["shards"]:
@@ -220,7 +220,7 @@ def unfit(folder: Path, part: str, told: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def indexed(folder: Path, part: str, told: dict[str, Any]) -> ShardDataset:
+def open_shards_unchecked(folder: Path, part: str, told: dict[str, Any]) -> ShardDataset:
     """What a packed set lists of a part, whether or not its shards are there. Raises `BadInput`."""
     listed = told["parts"][part]
     source = ShardDataset(folder / part, [name for name, _ in listed["shards"]], [id_ for id_, _ in told["classes"]])

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnet_train.data import augment
-from resnet_train.data.datasets import AnyDataset
+from resnet_train.data.dataset import Dataset
 from resnet_train.data.eval_loader import EvaluationData
+from resnet_train.data.views import views_of
 from resnet_train.evaluation.evaluator import SampleResults
 from resnet_train.evaluation.pretrained import PretrainedModel
 from resnet_train.runs.tensorboard import add_picture
@@ -48,7 +48,7 @@ def draw(
     name: str,
     found: SampleResults,
     classes: Sequence[str],
-    source: AnyDataset,
+    source: Dataset,
     of: PretrainedModel,
     path: Path,
     tensorboard: Path,
@@ -64,9 +64,9 @@ def draw(
     chosen = wrong[order[:_SHOWN]].numpy()
     if not len(chosen):
         return
-    looks = augment.views(of.run.view, of.run.eval)[:1]
+    looks = views_of(of.run.view, of.run.eval)[:1]
     if of.run.eval.protocol == "multi-scale":  # of many shapes; one is enough to see what it is
-        looks = augment.views(of.run.view, of.run.eval.model_copy(update={"protocol": "one-crop"}))[:1]
+        looks = views_of(of.run.view, of.run.eval.model_copy(update={"protocol": "one-crop"}))[:1]
     shown = next(EvaluationData(source.subset(chosen), looks, _SHOWN, torch.device("cpu")).batches())
     across = min(6, len(chosen))
     down = -(-len(chosen) // across)

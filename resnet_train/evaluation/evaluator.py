@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from resnet_train.config.schema import Run
-from resnet_train.data import augment, rng
+from resnet_train.data import rng
 from resnet_train.data.batch import Batch
-from resnet_train.data.datasets import AnyDataset
+from resnet_train.data.dataset import Dataset
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.normalize import Normalization
+from resnet_train.data.views import views_of
 from resnet_train.models.batch_norm import unsynchronised
 from resnet_train.runtime.distributed import World, all_gather
 from resnet_train.runtime.precision import autocast, no_cudnn_benchmark
@@ -63,10 +64,10 @@ class SampleResults(NamedTuple):
 class EvalSets:
     """The data sets that a run is evaluated and probed on, and the normalisation of their images."""
 
-    train: AnyDataset
+    train: Dataset
     """All training images."""
-    val: AnyDataset
-    clean_train: AnyDataset
+    val: Dataset
+    clean_train: Dataset
     """The training images of the clean training error: evenly spaced, seen without augmentation. It may be empty."""
     normalization: Normalization
 
@@ -85,13 +86,13 @@ def errors(net: nn.Module, run: Run, sets: EvalSets, world: World) -> dict[str, 
     return figures
 
 
-def data_of(run: Run, source: AnyDataset, world: World, training: bool = False) -> EvaluationData:
+def data_of(run: Run, source: Dataset, world: World, training: bool = False) -> EvaluationData:
     """Samples as the run's protocol sees them, and this rank's part of them.
 
     Only training images may be skipped where they cannot be decoded; of a validation set all count.
     """
     skip, workers = training and run.data.skips_bad_images, run.data.processes
-    looks = augment.views(run.view, run.eval)
+    looks = views_of(run.view, run.eval)
     return EvaluationData(source, looks, run.eval.batch_size, world.device, workers, world.rank, world.size, skip)
 
 
@@ -100,17 +101,17 @@ def logits(members: Sequence[EnsembleMember], data: EvaluationData) -> Iterator[
     """For each of this rank's batches its labels [n] and float32 logits [members, n, looks, classes]."""
     for member in members:
         member.net.eval()
-    for viewed in data.viewed():
+    for viewed in data.view_batches():
         n, found = len(viewed.labels), None
-        smallest = min(batch.images[0].numel() for _, _, batch in viewed.pieces)
-        for look, rows, batch in viewed.pieces:
+        smallest = min(batch.images[0].numel() for _, _, batch in viewed.groups)
+        for look, rows, batch in viewed.groups:
             # A large view goes through in small parts, so that memory is that of a batch of the smallest.
             part = max(1, data.batch_size * smallest // batch.images[0].numel())
             parts = [Batch(*tensors) for tensors in zip(*(tensor.split(part) for tensor in batch[:3]), strict=True)]
             with no_cudnn_benchmark():
                 scores = torch.stack([torch.cat([member(p) for p in parts]) for member in members])
             if found is None:
-                found = scores.new_empty(len(members), n, len(data.looks), scores.shape[2])
+                found = scores.new_empty(len(members), n, len(data.views), scores.shape[2])
             found[:, rows, look] = scores
         assert found is not None
         yield viewed.labels, found
@@ -187,7 +188,7 @@ def gather_in_dataset_order(world: World, local: Tensor, data: EvaluationData) -
 
 @torch.no_grad()
 def recomputed_bn(
-    net: nn.Module, run: Run, train_set: AnyDataset, normalization: Normalization, world: World
+    net: nn.Module, run: Run, train_set: Dataset, normalization: Normalization, world: World
 ) -> nn.Module:
     """The network with batch norm's statistics anew: their mean over batches of `eval.recompute_bn` training images.
 
@@ -196,7 +197,7 @@ def recomputed_bn(
     batch_size = min(run.eval.batch_size, run.eval.recompute_bn, len(train_set))
     count = min(run.eval.recompute_bn, len(train_set)) // batch_size * batch_size
     source = train_set.subset(rng.permutation(0, 0, len(train_set))[:count])
-    looks, skip = augment.views(run.view, run.eval)[:1], run.data.skips_bad_images
+    looks, skip = views_of(run.view, run.eval)[:1], run.data.skips_bad_images
     data = EvaluationData(source, looks, batch_size, world.device, run.data.processes, skip_bad=skip)
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

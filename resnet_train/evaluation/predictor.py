@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from resnet_train.data import augment, images
+from resnet_train.data import decoding
 from resnet_train.data.batch import Batch
 from resnet_train.data.datasets import IMAGE_SUFFIXES
-from resnet_train.data.images import ImageArray
+from resnet_train.data.decoding import ImageArray
 from resnet_train.data.normalize import Normalization
+from resnet_train.data.views import apply_views
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import pretrained
 from resnet_train.evaluation.pretrained import PretrainedModel
@@ -87,11 +88,11 @@ def _seen(member: PretrainedModel, path: Path) -> ImageArray | BadInput:
     """An image file as the network's evaluation would show it, uint8 [H, W, C], or what is wrong with it."""
     channels = member.normalization.std.numel()
     try:
-        file = images.read(path)
-        image = images.pillow(file.data, file.name, "RGB" if channels == 3 else "L")
+        file = decoding.open_file(path)
+        image = decoding.decode_with_pillow(file.data, file.name, "RGB" if channels == 3 else "L")
     except BadInput as error:
         return error
-    [pixels] = augment.apply_views(image, [member.look])
+    [pixels] = apply_views(image, [member.look])
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

@@ -13,8 +13,8 @@ from resnet_train.config.data import DigitsConfig, SyntheticConfig, TorchvisionC
 from resnet_train.config.load import override_run
 from resnet_train.config.schema import Run, ViewConfig
 from resnet_train.data import datasets, normalize
-from resnet_train.data.augment import View
 from resnet_train.data.normalize import Normalization
+from resnet_train.data.views import View
 from resnet_train.errors import BadInput
 from resnet_train.models.network import build, initialise
 from resnet_train.runs.checkpoint import read_checkpoint

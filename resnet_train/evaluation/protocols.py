@@ -1,7 +1,7 @@
 """An evaluation protocol in words."""
 
 from resnet_train.config.schema import Run
-from resnet_train.data import augment
+from resnet_train.data.views import views_of
 
 
 def protocol(run: Run, changed: str | None = None) -> str:
@@ -17,7 +17,7 @@ def protocol(run: Run, changed: str | None = None) -> str:
         seen = f"ten {view.crop} px crops (corners, centre, mirror images), shorter side {view.resize} px"
     else:
         seen = f"one {view.crop} px crop at the centre{mirror}, shorter side {view.resize} px"
-    if len(augment.views(view, cfg)) > 1:
+    if len(views_of(view, cfg)) > 1:
         seen += f", mean of {cfg.average}"
     weights = f"average of the weights (decay {run.train.ema_decay})" if run.train.ema_decay else "last weights"
     images = f"{run.data.holdout} held-out training images" if run.data.holdout else "validation set"

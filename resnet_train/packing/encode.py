@@ -12,8 +12,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from resnet_train.data import images, jpeg_tiles, rng
-from resnet_train.data.images import Encoded, ImageArray
+from resnet_train.data import decoding, jpeg_tiles, rng
+from resnet_train.data.decoding import ImageArray, ImageFile
 from resnet_train.data.shards import ENCODED, RAW, TILED
 from resnet_train.errors import BadInput
 from resnet_train.packing import jpeg_restart
@@ -56,13 +56,13 @@ class Kept(NamedTuple):
 
 def keep(data: bytes, name: str, where: str, options: Options, raw: bool) -> Kept:
     """What to store of an image file; `raw`: bare pixels. Raises `BadInput`, which says `where`, if it is none."""
-    image = images.encoded(data, where)
+    image = decoding.open_bytes(data, where)
     pixels = image.region((0, 0, *image.size)).pixels  # decoded whatever is stored: a broken file is told now
     kind = _format(data)
     odd = list(_odd(image, kind, Path(name).suffix.lower()))
     if options.short_side is not None and min(image.size) > options.short_side:
         data, pixels, kind = *_smaller(pixels, options.short_side, where), "JPEG"
-        image = images.encoded(data, where)
+        image = decoding.open_bytes(data, where)
     width, height = image.size
     if options.square is not None:
         width = height = options.square
@@ -73,7 +73,7 @@ def keep(data: bytes, name: str, where: str, options: Options, raw: bool) -> Kep
         return Kept(header + pixels.tobytes(), "ppm", RAW, width, height, tuple(odd))
     if data.startswith(header) and len(data) == len(header) + pixels.size:
         return Kept(data, "ppm", RAW, width, height, tuple(odd))
-    if options.tiled and image.simple:
+    if options.tiled and image.is_rgb_jpeg:
         number = np.array([zlib.crc32(name.encode("utf-8", "replace"))])
         try:
             data = jpeg_restart.tiled(
@@ -81,7 +81,7 @@ def keep(data: bytes, name: str, where: str, options: Options, raw: bool) -> Kep
             )
         except ValueError as error:
             odd.append(f"not tiled: {error}")
-    form = TILED if image.simple and jpeg_tiles.is_tiled(data) else ENCODED
+    form = TILED if image.is_rgb_jpeg and jpeg_tiles.is_tiled(data) else ENCODED
     return Kept(data, _SUFFIXES.get(kind, kind.lower()), form, width, height, tuple(odd))
 
 
@@ -104,7 +104,7 @@ def _format(data: bytes) -> str:
         return Image.open(io.BytesIO(data)).format or "bin"
 
 
-def _odd(image: Encoded, kind: str, suffix: str) -> Iterator[str]:
+def _odd(image: ImageFile, kind: str, suffix: str) -> Iterator[str]:
     if kind == "JPEG":
         try:
             colours = simplejpeg.decode_jpeg_header(image.data)[2]

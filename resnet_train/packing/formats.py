@@ -44,7 +44,7 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; expected a folder that holds {EXPECTED}") from None
     if PACKED not in held and (path / shards.PLAN).exists():
-        shards.about(path)  # complains: it is a half of something
+        shards.read_index(path)  # complains: it is a half of something
     used = _Labels(path, val_labels)
 
     if _TRAIN_TAR in held or _VAL_TAR in held:
@@ -106,7 +106,7 @@ def _folders(path: Path, held: list[str], used: _Labels, class_names: Path | Non
             named = [os.fsencode(f"{classes[label]}/{name}") for label, name in zip(found, loose, strict=True)]
             parts[part] = InFolder(np.array(named, np.bytes_), found, root, np.array([*map(os.fsencode, loose)]))
             continue
-        folder = datasets.folder(root)
+        folder = datasets.open_image_folder(root)
         if classes and list(folder.classes) != classes:
             odd = min(set(folder.classes) ^ set(classes))
             where = path / "train" if odd in classes else root
@@ -169,7 +169,7 @@ def _in_classes(listing: Listing, classes: Sequence[str]) -> Listing:
 
 def _webdataset(path: Path, files: dict[str, list[Path]], class_names: Path | None) -> Source:
     ours = (path / PACKED).is_file()  # to be packed in another way
-    for part in shards.about(path)["parts"] if ours else ():
+    for part in shards.read_index(path)["parts"] if ours else ():
         shards.open_shards(path, part)  # complains of what is missing
     found = {
         part: [(number, pair) for number, tar in enumerate(paths) for pair in tars.pairs(tar)]
@@ -177,7 +177,7 @@ def _webdataset(path: Path, files: dict[str, list[Path]], class_names: Path | No
     }
     highest = max((pair.label for pairs in found.values() for _, pair in pairs), default=-1)
     if ours:
-        classes, names = ([*column] for column in zip(*shards.about(path)["classes"], strict=True))
+        classes, names = ([*column] for column in zip(*shards.read_index(path)["classes"], strict=True))
     else:
         classes, names = labels.read_names(class_names, [str(i) for i in range(highest + 1)], bare=True)
     parts: dict[str, Listing] = {}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resnet_train.data import images
-from resnet_train.data.images import ImageArray
+from resnet_train.data import decoding
+from resnet_train.data.decoding import ImageArray
 from resnet_train.data.jpeg_tiles import END, MARK, RESTART, TABLE, Tiled
 
 _MOST = (0xFFFF - 2 - len(MARK) - TABLE.size) // 2
@@ -34,7 +34,7 @@ def tiled(data: bytes, pixels: ImageArray, chances: np.ndarray) -> bytes:
         raise ValueError(said[0] if said else f"jpegtran ended with {done.returncode}")
     made = with_table(done.stdout)
     height, width = pixels.shape[:2]
-    whole = images.encoded(made, "the tiled image")
+    whole = decoding.open_bytes(made, "the tiled image")
     if whole.size != (width, height) or not np.array_equal(whole.region((0, 0, width, height)).pixels, pixels):
         raise ValueError("its pixels are not the same")
     image = Tiled(made, "the tiled image", (width, height))

@@ -58,7 +58,7 @@ def prepare(
             part: list(_jobs(dest, part, listing, options, per_shard, skip_bad))
             for part, listing in source.parts.items()
         }
-        told = shards.about(dest) if os.access(dest / PACKED, os.F_OK) else None
+        told = shards.read_index(dest) if os.access(dest / PACKED, os.F_OK) else None
         if told is None:
             left = [job for part in jobs.values() for job in part]
         else:
@@ -165,8 +165,8 @@ def _jobs(dest: Path, part: str, listing: Listing, options: Options, per_shard: 
 
 def _lost(dest: Path, part: str, told: dict[str, Any], jobs: list[Job]) -> Iterator[Job]:
     """What is to be packed again, into what the index says: shards that are missing or of another size."""
-    entries = shards.indexed(dest, part, told).entries
-    unfit = shards.unfit(dest, part, told)
+    entries = shards.open_shards_unchecked(dest, part, told).entries
+    unfit = shards.damaged_shards(dest, part, told)
     for number, job in enumerate(jobs):
         if job.path.name in unfit:
             wanted = entries[entries["shard"] == number]

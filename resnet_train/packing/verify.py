@@ -30,7 +30,7 @@ def verify(folder: Path, workers: int) -> dict[str, int]:
 
     What is wrong is named on standard error, one line each, then `BadInput` raised.
     """
-    parts = {part: open_shards(folder, part) for part in shards.about(folder)["parts"]}
+    parts = {part: open_shards(folder, part) for part in shards.read_index(folder)["parts"]}
     jobs = [job for source in parts.values() for job in _jobs(source)]
     total, wrong, damaged = sum(map(len, parts.values())), 0, []
     with Progress("verifying", total, "img") as bar:
@@ -57,7 +57,7 @@ def _jobs(source: ShardDataset) -> Iterator[_Job]:
     order = np.lexsort((source.entries["offset"], source.entries["shard"]))
     ends = np.searchsorted(source.entries["shard"][order], np.arange(len(source.shards) + 1))
     if ends[-1] < len(order):
-        source.place(int(order[-1]))  # complains: there is no such shard
+        source.entry(int(order[-1]))  # complains: there is no such shard
     for first, last in pairwise(ends.tolist()):
         if last > first:
             yield _Job(source, order[first:last])
@@ -66,16 +66,16 @@ def _jobs(source: ShardDataset) -> Iterator[_Job]:
 def check(job: _Job, count: Count) -> tuple[Path, list[str]]:
     """A shard, and what is wrong with its samples, a line each."""
     source, wrong = job.source, []
-    shard = source.folder / source.shards[source.place(int(job.rows[0])).shard]
+    shard = source.folder / source.shards[source.entry(int(job.rows[0])).shard]
     labels = dict(_labels(shard))
     for done, row in enumerate(job.rows.tolist(), 1):
-        place = source.place(row)
+        place = source.entry(row)
         try:
-            if zlib.crc32(source.bytes_of(place)) != place.crc32:
+            if zlib.crc32(source.read_bytes(place)) != place.crc32:
                 raise BadInput("its bytes are not those that were packed")
             if labels.get(place.offset) != str(place.label).encode():
                 raise BadInput(f"its label is {place.label} by the index and {labels.get(place.offset)!r} by the shard")
-            picture = source.picture(row)
+            picture = source.encoded(row)
             pixels = picture.region((0, 0, *picture.size)).pixels
             if picture.size != (place.width, place.height) or pixels.shape != (place.height, place.width, 3):
                 raise BadInput(f"it is of another size than {place.width} x {place.height}")

@@ -4,10 +4,11 @@ import torch
 from torch import nn
 
 from resnet_train.config.schema import Run
-from resnet_train.data import augment
-from resnet_train.data.datasets import AnyDataset, evenly_spaced
+from resnet_train.data.dataset import Dataset
+from resnet_train.data.datasets import evenly_spaced
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.normalize import Normalization
+from resnet_train.data.views import views_of
 from resnet_train.evaluation import evaluator
 from resnet_train.evaluation.evaluator import EnsembleMember
 from resnet_train.probes import measure
@@ -20,7 +21,7 @@ def run_probe(
     kind: str,
     net: nn.Module,
     run: Run,
-    source: AnyDataset,
+    source: Dataset,
     images: int,
     normalization: Normalization,
     device: torch.device,
@@ -30,7 +31,7 @@ def run_probe(
     Raises `BadInput` where they are too many for the device.
     """
     chosen = source.subset(evenly_spaced(len(source), images))
-    looks = augment.views(run.view, run.eval)[:1]
+    looks = views_of(run.view, run.eval)[:1]
 
     def error(harmed: nn.Module) -> float:
         data = EvaluationData(chosen, looks, run.eval.batch_size, device)

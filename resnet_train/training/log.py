@@ -18,7 +18,7 @@ from torch import Tensor
 
 from resnet_train.config.load import dump
 from resnet_train.config.schema import Run
-from resnet_train.data.loader import StepBatches
+from resnet_train.data.batch import StepBatches
 from resnet_train.errors import BadInput
 from resnet_train.runs import environment
 from resnet_train.runs.run_folder import Record, flat
@@ -110,7 +110,7 @@ class Log:
     def received(self, share: StepBatches) -> None:
         """Note the time that a step waited for its data, and list the images that it had to do without."""
         self.clock.waited += share.data_wait_seconds
-        for path in (path for batch in share.batches for path in batch.skipped):
+        for path in (path for batch in share.micro_batches for path in batch.skipped):
             listed = self.skipped.read_text().splitlines() if self.skipped.exists() else []
             if path not in listed:
                 with _writing(), self.skipped.open("a") as file:

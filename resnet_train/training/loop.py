@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
-from resnet_train.data.datasets import AnyDataset
+from resnet_train.data.dataset import Dataset
 from resnet_train.data.device_cache import DeviceCachedDataset
 from resnet_train.data.loader import TrainingData
 from resnet_train.errors import BadInput, Diverged, Interrupted
@@ -51,7 +51,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     if saved is None:
         statistics = distributed.broadcast_from_main(world, lambda: normalize.statistics(run, train_set))
         size = train_set.size if isinstance(train_set, DeviceCachedDataset) else None
-        changed = datasets.changed(run.data)
+        changed = datasets.describe_changes(run.data)
         about = CheckpointMeta(run, tuple(train_set.classes), len(train_set), statistics, size, changed)
         if run.train.init_from is not None:
             start_from(run.train.init_from, run.network, state, world)
@@ -142,27 +142,27 @@ def garbage_kept() -> Iterator[None]:
 def facts(run: Run, data: TrainingData, val_images: int, plan: Plan) -> Record:
     """What is known of a run before its first step."""
     size = data.image_size
-    cost = complexity.of_network(run.network, size, len(data.source.classes), data.source.channels)
+    cost = complexity.of_network(run.network, size, len(data.dataset.classes), data.dataset.channels)
     return {
         "params": cost.params,
         "macs": cost.macs,
         "activations": cost.activations,
         "image_size": size,
         "steps": plan.total,
-        "train_images": len(data.source),
+        "train_images": len(data.dataset),
         "val_images": val_images,
-        "protocol": protocols.protocol(run, datasets.changed(run.data)),
+        "protocol": protocols.protocol(run, datasets.describe_changes(run.data)),
     }
 
 
-def same_run(saved: Checkpoint, run: Run, train_set: AnyDataset) -> None:
+def same_run(saved: Checkpoint, run: Run, train_set: Dataset) -> None:
     """Raise `BadInput` where a checkpoint is another run's, or began on other data."""
     about = saved.about
     for key, old, new in run_folder.differences(about.run, run):
         raise BadInput(f"{saved.path} is of a run with {key} = {old}, not {new}: it belongs to another folder")
     if about.train_images != len(train_set):
         raise BadInput(f"data: the run began with {about.train_images} training images, and here are {len(train_set)}")
-    if about.changed != (changed := datasets.changed(run.data)):
+    if about.changed != (changed := datasets.describe_changes(run.data)):
         whole = "as the source has them"
         raise BadInput(f"data: the run began with images {about.changed or whole}; here they are {changed or whole}")
     if about.classes != tuple(train_set.classes):

@@ -13,8 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resnet_train.config.schema import Run, TrainConfig
 from resnet_train.data import mixup
-from resnet_train.data.batch import Batch
-from resnet_train.data.loader import StepBatches
+from resnet_train.data.batch import Batch, StepBatches
 from resnet_train.data.normalize import Normalization
 from resnet_train.errors import BadInput
 from resnet_train.models import batch_norm
@@ -112,12 +111,12 @@ def train_step(
     """
     optim.set_rate(state.optimizer, lr)
     state.now.fill_(state.step)
-    backward = partial(_backward, state, normalization, cfg, len(share.batches))
+    backward = partial(_backward, state, normalization, cfg, len(share.micro_batches))
 
-    *earlier, (last, last_seed) = zip(share.batches, share.seeds, strict=True)
+    *earlier, (last, last_seed) = zip(share.micro_batches, share.seeds, strict=True)
 
     def finish(*tensors: Tensor) -> Measured:
-        backward(last.of(tensors))
+        backward(last.with_tensors(tensors))
         return {"grad_norm": _update(state, cfg)}
 
     for batch, seed in earlier:
@@ -137,10 +136,10 @@ def _backward(state: TrainState, normalization: Normalization, cfg: TrainConfig,
     """Add the gradient of one of a step's passes, its loss and its errors."""
     state.forward.train()
     images, own = normalization(batch), None
-    if batch.erased is not None:
-        images = mixup.erase(images, batch.erased)
-    if batch.blend is not None:
-        images, own = mixup.mix(images, batch.blend)
+    if batch.erase_boxes is not None:
+        images = mixup.erase(images, batch.erase_boxes)
+    if batch.mix_params is not None:
+        images, own = mixup.mix(images, batch.mix_params)
     with autocast(cfg.precision, images.device):
         logits = state.forward(images)
     loss = mixup.cross_entropy(logits.float(), batch.labels, own, cfg.label_smoothing)

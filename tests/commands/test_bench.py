@@ -18,7 +18,7 @@ from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets
-from resnet_train.data.loader import StepBatches
+from resnet_train.data.batch import StepBatches
 from resnet_train.models import complexity, roofline
 from resnet_train.models.roofline import Limits
 from resnet_train.runtime.distributed import World
@@ -53,7 +53,7 @@ def test_each_size_of_progressive_resizing_is_timed(
     sizes: list[int] = []
 
     def step(state: TrainState, share: StepBatches, *rest: Any) -> dict[str, Tensor]:
-        sizes.append(share.batches[0].images.shape[1])
+        sizes.append(share.micro_batches[0].images.shape[1])
         return train_step(state, share, *rest)
 
     monkeypatch.setattr(bench, "train_step", step)
@@ -92,7 +92,7 @@ def test_whatever_ends_the_search_for_the_largest_batch_ends_nothing_else(
     error: type[RuntimeError], tiny_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def step(state: TrainState, share: StepBatches, *rest: Any) -> dict[str, Tensor]:
-        if len(share.batches[0].labels) > 64:
+        if len(share.micro_batches[0].labels) > 64:
             raise error("cuDNN error: CUDNN_STATUS_ALLOC_FAILED\nand more")
         return {}
 

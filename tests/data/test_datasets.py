@@ -52,7 +52,7 @@ def test_folders_are_read_in_order(folders: Folders) -> None:
     assert isinstance(train, datasets.ImageFolderDataset)
     assert (len(train), len(val), train.classes) == (12, 6, ("apple", "pear"))
     assert train.labels.tolist() == [0] * 6 + [1] * 6
-    assert train.read(0).size == (60, 40)
+    assert train.decoded(0).size == (60, 40)
 
 
 def test_bad_folders_are_named(folders: Folders) -> None:
@@ -92,7 +92,7 @@ def test_real_odd_images_decode_or_are_named(real_images: Path) -> None:
     names = np.array([str(file).encode() for file in files])
     folder = datasets.ImageFolderDataset(root, names, np.zeros(len(files), np.int64), ["odd"])
     assert len(folder) > 100
-    assert all(folder.read(i).mode == "RGB" for i in range(len(folder)))
+    assert all(folder.decoded(i).mode == "RGB" for i in range(len(folder)))
 
 
 def test_cmyk_png_in_jpeg_and_truncated_files(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_cmyk_png_in_jpeg_and_truncated_files(tmp_path: Path) -> None:
     (tmp_path / "text.JPEG").write_text("not an image")
     names = ["cmyk.JPEG", "png.JPEG", "grey.JPEG", "half.JPEG", "text.JPEG"]
     folder = datasets.ImageFolderDataset(tmp_path, np.array(names, "S"), np.zeros(5, np.int64), ["odd"])
-    assert [folder.read(i).size for i in range(3)] == [(20, 30)] * 3
-    assert np.array_equal(np.asarray(folder.read(1)), pixels)
+    assert [folder.decoded(i).size for i in range(3)] == [(20, 30)] * 3
+    assert np.array_equal(np.asarray(folder.decoded(1)), pixels)
     for i in (3, 4):
         with pytest.raises(BadInput, match=f"cannot decode {folder.name(i)}"):
-            folder.read(i)
+            folder.decoded(i)

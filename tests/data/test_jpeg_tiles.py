@@ -9,8 +9,8 @@ import simplejpeg
 from conftest import needs_jpegtran, photo
 from PIL import Image
 
-from resnet_train.data import images, jpeg_tiles
-from resnet_train.data.images import ImageArray
+from resnet_train.data import decoding, jpeg_tiles
+from resnet_train.data.decoding import ImageArray
 from resnet_train.data.jpeg_tiles import Tiled
 from resnet_train.errors import BadInput
 from resnet_train.packing import jpeg_restart
@@ -135,7 +135,7 @@ def test_a_damaged_tile_is_named() -> None:
 def test_real_photos_are_exact_and_no_larger(real_images: Path) -> None:
     before = after = 0
     for path in sorted((real_images / "imagenet-natural-c100" / "val").rglob("*.*"))[::10]:
-        image = images.read(path)
+        image = decoding.open_file(path)
         whole = image.region((0, 0, *image.size)).pixels
         tiled = jpeg_restart.tiled(image.data, whole, np.zeros((0, 4)))
         assert_every_crop_is_exact(tiled, whole, crops=20)

@@ -15,11 +15,11 @@ from torchvision.transforms import v2
 from resnet_train.config.data import AugmentConfig, ImageFolderConfig
 from resnet_train.config.schema import Run
 from resnet_train.data import augment, datasets, loader, mixup, normalize, rng
-from resnet_train.data.augment import View
 from resnet_train.data.batch import Batch
 from resnet_train.data.device_cache import DeviceCachedDataset
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.sampler import Sampler
+from resnet_train.data.views import View
 from resnet_train.errors import BadInput
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_run: Callable[..., 
 def batches(run: Run, start: int, until: int, **more: Any) -> list[Batch]:
     source, _ = datasets.open_data(run.data)
     data = loader.training_data(run, source, run.seed, 0, 1, CPU)
-    return [copied(batch) for share in data.from_step(start, until, **more) for batch in share.batches]
+    return [copied(batch) for share in data.from_step(start, until, **more) for batch in share.micro_batches]
 
 
 def copied(batch: Batch) -> Batch:
@@ -96,7 +96,7 @@ def test_augmentation_of_a_sample_differs_from_epoch_to_epoch(tiny_run: Callable
     seen = {
         (epoch, index): image
         for step, batch in enumerate(batches(run, 0, 5))
-        for epoch, index, image in zip(*data.stream.batch(step), batch.images, strict=True)
+        for epoch, index, image in zip(*data.sampler.batch(step), batch.images, strict=True)
     }
     assert not torch.equal(torch.stack([seen[0, i] for i in range(40)]), torch.stack([seen[1, i] for i in range(40)]))
 
@@ -143,7 +143,7 @@ def test_resident_files_are_trained_on_as_stored_images_are(tiny_run: Callable[.
     for one, other in zip(
         *(loader.training_data(run, source, 0, 0, 1, CPU).from_step(0, 5) for source in (train, stored)), strict=True
     ):
-        assert same(one.batches, other.batches)
+        assert same(one.micro_batches, other.micro_batches)
     assert torch.equal(*(normalize.statistics(run, source).mean for source in (train, stored)))
     assert len(val) == 4
     assert train.subset(np.arange(9)) is train.subset(np.arange(9))  # which is read once
@@ -181,19 +181,21 @@ def test_what_is_done_to_a_share_does_not_depend_on_its_rank(tiny_run: Callable[
         run = run.model_copy(update={"augment": AugmentConfig.model_validate(run.augment.model_dump() | NEWER)})
         source, _ = datasets.open_data(run.data)
         two = run.model_copy(update={"train": run.train.model_copy(update={"grad_accum_steps": 2})})
-        passes = next(loader.training_data(two, source, 0, 0, 1, CPU).from_step(3, 4)).batches
-        shares = [next(loader.training_data(run, source, 0, r, 2, CPU).from_step(3, 4)).batches[0] for r in (0, 1)]
+        passes = next(loader.training_data(two, source, 0, 0, 1, CPU).from_step(3, 4)).micro_batches
+        shares = [
+            next(loader.training_data(run, source, 0, r, 2, CPU).from_step(3, 4)).micro_batches[0] for r in (0, 1)
+        ]
         for one, other in zip(passes, shares, strict=True):
-            for name in ("images", "labels", "shift", "erased", "blend"):
+            for name in ("images", "labels", "shift", "erase_boxes", "mix_params"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
-            assert one.erased is not None
-            assert 0 < (one.erased[:, 2] > 0).sum() < 8
+            assert one.erase_boxes is not None
+            assert 0 < (one.erase_boxes[:, 2] > 0).sum() < 8
         samples = Sampler(0, len(source), 16, repeat=2).batch(3)
         random = rng.uniform(0, samples.epochs, samples.indices, augment.columns(run.augment))[:, augment.ERASE]
         boxes = mixup.erase_boxes(0.5, random, *passes[0].images.shape[1:3])
-        assert np.array_equal(np.concatenate([np.asarray(share.erased) for share in shares]), boxes)
-        assert passes[0].blend is not None
-        assert not torch.equal(passes[0].blend, passes[1].blend)
+        assert np.array_equal(np.concatenate([np.asarray(share.erase_boxes) for share in shares]), boxes)
+        assert passes[0].mix_params is not None
+        assert not torch.equal(passes[0].mix_params, passes[1].mix_params)
         assert torch.equal(passes[0].labels, passes[1].labels)  # copies of the same samples
         assert not torch.equal(passes[0].images, passes[1].images)
 
@@ -281,7 +283,7 @@ def test_statistics_of_a_folder_are_of_what_torchvision_sees(
     run = folder_run(tiny_run, whole_photos, normalize=kind)
     source, _ = datasets.open_data(run.data)
     see = v2.Compose([v2.Resize(18), v2.CenterCrop(16)])  # 18 is to 16 as 256 is to 224
-    pixels = np.stack([see(source.read(i)) for i in range(len(source))]).astype(np.float64)
+    pixels = np.stack([see(source.decoded(i)) for i in range(len(source))]).astype(np.float64)
     norm = normalize.statistics(run, source)
     assert np.allclose(norm.mean, pixels.mean(0) if kind == "pixel-mean" else pixels.mean((0, 1, 2)), atol=1e-4)
     assert np.allclose(norm.std, pixels.std((0, 1, 2)) if kind == "channel-mean-std" else 255.0, atol=1e-4)

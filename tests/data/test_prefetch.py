@@ -99,9 +99,9 @@ def test_a_killed_worker_is_told_and_nothing_hangs() -> None:
 
 def test_a_worker_whose_trainer_was_killed_before_it_began_ends() -> None:
     script = (
-        "import subprocess, sys; from resnet_train.data import workers\n"
+        "import subprocess, sys; from resnet_train.runtime import processes\n"
         "gone = subprocess.Popen([sys.executable, '-c', '']); gone.wait()\n"
-        "workers.begin(gone.pid)\n"
+        "processes.begin(gone.pid)\n"
         "print('on it goes')"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

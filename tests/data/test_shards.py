@@ -65,9 +65,9 @@ def test_shards_are_the_folders_they_were_made_of(options: list[Any], photos: Pa
         assert (forms[1] > 0) == ("--tiled" in options)
         assert (forms[2] > 0) == ("--raw-fraction" in options)
         for i in range(len(one)):  # and any part of it
-            whole, (width, height) = np.asarray(other.read(i)), other.picture(i).size
+            whole, (width, height) = np.asarray(other.decoded(i)), other.encoded(i).size
             box = (width // 3, height // 4, width // 3 + 20, height // 4 + 31)
-            found = one.picture(i).region(box)
+            found = one.encoded(i).region(box)
             rows, columns = (
                 slice(box[1] - found.top, box[3] - found.top),
                 slice(box[0] - found.left, box[2] - found.left),
@@ -96,7 +96,7 @@ def test_other_programs_read_the_shards(whole_photos: Path, packed_once: Path) -
     for i, sample in enumerate(samples):
         assert sample["cls"] == train.labels[i]
         pixels = sample["png"] if "png" in sample else sample["jpg"]
-        assert np.array_equal(pixels, np.asarray(train.read(i)))
+        assert np.array_equal(pixels, np.asarray(train.decoded(i)))
 
 
 def test_dots_and_long_names_survive(photos: Path, program: Program) -> None:
@@ -111,7 +111,7 @@ def test_dots_and_long_names_survive(photos: Path, program: Program) -> None:
     with tarfile.open("packed/train/000000.tar") as tar:
         assert f"n01/{'ü' * 80}.png" in tar.getnames()
     wanted = opened(photos, ImageFolderConfig)[0]
-    assert all(np.array_equal(np.asarray(train.read(i)), np.asarray(wanted.read(i))) for i in range(len(train)))
+    assert all(np.array_equal(np.asarray(train.decoded(i)), np.asarray(wanted.decoded(i))) for i in range(len(train)))
 
 
 def test_the_largest_files_of_a_shard_are_the_raw_ones(photos: Path, program: Program) -> None:
@@ -128,8 +128,8 @@ def test_smaller_images_are_said_to_be_another_recipe(photos: Path, program: Pro
     out = program("prepare", photos, "packed", "--short-side", 64)[1]
     assert "recipe: CHANGED: shorter sides over 64 px were reduced" in out
     train, _ = opened(Path("packed"))
-    wanted = [min(64, min(opened(photos, ImageFolderConfig)[0].picture(i).size)) for i in range(len(train))]
-    assert [min(train.picture(i).size) for i in range(len(train))] == wanted
+    wanted = [min(64, min(opened(photos, ImageFolderConfig)[0].encoded(i).size)) for i in range(len(train))]
+    assert [min(train.encoded(i).size) for i in range(len(train))] == wanted
     assert "recipe: unchanged" in program("prepare", photos, "same")[1]
 
 
@@ -148,8 +148,8 @@ def test_squares_are_averages_of_areas(photos: Path, program: Program) -> None:
     assert "recipe: CHANGED: every image was made 16 pixels wide and high" in out
     train, files = opened(Path("packed"))[0], opened(photos, ImageFolderConfig)[0]
     for i in range(len(train)):
-        wanted = files.read(i).resize((16, 16), Image.Resampling.BOX)
-        assert np.array_equal(np.asarray(train.read(i)), np.asarray(wanted))
+        wanted = files.decoded(i).resize((16, 16), Image.Resampling.BOX)
+        assert np.array_equal(np.asarray(train.decoded(i)), np.asarray(wanted))
     assert program("prepare", "--verify", "packed")[0] == 0
     assert "have no effect" in refusal(program, photos, "x", "--square", 16, "--tiled")
 
@@ -169,7 +169,7 @@ def test_a_shard_stays_open_while_it_is_read(
         return read(*arguments)
 
     monkeypatch.setattr(os, "pread", crowded)
-    assert np.array_equal(np.asarray(train.read(0)), np.asarray(files.read(0)))
+    assert np.array_equal(np.asarray(train.decoded(0)), np.asarray(files.decoded(0)))
 
 
 def test_an_index_of_many_entries_is_mapped_and_shared(tmp_path: Path) -> None:
@@ -188,10 +188,10 @@ def test_an_index_of_many_entries_is_mapped_and_shared(tmp_path: Path) -> None:
     assert len(sent) < 20_000
     again = pickle.loads(sent)
     assert isinstance(again.entries.base, np.memmap)
-    assert again.place(99_999) == (199_998, 999, 1, 0, 3, 4, 0, 0)
+    assert again.entry(99_999) == (199_998, 999, 1, 0, 3, 4, 0, 0)
     rows = datasets.evenly_spaced(len(source), 1000)
     few = pickle.loads(pickle.dumps(source.subset(rows))).subset(np.array([999]))
-    assert (len(few), few.labels.tolist(), few.place(0).offset) == (1, [999], 2 * 99_900)
+    assert (len(few), few.labels.tolist(), few.entry(0).offset) == (1, [999], 2 * 99_900)
 
 
 def test_an_index_of_other_shards_is_told(packed: Path, config: Callable[..., Path], program: Program) -> None:
@@ -213,7 +213,7 @@ def test_damage_is_named(packed: Path, program: Program) -> None:
     shard = packed / "train/000001.tar"
     whole = shard.read_bytes()
     train, _ = opened(packed)
-    place = train.place(12)
+    place = train.entry(12)
     cases = [(place.offset + 90, b"\xff"), (place.offset + -(-place.length // 512) * 512 + 512, b"7")]
     for at, byte in cases:  # in the pixels; in the label
         shard.write_bytes(whole[:at] + byte + whole[at + 1 :])
@@ -227,7 +227,7 @@ def test_damage_is_named(packed: Path, program: Program) -> None:
     with pytest.raises(BadInput, match=said):
         opened(Path("packed"))
     with pytest.raises(BadInput, match=r"cannot read .*000001.tar: it is cut short"):
-        train.picture(13)
+        train.encoded(13)
     shard.unlink()
     with pytest.raises(BadInput, match=r"the index of packed names .*: No such file or directory; pack it again"):
         opened(Path("packed"))
@@ -255,7 +255,7 @@ def test_batches_from_shards_are_those_from_folders(
         for kind, path in (("imagefolder", str(photos)), ("shards", "packed")):
             run = tiny_run(data={"kind": kind, "path": path, "workers": 1}, train={"batch_size": 8}, **SIZED)
             data = loader.training_data(run, datasets.open_data(run.data)[0], 0, rank, 2, torch.device("cpu"))
-            found.append([[t.clone() for t in step.batches[0].tensors()] for step in data.from_step(0, 3)])
+            found.append([[t.clone() for t in step.micro_batches[0].tensors()] for step in data.from_step(0, 3)])
         for one, other in zip(*found, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
             assert one[0].shape == (4, 24, 24, 3)

@@ -17,8 +17,9 @@ from torchvision.transforms import v2
 
 from resnet_train.commands.eval import Logits
 from resnet_train.config.schema import EvalConfig, ViewConfig
-from resnet_train.data import augment, datasets
+from resnet_train.data import datasets
 from resnet_train.data.eval_loader import EvaluationData
+from resnet_train.data.views import apply_views, views_of
 from resnet_train.evaluation import confusion, evaluator, pretrained
 from resnet_train.evaluation.evaluator import EnsembleMember
 from resnet_train.runtime.distributed import World
@@ -68,7 +69,7 @@ def figures(program: Program, *arguments: object) -> list[dict[str, Any]]:
 def test_ten_crops_are_torchvisions(size: tuple[int, int]) -> None:
     random = np.random.default_rng(1)
     image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    ours = augment.apply_views(image, augment.views(ViewConfig(resize=64, crop=48), EvalConfig(protocol="ten-crop")))
+    ours = apply_views(image, views_of(ViewConfig(resize=64, crop=48), EvalConfig(protocol="ten-crop")))
     theirs = v2.TenCrop(48)(v2.Resize(64)(image))
     assert len(ours) == 10
     for one in theirs:
@@ -76,8 +77,8 @@ def test_ten_crops_are_torchvisions(size: tuple[int, int]) -> None:
 
 
 def test_scales_are_whole_images_of_that_shorter_side() -> None:
-    looks = augment.views(ViewConfig(), EvalConfig(protocol="multi-scale", short_sides=(32, 48), flip=True))
-    seen = augment.apply_views(Image.new("RGB", (90, 60)), looks)
+    looks = views_of(ViewConfig(), EvalConfig(protocol="multi-scale", short_sides=(32, 48), flip=True))
+    seen = apply_views(Image.new("RGB", (90, 60)), looks)
     assert [image.shape for image in seen] == [(32, 48, 3), (48, 72, 3)] * 2
     assert looks[2:] == tuple(look._replace(flip=True) for look in looks[:2])
 
@@ -93,10 +94,10 @@ def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: st
     val = datasets.open_validation(run.data)
     members = [EnsembleMember(one.net, one.normalization, "fp32") for one in loaded]
     found = evaluator.evaluate(members, evaluator.data_of(run, val, CPU), average, CPU)
-    looks = augment.views(run.view, run.eval)
+    looks = views_of(run.view, run.eval)
     for i in range(len(val)):
         scores = []
-        for image in augment.apply_views(val.read(i), looks):
+        for image in apply_views(val.decoded(i), looks):
             for one in loaded:
                 batch = EvaluationData(val.subset(np.array([i])), looks[:1], 1, CPU.device)
                 [known] = list(batch.batches())
@@ -177,7 +178,7 @@ def test_batch_norm_is_recomputed_over_training_images(runs: list[str], program:
     one = pretrained.load(runs[0], overrides=["eval.recompute_bn=12", "eval.batch_size=12"])
     train_set, _ = datasets.open_data(one.run.data)
     net = evaluator.recomputed_bn(one.net, one.run, train_set, one.normalization, CPU)
-    looks = augment.views(one.run.view, one.run.eval)
+    looks = views_of(one.run.view, one.run.eval)
     [batch] = EvaluationData(train_set, looks, 12, CPU.device).batches()
     with torch.no_grad():
         out = net.conv1(one.normalization(batch))

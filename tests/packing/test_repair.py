@@ -221,7 +221,7 @@ def test_folders_in_class_folders_are_read_as_torchvision_reads_them(images: Pat
     prepared(program, images, "packed", "--shard-images", 3, "--raw-fraction", 1)
     packed, _ = opened(Path("packed"))
     assert packed.labels.tolist() == folders.labels.tolist()
-    assert all(np.array_equal(np.asarray(packed.read(i)), np.asarray(wanted[i][0])) for i in range(len(wanted)))
+    assert all(np.array_equal(np.asarray(packed.decoded(i)), np.asarray(wanted[i][0])) for i in range(len(wanted)))
 
 
 # --- destinations, and Ctrl-C -----------------------------------------------------------------------------------------

@@ -138,5 +138,5 @@ def test_statistics_travel_with_the_checkpoint(saved: Any, tiny_run: TinyRun, tm
     checkpoint.save(state, CheckpointMeta(run, tuple(source.classes), len(source), norm), tmp_path / "c", [], CPU)
     found = checkpoint.read_checkpoint(tmp_path / "c" / "last.pt").about.normalization
     data = loader.training_data(run, source, 0, 0, 1, torch.device("cpu"))
-    batch = next(data.from_step(0, 1)).batches[0]
+    batch = next(data.from_step(0, 1)).micro_batches[0]
     assert torch.equal(found(batch), norm(batch))

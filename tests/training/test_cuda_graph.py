@@ -89,7 +89,7 @@ def test_a_graph_erases_and_mixes_as_each_batch_says(kind: str, tiny_run: TinyRu
         left = torch.arange(16) % (step + 1)
         erased = torch.stack([left, left, left + 2, left + 3], dim=1)
         blend = torch.tensor([1, step % 3, 1, 6, 7] if step % 2 else [0.1 * step, 0, 0, 0, 0], dtype=torch.float32)
-        batch = random_batch(seed=step)._replace(erased=erased, blend=blend)
+        batch = random_batch(seed=step)._replace(erase_boxes=erased, mix_params=blend)
         for state in (eager, graph):
             train_step(state, share(batch), IDENTITY, 0.2 / (1 + step), run.train)
         assert_same(eager, graph)

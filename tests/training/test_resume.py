@@ -53,7 +53,7 @@ def test_resume_is_exact(
 
     def interrupt(self: log.Log, share: Any) -> None:
         received(self, share)
-        sizes.append(share.batches[0].images.shape[1])
+        sizes.append(share.micro_batches[0].images.shape[1])
         if len(sizes) == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -153,7 +153,7 @@ def test_mixed_and_erased_batches_are_learnt_as_torchvisions(tiny_run: TinyRun) 
     for blend in ([0.7, 0, 0, 0, 0], [0.2, 0, 0, 0, 0], [1, 2, 0, 8, 4]):
         state = new_state(run, 4, 3, CPU)
         net = copy.deepcopy(state.net)
-        mixed = batch._replace(erased=erased, blend=torch.tensor(blend, dtype=torch.float32))
+        mixed = batch._replace(erase_boxes=erased, mix_params=torch.tensor(blend, dtype=torch.float32))
         train_step(state, share(mixed), IDENTITY, 0.1, run.train)
         images = batch.images.permute(0, 3, 1, 2) / 255
         images[:8, :, 2:4, 1:5] = 0

@@ -45,7 +45,7 @@ class EncodedImage(Protocol):
 
 
 @dataclass(frozen=True)
-class Encoded:
+class ImageFile:
     """A file that is decoded as a whole, by simplejpeg where it can, which is the faster, and else by Pillow.
 
     Both call libjpeg-turbo and give the same pixels. EXIF orientation is ignored, as every ImageNet trainer does.
@@ -54,20 +54,20 @@ class Encoded:
     data: bytes
     name: str
     size: tuple[int, int]
-    simple: bool
+    is_rgb_jpeg: bool
     """Whether it is a JPEG of grey or RGB pixels; of CMYK, simplejpeg's conversion is not Pillow's."""
 
     def region(self, box: Box) -> Region:
         """The whole. Raises `BadInput`."""
-        if self.simple:
+        if self.is_rgb_jpeg:
             try:
                 return Region(simplejpeg.decode_jpeg(self.data), 0, 0)
             except ValueError:  # strict: Pillow decides whether what is odd is broken
                 pass
-        return Region(np.array(pillow(self.data, self.name)), 0, 0)
+        return Region(np.array(decode_with_pillow(self.data, self.name)), 0, 0)
 
 
-def encoded(data: bytes, name: str) -> Encoded:
+def open_bytes(data: bytes, name: str) -> ImageFile:
     """An image file by its bytes. Raises `BadInput` where they are none, or claim to be enormous."""
     if not data:
         raise BadInput(f"cannot decode {name}: it is empty")
@@ -75,24 +75,24 @@ def encoded(data: bytes, name: str) -> Encoded:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         with _named(name), Image.open(io.BytesIO(data)) as image:
-            size, simple = image.size, False
+            size, is_rgb_jpeg = image.size, False
     else:
-        size, simple = (int(width), int(height)), colours in ("Gray", "YCbCr", "RGB")
+        size, is_rgb_jpeg = (int(width), int(height)), colours in ("Gray", "YCbCr", "RGB")
     if size[0] * size[1] > _MOST_PIXELS:
         raise BadInput(f"cannot decode {name}: {size[0]} x {size[1]} pixels, over the limit of {_MOST_PIXELS:,}")
-    return Encoded(data, name, size, simple)
+    return ImageFile(data, name, size, is_rgb_jpeg)
 
 
-def read(path: Path) -> Encoded:
+def open_file(path: Path) -> ImageFile:
     """An image file. Raises `BadInput` where it cannot be read, or is no image."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise BadInput(f"cannot decode {path}: {error.strerror}") from None
-    return encoded(data, str(path))
+    return open_bytes(data, str(path))
 
 
-def pillow(data: bytes, name: str, mode: str = "RGB") -> Image.Image:
+def decode_with_pillow(data: bytes, name: str, mode: str = "RGB") -> Image.Image:
     """An image file by Pillow; `mode` is Pillow's, RGB or L (grey). Raises `BadInput`."""
     with _named(name), Image.open(io.BytesIO(data)) as image:
         return image.convert(mode)
