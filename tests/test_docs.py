@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resnet_train import cli
+from resnet_train import __version__, cli
 from resnet_train.config import load, zoo
 from resnet_train.errors import BadInput
 
@@ -163,6 +163,28 @@ def test_experiments_in_the_documents_are_valid(name: str, tmp_path: Path) -> No
         path = tmp_path / "experiment.yaml"
         path.write_text(block if whole else f"base: {ROOT / 'configs/imagenet-wide.yaml'}\nname: part\n{block}")
         load.load(path)
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md"])
+def test_diffs_apply_to_the_code(name: str) -> None:
+    """Lines that a diff keeps or removes are lines of the file that the comment above them names."""
+    kept = 0
+    for block in re.findall(r"^```diff\n(.*?)^```$", (ROOT / name).read_text(), re.S | re.M):
+        source = ""
+        for line in block.splitlines():
+            if header := re.match(r"[ +]# ([\w/.-]+\.\w+)", line):
+                path = ROOT / header[1]
+                source = "" if line.startswith("+") else path.read_text()
+            elif not line.startswith("+"):
+                kept += 1
+                assert f"{line[1:].strip()}\n" in source, f"{name}: {line}"
+    assert kept > 0
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert [reference["year"] for reference in citation["references"]] == [2016, 2016, 2016]
 
 
 def test_the_readme_is_short_and_names_every_command() -> None:
