@@ -73,10 +73,10 @@ class _Labels:
     def __init__(self, source: Path, given: Path | None) -> None:
         self.source, self.given, self.asked = source, given, False
 
-    def known(self) -> labels.Known | None:
+    def known(self) -> labels.ClassLabels | None:
         self.asked = True
         path = self.given or labels.find_devkit(self.source)
-        return None if path is None else labels.of_images(path)
+        return None if path is None else labels.read_class_labels(path)
 
     def of(self, where: Path, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
         known = self.known()
@@ -86,7 +86,7 @@ class _Labels:
                 "give --val-labels FILE with lines IMAGE,CLASS"
             )
         given = f"--val-labels: {self.given}" if self.given else "the development kit"
-        return labels.numbered(known, names, classes, given)
+        return labels.label_images(known, names, classes, given)
 
 
 def _folders(path: Path, held: list[str], used: _Labels, class_names: Path | None) -> Source:
@@ -113,7 +113,7 @@ def _folders(path: Path, held: list[str], used: _Labels, class_names: Path | Non
             raise BadInput(f"train and val have different classes: {odd} is only in {where}")
         classes = list(folder.classes)
         parts[part] = InFolder(folder.names, folder.labels, root, folder.names)
-    return Source("class folders", parts, *labels.read_names(class_names, classes))
+    return Source("class folders", parts, *labels.read_class_names(class_names, classes))
 
 
 def _loose(root: Path) -> list[str]:
@@ -134,16 +134,16 @@ def _imagenet(path: Path, held: list[str], used: _Labels, class_names: Path | No
     known = used.known()
     if _VAL_TAR in held:
         if _TRAIN_TAR not in held:
-            classes = sorted(set((known or labels.Known({}, {})).of_image.values()))
+            classes = sorted(set((known or labels.ClassLabels({}, {})).class_of_image.values()))
         members = list(tars.members(path / _VAL_TAR))
         names = [Path(member.name).name for member in members]
         found = used.of(path / _VAL_TAR, names, classes).tolist()
         listed = zip(members, names, found, strict=True)
         made = [Found(f"{classes[i]}/{name}", i, 0, one.offset, one.length) for one, name, i in listed]
         parts["val"] = tars.listed([path / _VAL_TAR], made)
-    ids, names = labels.read_names(class_names, classes)
+    ids, names = labels.read_class_names(class_names, classes)
     if class_names is None:
-        names = [(known.names if known else {}).get(id_, id_) for id_ in ids]
+        names = [(known.class_names if known else {}).get(id_, id_) for id_ in ids]
     return Source("ILSVRC2012's tar files", parts, ids, names)
 
 
@@ -156,7 +156,7 @@ def _parquet(files: dict[str, list[Path]], class_names: Path | None) -> Source:
             raise BadInput(f"{paths[0]} and the files of the training part name different classes")
         highest = int(parts[part].labels.max(initial=-1))
         classes = found or [str(i) for i in range(max(highest + 1, len(classes)))]
-    ids, names = labels.read_names(class_names, classes, bare=True)
+    ids, names = labels.read_class_names(class_names, classes, by_line=True)
     return Source("parquet files", {part: _in_classes(parts[part], ids) for part in parts}, ids, names)
 
 
@@ -179,7 +179,7 @@ def _webdataset(path: Path, files: dict[str, list[Path]], class_names: Path | No
     if ours:
         classes, names = ([*column] for column in zip(*shards.read_index(path)["classes"], strict=True))
     else:
-        classes, names = labels.read_names(class_names, [str(i) for i in range(highest + 1)], bare=True)
+        classes, names = labels.read_class_names(class_names, [str(i) for i in range(highest + 1)], by_line=True)
     parts: dict[str, Listing] = {}
     for part, pairs in found.items():
         made = []
@@ -199,7 +199,7 @@ def _stored(path: Path, kind: str, class_names: Path | None) -> Source:
             [f"{held.classes[label].replace('/', '_')}/{i:05}.png" for i, label in enumerate(held.labels)], "S"
         )
         parts[part] = InMemory(names, held.labels, path, kind, part == "train", numbers)
-    return Source(f"torchvision's files of {kind}", parts, *labels.read_names(class_names, list(held.classes)))
+    return Source(f"torchvision's files of {kind}", parts, *labels.read_class_names(class_names, list(held.classes)))
 
 
 def _files(path: Path, suffix: str) -> dict[str, list[Path]]:

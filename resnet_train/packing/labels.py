@@ -1,138 +1,212 @@
-"""What tells the classes of images that do not lie in class folders, and the names of classes."""
+"""The classes of validation images that do not lie in class folders, and the names of classes."""
 
+import gzip
+import io
+import multiprocessing
 import re
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
-from resnet_train.packing import matlab
+from resnet_train.runtime.processes import shield_helpers
 
 DEVKIT = "ILSVRC2012_devkit_t12"
-_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-_IMAGE = "ILSVRC2012_val_{:08}"
+_SYNSETS = "meta.mat"
+_GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_VAL_IMAGE = "ILSVRC2012_val_{:08}"
+_MAX_BYTES = 64 << 20
+"""The largest development kit, and the largest file of it, that is read. ImageNet's own is far smaller."""
+_HEADER_WORDS = ("imageid", "image", "filename", "file", "name")
+"""First words of a line of column names."""
 
 
-class Known(NamedTuple):
-    """What a file says of classes."""
+class ClassLabels(NamedTuple):
+    """The class of each validation image, and the names of the classes."""
 
-    of_image: Mapping[str, str]
-    """Class of an image, by its file's name without folder and suffix."""
-    names: Mapping[str, str]
-    """Human name of a class."""
+    class_of_image: Mapping[str, str]
+    """Class id by image name (the file name without folder and suffix)."""
+    class_names: Mapping[str, str]
+    """Human-readable name by class id. Empty if the file gives none."""
+
+
+class Synset(NamedTuple):
+    """A class of ImageNet."""
+
+    number: int
+    """ILSVRC2012_ID, from 1 on: how the ground truth refers to the class."""
+    wnid: str
+    words: str
 
 
 def find_devkit(source: Path) -> Path | None:
-    """The development kit beside ILSVRC2012's files: packed, unpacked, or its two files alone."""
+    """The development kit in the folder of ILSVRC2012's files: packed, unpacked, or only its two files."""
     for path in (source / f"{DEVKIT}.tar.gz", source / DEVKIT, source):
-        if path.is_file() or (path / _TRUTH).is_file() or (path / "data" / _TRUTH).is_file():
+        if path.is_file() or (path / _GROUND_TRUTH).is_file() or (path / "data" / _GROUND_TRUTH).is_file():
             return path
     return None
 
 
-def of_images(path: Path) -> Known:
-    """The classes of validation images by the development kit (packed or not) or a table. Raises `BadInput`."""
+def read_class_labels(path: Path) -> ClassLabels:
+    """Read the classes of the validation images from the development kit (packed or not) or a table IMAGE,CLASS.
+
+    Raises BadInput if the file cannot be read or contradicts itself.
+    """
     if path.is_dir() or path.name.endswith((".tar.gz", ".tgz")):
-        return _devkit(path)
-    found: dict[str, str] = {}
-    for number, line in enumerate(_text(path).splitlines(), 1):
+        return _read_devkit(path)
+    return ClassLabels(_read_table(path), {})
+
+
+def _read_table(path: Path) -> dict[str, str]:
+    """Class by image name. Each line holds an image and its class; further columns are ignored, as in Kaggle's file."""
+    class_of_image: dict[str, str] = {}
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
         words = re.split(r"[,\s]+", line.strip())
-        if words == [""] or (number == 1 and words[0].lower() in ("imageid", "image", "filename", "file", "name")):
+        if words == [""] or (number == 1 and words[0].lower() in _HEADER_WORDS):
             continue
         if len(words) < 2:
             raise BadInput(
                 f"--val-labels: {path}, line {number}: expected an image and its class (IMAGE,CLASS), or give the "
                 f"development kit, {DEVKIT}.tar.gz"
             )
-        key = Path(words[0]).stem
-        if found.setdefault(key, words[1]) != words[1]:
-            raise BadInput(f"--val-labels: {path}, line {number}: {key} has two classes, {found[key]} and {words[1]}")
-    return Known(found, {})
+        image, class_id = Path(words[0]).stem, words[1]
+        earlier = class_of_image.setdefault(image, class_id)
+        if earlier != class_id:
+            raise BadInput(f"--val-labels: {path}, line {number}: {image} has two classes, {earlier} and {class_id}")
+    return class_of_image
 
 
-def _devkit(path: Path) -> Known:
-    """`meta.mat` numbers the synsets, and the ground truth is a number for each validation image in order."""
-    read = _in_tar(path) if path.is_file() else _in_folder(path)
+def _read_devkit(path: Path) -> ClassLabels:
+    """`meta.mat` numbers the synsets. The ground truth has one such number for each validation image, in order."""
+    files = _unpack_devkit(path) if path.is_file() else _read_devkit_folder(path)
     try:
-        truth = [int(line) for line in read(_TRUTH).decode("ascii").split()]
-        synsets = matlab.read(read("meta.mat"))["synsets"]
-        ids = {int(one["ILSVRC2012_ID"][0]): one["WNID"] for one in synsets}
-        names = {one["WNID"]: one["words"] for one in synsets}
-        return Known({_IMAGE.format(i): ids[number] for i, number in enumerate(truth, 1)}, names)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        numbers = [int(line) for line in files[_GROUND_TRUTH].decode("ascii").split()]
+        synsets = {synset.number: synset for synset in _load_synsets(files[_SYNSETS])}
+        classes = {_VAL_IMAGE.format(i): synsets[number].wnid for i, number in enumerate(numbers, 1)}
+    except KeyError as error:
+        raise BadInput(f"cannot read the development kit {path}: {_SYNSETS} has no synset {error}") from None
+    except ValueError as error:
         raise BadInput(f"cannot read the development kit {path}: {error}") from None
+    return ClassLabels(classes, {synset.wnid: synset.words for synset in synsets.values()})
 
 
-def _in_folder(path: Path) -> Callable[[str], bytes]:
-    def read(name: str) -> bytes:
-        inside = path / "data" / name
+def _load_synsets(data: bytes) -> list[Synset]:
+    """Read meta.mat in a process of its own. Raises ValueError if it is damaged.
+
+    SciPy's reader does not check every length that it finds: some damaged files crash the process.
+    """
+    shield_helpers()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
         try:
-            return (inside if inside.exists() else path / name).read_bytes()
+            return pool.submit(parse_synsets, data).result()
+        except BrokenProcessPool:
+            raise ValueError(f"{_SYNSETS} is damaged") from None
+
+
+def parse_synsets(data: bytes) -> list[Synset]:
+    """The struct array `synsets` of meta.mat. Raises ValueError if there is none."""
+    from scipy.io import loadmat
+
+    try:
+        rows = np.atleast_1d(loadmat(io.BytesIO(data), variable_names=["synsets"], squeeze_me=True)["synsets"])
+        return [Synset(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in rows]
+    except Exception as error:  # loadmat raises a dozen kinds, TypeError and UnboundLocalError among them
+        raise ValueError(f"{_SYNSETS} is damaged, or has other variables ({error})") from None
+
+
+def _unpack_devkit(path: Path) -> dict[str, bytes]:
+    """The two files of the packed development kit. It is read to its end, so that gzip compares the checksum."""
+    files: dict[str, bytes] = {}
+    try:
+        with gzip.open(path) as stream:
+            data = stream.read(_MAX_BYTES + 1)
+        _check_size(path, len(data))
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                name = Path(member.name).name
+                if name in (_SYNSETS, _GROUND_TRUTH) and (file := tar.extractfile(member)) is not None:
+                    files[name] = file.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"cannot read {path}: {error}") from None
+    for name in (_SYNSETS, _GROUND_TRUTH):
+        if name not in files:
+            raise BadInput(f"{path} has no {name} in it: expected {DEVKIT}.tar.gz of ILSVRC2012")
+    return files
+
+
+def _read_devkit_folder(path: Path) -> dict[str, bytes]:
+    folder = path / "data" if (path / "data" / _GROUND_TRUTH).exists() else path
+    files: dict[str, bytes] = {}
+    for name in (_SYNSETS, _GROUND_TRUTH):
+        file = folder / name
+        try:
+            _check_size(file, file.stat().st_size)
+            files[name] = file.read_bytes()
         except OSError as error:
-            raise BadInput(f"cannot read {inside} of the development kit: {error.strerror}") from None
-
-    return read
-
-
-def _in_tar(path: Path) -> Callable[[str], bytes]:
-    def read(name: str) -> bytes:
-        try:
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    if Path(member.name).name == name and (file := tar.extractfile(member)) is not None:
-                        return file.read()
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise BadInput(f"cannot read {path}: {error}") from None
-        raise BadInput(f"{path} has no {name} in it: expected {DEVKIT}.tar.gz of ILSVRC2012")
-
-    return read
+            raise BadInput(f"cannot read {file} of the development kit: {error.strerror}") from None
+    return files
 
 
-def numbered(known: Known, names: Sequence[str], classes: Sequence[str], where: str) -> np.ndarray:
-    """The label of each image, int64 [n]. Raises `BadInput` where an image or its class is not known."""
-    number = {name: label for label, name in enumerate(classes)}
-    labels = []
-    for name in names:
-        found = known.of_image.get(Path(name).stem)
-        if found is None:
-            raise BadInput(f"{where} has no class for {name}: it must name every validation image")
-        if found not in number:
-            said = "expected a class of the training part"
-            raise BadInput(f"{where} says that {name} is of class {found}: {said}, such as {classes[0]}")
-        labels.append(number[found])
-    return np.array(labels, np.int64)
+def _check_size(path: Path, size: int) -> None:
+    if size > _MAX_BYTES:
+        raise BadInput(f"cannot read {path}: it is larger than {_MAX_BYTES >> 20} MiB, which no development kit is")
 
 
-def read_names(path: Path | None, classes: list[str], bare: bool = False) -> tuple[list[str], list[str]]:
-    """Ids and human names of classes, from lines such as `n01440764 tench, Tinca tinca`. Raises `BadInput`.
+def label_images(class_labels: ClassLabels, images: Sequence[str], classes: Sequence[str], origin: str) -> Ints:
+    """The label of each image, int64 [n].
 
-    A class is found by its id; where the source has none but only numbers or names (`bare`), line i + 1 is class i.
-    Without a file the ids are the names.
+    images: file names. classes: ids in the order of the labels. origin: where the classes come from, for messages.
+    Raises BadInput if the class of an image is missing or not one of `classes`.
+    """
+    label_of_class = {class_id: label for label, class_id in enumerate(classes)}
+    image_labels = []
+    for image in images:
+        class_id = class_labels.class_of_image.get(Path(image).stem)
+        if class_id is None:
+            raise BadInput(f"{origin} has no class for {image}: it must name every validation image")
+        if class_id not in label_of_class:
+            raise BadInput(
+                f"{origin} gives {image} the class {class_id}: expected a class of the training split, "
+                f"such as {classes[0]}"
+            )
+        image_labels.append(label_of_class[class_id])
+    return np.array(image_labels, np.int64)
+
+
+def read_class_names(path: Path | None, classes: list[str], by_line: bool = False) -> tuple[list[str], list[str]]:
+    """Ids and human-readable names of the classes, from lines such as `n01440764 tench, Tinca tinca`.
+
+    Each id of `classes` is looked up in the file. `by_line`: `classes` may be numbers or names rather than ids; if they
+    are not in the file, line i + 1 is class i. Without a file, the ids are the names. Raises BadInput.
     """
     if path is None:
         return classes, classes
-    lines = [line.strip().split(maxsplit=1) for line in _text(path).splitlines() if line.strip()]
-    table = {words[0]: words[-1] for words in lines}
-    if set(classes) <= table.keys():
-        return list(classes), [table[id_] for id_ in classes]
-    if not bare:
-        missing = next(id_ for id_ in classes if id_ not in table)
+    lines = [line.strip().split(maxsplit=1) for line in _read_text(path).splitlines() if line.strip()]
+    name_of_id = {words[0]: words[-1] for words in lines}
+    if set(classes) <= name_of_id.keys():
+        return list(classes), [name_of_id[class_id] for class_id in classes]
+    if not by_line:
+        missing = next(class_id for class_id in classes if class_id not in name_of_id)
         raise BadInput(
             f"--class-names: {path} has no line for class {missing}: expected lines such as `{missing} NAME`"
         )
-    if len(lines) != len(classes) or len(table) != len(lines):
-        raise BadInput(f"--class-names: {path} names {len(table)} classes, and the source has {len(classes)}")
-    names = list(table.values())
+    if len(lines) != len(classes) or len(name_of_id) != len(lines):
+        raise BadInput(f"--class-names: {path} names {len(name_of_id)} classes, and the source has {len(classes)}")
+    names = list(name_of_id.values())
     for label, name in enumerate(classes):
-        if name in names and names.count(name) == 1 and names.index(name) != label:
+        if names.count(name) == 1 and names.index(name) != label:
             raise BadInput(f"--class-names: {path}: {name} is line {names.index(name) + 1}, and label {label} here")
-    return list(table), names
+    return list(name_of_id), names
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:

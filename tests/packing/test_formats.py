@@ -171,7 +171,7 @@ def test_val_needs_the_class_of_each_image(photos: Path, program: Program) -> No
     assert "nothing says which classes the images of" in refusal(program, folder, "packed")
     for text, said in (
         ([head, *lines[:-1]], "val.csv has no class for n03_7.png"),
-        ([head, *lines[:-1], "n03_7,n9"], "says that n03_7.png is of class n9"),
+        ([head, *lines[:-1], "n03_7,n9"], "gives n03_7.png the class n9"),
         (["490", "361"], "expected an image and its class"),
     ):
         labels.write_text("\n".join(text))

@@ -1,0 +1,112 @@
+"""ImageNet's development kit: `meta.mat` and the ground truth, packed or unpacked, whole or damaged."""
+
+import io
+import random
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from resnet_train.errors import BadInput
+from resnet_train.packing import labels
+from resnet_train.packing.labels import parse_synsets, read_class_labels
+
+SYNSETS = [(2, "n01", "tench, Tinca tinca"), (1, "n02", "Thüng"), (1001, "n99", "fish")]
+"""ILSVRC2012_ID, WNID, words; the numbers are not in the order of the ids, and one is of an inner node."""
+
+
+def meta_mat(compressed: bool = True) -> bytes:
+    """A file in the shape of ImageNet's: a struct array [n, 1] whose fields are arrays of several types and sizes."""
+    fields = "ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images"
+    synsets = np.zeros((len(SYNSETS), 1), [(field, "O") for field in fields])
+    for row, (number, wnid, words) in enumerate(SYNSETS):
+        children = np.arange(row, dtype=np.uint16)
+        synsets[row, 0] = (np.uint16(number), wnid, words, "gloss", np.uint8(row), children, np.uint8(3), 1300.0)
+    file = io.BytesIO()
+    savemat(file, {"synsets": synsets}, do_compression=compressed)
+    return file.getvalue()
+
+
+def write_devkit(meta: bytes, truth: bytes = b"1\n2\n1\n") -> Path:
+    path = Path("ILSVRC2012_devkit_t12.tar.gz")
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in (("meta.mat", meta), ("ILSVRC2012_validation_ground_truth.txt", truth)):
+            member = tarfile.TarInfo(f"ILSVRC2012_devkit_t12/data/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_synsets_of_meta_mat(compressed: bool) -> None:
+    assert [tuple(synset) for synset in parse_synsets(meta_mat(compressed))] == SYNSETS
+
+
+def test_a_single_synset_is_a_list_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_labels.SYNSETS", SYNSETS[:1])
+    assert [tuple(synset) for synset in parse_synsets(meta_mat())] == SYNSETS[:1]
+
+
+def test_a_development_kit_is_read_packed_and_unpacked() -> None:
+    path = write_devkit(meta_mat())
+    with tarfile.open(path) as tar:
+        tar.extractall(filter="data")
+    for place in (path, Path("ILSVRC2012_devkit_t12"), Path("ILSVRC2012_devkit_t12/data")):
+        class_of_image, class_names = read_class_labels(place)
+        assert class_of_image == {f"ILSVRC2012_val_{i:08}": n for i, n in ((1, "n02"), (2, "n01"), (3, "n02"))}
+        assert class_names == {wnid: words for _, wnid, words in SYNSETS}
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda: write_devkit(b""), r"development kit .*tar.gz: meta.mat is damaged, or has other variables"),
+        (lambda: write_devkit(bytes(200)), r"development kit .*tar.gz: meta.mat is damaged, or has other variables"),
+        (lambda: write_devkit(meta_mat()[:-9]), r"development kit .*tar.gz: meta.mat is damaged"),
+        (lambda: write_devkit(meta_mat(), b"1\n7\n"), r"development kit .*tar.gz: meta.mat has no synset 7"),
+        (lambda: write_devkit(meta_mat(), b"one\n"), r"development kit .*tar.gz: invalid literal for int"),
+        (lambda: write_devkit(meta_mat(), bytes(65 << 20)), r"tar.gz: it is larger than 64 MiB"),
+    ],
+)
+def test_a_bad_development_kit_is_refused(write: Callable[[], Path], message: str) -> None:
+    path = write()
+    with pytest.raises(BadInput, match=message):
+        read_class_labels(path)
+
+
+def test_a_flipped_bit_of_a_packed_development_kit_changes_no_class() -> None:
+    """gzip has a checksum of the whole. A few bits have no effect, such as the distance of a run of zeros."""
+    path = write_devkit(meta_mat())
+    whole, expected = path.read_bytes(), read_class_labels(path)
+    refused = 0
+    for place in range(40, len(whole), 6):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert read_class_labels(path) == expected
+        except BadInput:
+            refused += 1
+    assert refused > 80
+
+
+def test_a_meta_mat_that_crashes_its_reader_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some damaged files end SciPy's reader with a segmentation fault. It must not be ours."""
+    path = write_devkit(meta_mat(compressed=False))
+    with tarfile.open(path) as tar:
+        tar.extractall(filter="data")
+    meta, generator = Path("ILSVRC2012_devkit_t12/data/meta.mat"), random.Random(0)
+    whole = meta.read_bytes()
+    for _ in range(5):
+        damaged = bytearray(whole)
+        for place in generator.sample(range(128, len(whole)), 20):
+            damaged[place] = generator.randrange(256)
+        meta.write_bytes(damaged)
+        with pytest.raises(BadInput, match="cannot read the development kit"):
+            read_class_labels(meta.parent)
+    meta.write_bytes(b"")
+    with meta.open("r+b") as file:
+        file.truncate(labels._MAX_BYTES + 1)
+    with pytest.raises(BadInput, match=r"meta.mat: it is larger than 64 MiB"):
+        read_class_labels(meta.parent)
