@@ -20,7 +20,7 @@ from resnet_train.errors import BadInput
 from resnet_train.evaluation import confusion, evaluator, pretrained
 from resnet_train.evaluation.evaluator import EnsembleMember, SampleResults
 from resnet_train.evaluation.pretrained import PretrainedModel
-from resnet_train.evaluation.protocols import protocol as protocol_text
+from resnet_train.evaluation.protocols import describe
 from resnet_train.runtime import distributed
 from resnet_train.runtime.atomic import atomic_write
 from resnet_train.runtime.distributed import World
@@ -85,7 +85,7 @@ def evaluate_all(
     for member in members:
         if member.step is None and data is None:
             raise BadInput(f"{member.label} is a state dict, which knows no data: give --data PATH")
-    by_label = {m.label: protocol_text(m.run, datasets.describe_changes(m.run.data)) for m in members}
+    by_label = {m.label: describe(m.run, datasets.describe_changes(m.run.data)) for m in members}
     protocols = set(by_label.values())
     if len(protocols) > 1:
         told = "; ".join(f"{label}: {protocol}" for label, protocol in by_label.items())

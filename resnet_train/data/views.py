@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from resnet_train.config.schema import EvalConfig, ViewConfig
 from resnet_train.data.batch import Batch
 
 
@@ -22,21 +21,6 @@ class View(NamedTuple):
     place: tuple[float, float] = (0.5, 0.5)
     """Of the square: (0, 0) is left and top, (1, 1) right and bottom."""
     flip: bool = False
-
-
-def views_of(view: ViewConfig | None, cfg: EvalConfig) -> tuple[View, ...]:
-    """All that evaluation sees of an image; without a view it is seen as it is."""
-    if view is None:
-        found = [View()]
-    elif cfg.protocol == "multi-scale":
-        found = [View(short_side) for short_side in cfg.short_sides]
-    elif cfg.protocol == "ten-crop":
-        places = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5)]
-        found = [View(view.resize, view.crop, place) for place in places]
-    else:
-        found = [View(view.resize, view.crop)]
-    mirrored = cfg.flip or cfg.protocol == "ten-crop"
-    return (*found, *(look._replace(flip=True) for look in found if mirrored))
 
 
 def apply_views(image: Image.Image, these: Sequence[View]) -> list[np.ndarray]:

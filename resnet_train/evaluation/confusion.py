@@ -9,9 +9,9 @@ import torch
 
 from resnet_train.data.dataset import Dataset
 from resnet_train.data.eval_loader import EvaluationData
-from resnet_train.data.views import views_of
 from resnet_train.evaluation.evaluator import SampleResults
 from resnet_train.evaluation.pretrained import PretrainedModel
+from resnet_train.evaluation.protocols import views_of
 from resnet_train.runs.tensorboard import add_picture
 
 _SHOWN = 24

@@ -18,7 +18,7 @@ from resnet_train.data.batch import Batch
 from resnet_train.data.dataset import Dataset
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.normalize import Normalization
-from resnet_train.data.views import views_of
+from resnet_train.evaluation.protocols import views_of
 from resnet_train.models.batch_norm import unsynchronised
 from resnet_train.runtime.distributed import World, all_gather
 from resnet_train.runtime.precision import autocast, no_cudnn_benchmark

@@ -1,26 +1,56 @@
-"""An evaluation protocol in words."""
+"""Evaluation protocols: what a network sees of an image, as one list of views, and the same in words.
 
-from resnet_train.config.schema import Run
-from resnet_train.data.views import views_of
+The prediction for an image is the mean over its views (`EvalConfig.average`).
+"""
+
+from typing import NamedTuple
+
+from resnet_train.config.schema import EvalConfig, Run, ViewConfig
+from resnet_train.data.views import View
 
 
-def protocol(run: Run, changed: str | None = None) -> str:
-    """How evaluation looks at an image, for every figure that is printed; `changed` is what was done to it before."""
-    cfg, view = run.eval, run.view
+class _Protocol(NamedTuple):
+    views: list[View]
+    text: str
+
+
+def views_of(view: ViewConfig | None, cfg: EvalConfig) -> tuple[View, ...]:
+    """All views of an image under `eval.protocol` and `eval.flip`. Where `view` is None the whole image is the view."""
+    return tuple(_protocol(view, cfg).views)
+
+
+def describe(run: Run, changed: str | None = None) -> str:
+    """The protocol in words, written beside every result: images, views, weights, batch norm statistics, precision.
+
+    changed: what `prepare` did to the pixels of the data set, in words.
+    """
+    cfg = run.eval
+    images = f"{run.data.holdout} held-out training images" if run.data.holdout else "validation set"
+    if changed:
+        images += f", {changed}"
+    weights = f"average of the weights (decay {run.train.ema_decay})" if run.train.ema_decay else "last weights"
+    statistics = f"BN statistics of {cfg.recompute_bn} training images" if cfg.recompute_bn else "running BN statistics"
+    return f"{images}; {_protocol(run.view, cfg).text}; {weights}; {statistics}; {run.train.precision}"
+
+
+def _protocol(view: ViewConfig | None, cfg: EvalConfig) -> _Protocol:
+    """A new protocol is one more branch here, and its name in `EvalConfig.protocol`."""
     mirror = " and its mirror image" if cfg.flip else ""
     if view is None:
-        seen = f"whole image{mirror or ', one view'}"
+        views, text = [View()], f"whole image{mirror or ', one view'}"
     elif cfg.protocol == "multi-scale":
         sides = ", ".join(map(str, cfg.short_sides))
-        seen = f"whole image{mirror}, fully convolutional, shorter sides {sides} px"
+        views = [View(short_side) for short_side in cfg.short_sides]
+        text = f"whole image{mirror}, fully convolutional, shorter sides {sides} px"
     elif cfg.protocol == "ten-crop":
-        seen = f"ten {view.crop} px crops (corners, centre, mirror images), shorter side {view.resize} px"
+        places = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5)]
+        views = [View(view.resize, view.crop, place) for place in places]
+        text = f"ten {view.crop} px crops (corners, centre, mirror images), shorter side {view.resize} px"
     else:
-        seen = f"one {view.crop} px crop at the centre{mirror}, shorter side {view.resize} px"
-    if len(views_of(view, cfg)) > 1:
-        seen += f", mean of {cfg.average}"
-    weights = f"average of the weights (decay {run.train.ema_decay})" if run.train.ema_decay else "last weights"
-    images = f"{run.data.holdout} held-out training images" if run.data.holdout else "validation set"
-    images += f", {changed}" if changed else ""
-    statistics = f"BN statistics of {cfg.recompute_bn} training images" if cfg.recompute_bn else "running BN statistics"
-    return f"{images}; {seen}; {weights}; {statistics}; {run.train.precision}"
+        views = [View(view.resize, view.crop)]
+        text = f"one {view.crop} px crop at the centre{mirror}, shorter side {view.resize} px"
+    if cfg.flip or cfg.protocol == "ten-crop":
+        views += [mirrored._replace(flip=True) for mirrored in views]
+    if len(views) > 1:
+        text += f", mean of {cfg.average}"
+    return _Protocol(views, text)

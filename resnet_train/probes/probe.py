@@ -8,9 +8,9 @@ from resnet_train.data.dataset import Dataset
 from resnet_train.data.datasets import evenly_spaced
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.normalize import Normalization
-from resnet_train.data.views import views_of
 from resnet_train.evaluation import evaluator
 from resnet_train.evaluation.evaluator import EnsembleMember
+from resnet_train.evaluation.protocols import views_of
 from resnet_train.probes import measure
 from resnet_train.probes.measure import Figures
 from resnet_train.runtime.distributed import World

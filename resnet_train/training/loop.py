@@ -151,7 +151,7 @@ def facts(run: Run, data: TrainingData, val_images: int, plan: Plan) -> Record:
         "steps": plan.total,
         "train_images": len(data.dataset),
         "val_images": val_images,
-        "protocol": protocols.protocol(run, datasets.describe_changes(run.data)),
+        "protocol": protocols.describe(run, datasets.describe_changes(run.data)),
     }
 
 

@@ -12,10 +12,9 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
 from resnet_train.config.data import AugmentConfig, PadCropConfig, RandomResizedCropConfig, ScaleCropConfig
-from resnet_train.config.schema import EvalConfig, ViewConfig
 from resnet_train.data import augment, rng
 from resnet_train.data.decoding import Box, Region
-from resnet_train.data.views import apply_views, views_of
+from resnet_train.data.views import View, apply_views
 
 
 def random_draws(n: int) -> rng.Floats:
@@ -155,7 +154,7 @@ def test_scale_crop_is_a_window_on_the_resized_whole(size: tuple[int, int]) -> N
 def test_centre_view_is_torchvisions(size: tuple[int, int]) -> None:
     image = photograph(*size)
     wanted = tv.center_crop(tv.resize(image, [256]), [224])
-    assert np.array_equal(apply_views(image, views_of(ViewConfig(), EvalConfig()))[0], np.asarray(wanted))
+    assert np.array_equal(apply_views(image, [View(256, 224)])[0], np.asarray(wanted))
 
 
 def test_colour_shifts_lie_along_imagenets_components() -> None:

@@ -19,9 +19,10 @@ from resnet_train.commands.eval import Logits
 from resnet_train.config.schema import EvalConfig, ViewConfig
 from resnet_train.data import datasets
 from resnet_train.data.eval_loader import EvaluationData
-from resnet_train.data.views import apply_views, views_of
+from resnet_train.data.views import apply_views
 from resnet_train.evaluation import confusion, evaluator, pretrained
 from resnet_train.evaluation.evaluator import EnsembleMember
+from resnet_train.evaluation.protocols import views_of
 from resnet_train.runtime.distributed import World
 
 Program = Callable[..., tuple[int, str, str]]
