@@ -266,16 +266,16 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from resnet_train.analysis import findings
-    from resnet_train.analysis.groups import groups_of, rows
+    from resnet_train.analysis import findings, tables
+    from resnet_train.analysis.groups import group_runs, rows
     from resnet_train.runs import run_folder
 
-    made = groups_of(run_folder.find(args.folders))
-    paths = findings.write(made, args.out or args.folders[0])
+    made = group_runs(run_folder.find(args.folders))
+    paths = tables.write_comparison(made, args.out or args.folders[0])
     if args.json:
         print(json.dumps(rows(made), indent=2))
     else:
-        print("\n".join([f"wrote {', '.join(map(str, paths))}", "", findings.table(made), ""]))
+        print("\n".join([f"wrote {', '.join(map(str, paths))}", "", tables.text_table(made), ""]))
         print("\n".join([*findings.warnings(made), *findings.findings(made)]))
 
 

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from resnet_train import cli
-from resnet_train.analysis.groups import Group, groups_of
+from resnet_train.analysis.groups import Group, group_runs
 from resnet_train.config import load
 from resnet_train.config.data import ShardsConfig
 from resnet_train.config.load import merge
@@ -279,4 +279,4 @@ def recorded(config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]
 
 
 def groups() -> list[Group]:
-    return groups_of(run_folder.find([Path("runs")]))
+    return group_runs(run_folder.find([Path("runs")]))

@@ -1,196 +1,160 @@
-"""From run folders to the papers' tables and figures: training error across depths, plain beside residual. No torch."""
+"""What a comparison shows, in sentences: findings, and warnings of what stands in the way. No torch."""
 
-import csv
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from resnet_train.analysis import figures
-from resnet_train.analysis.groups import Group, differs_significantly, errors_of, families, footnotes, protocols, rows
+from resnet_train.analysis.families import families
+from resnet_train.analysis.groups import Group
+from resnet_train.analysis.significance import differs_significantly
 from resnet_train.config.load import dump
-from resnet_train.errors import BadInput
 from resnet_train.runs import run_folder
 from resnet_train.runs.run_folder import Record, RunRecord
-from resnet_train.runtime.tables import columns, percent, short
-
-# --- words ------------------------------------------------------------------------------------------------------------
 
 
-def table(made: Sequence[Group]) -> str:
-    """The comparison for a terminal: errors in percent, mean ± deviation over seeds."""
-    lines: list[tuple[str, ...]] = []
-    for row in rows(made):
-        shown = {column: head for column, head in errors_of(row, brief=True).items() if not column.startswith("best")}
-        if not lines:
-            lines.append(("network", "seeds", *shown.values(), "parameters", "multiply-adds", "images/s", "hours"))
-        costs = [short(row[name]) for name in ("params", "macs", "images_per_second")]
-        lines.append((row["network"], str(row["seeds"]), *_percents(row, shown), *costs, _hours(row)))
-    return "\n".join([columns(lines), *footnotes(made)])
+def findings(groups: Sequence[Group]) -> list[str]:
+    """A sentence for each finding.
 
+    First, for each family, what depth did to the training error. Then what shortcuts did: residual against plain at
+    the deepest depth that both have. Last, a network that is both cheaper and better than a deeper one.
 
-def _percents(row: Record, shown: Iterable[str]) -> list[str]:
-    """Cells of errors; one of another row's protocol is empty."""
-    return [
-        percent(row[column], row[column.replace(" [", "_std [") if "[" in column else f"{column}_std"])
-        for column in shown
-    ]
-
-
-def _hours(row: Record) -> str:
-    return "–" if row["hours"] is None else f"{row['hours']:.3g}"
-
-
-def findings(made: Sequence[Group]) -> list[str]:
-    """What depth did to the training error, in a sentence for each family; what the shortcuts did, where plain networks
-    stand beside residual ones of their depth; then what is both cheaper and better.
-
-    A difference that may be chance is none (`groups.apart`). Networks of different experiments are not set against
-    each other: they differ in more than depth. Nor are those of different protocols, which the clean training error
-    is taken under as well.
+    A difference counts only if it is significant. Networks of different experiments are not compared, since they
+    differ in more than depth; nor are networks of different protocols, on which the clean training error depends.
     """
-    said, found = [], families(made)
-    for family in found:
+    sentences, all_families = [], families(groups)
+    for family in all_families:
         shallow, deep = family.members[0], family.members[-1]
         if shallow.depth != deep.depth:
-            said += _judged(f"{family.name}: the deeper network's", deep, shallow)
-    for family, plain in itertools.product(found, found):
-        if family.kind == "residual" and plain.kind == "plain" and _set(family.members[0]) == _set(plain.members[0]):
-            partners = {group.depth: group for group in plain.members}
-            both = [group for group in family.members if group.depth in partners]
-            for group in both[-1:]:  # the deepest, where it matters the most
-                said += _judged(f"{group.depth} layers: the {family.name} network's", group, partners[group.depth])
-    alike: dict[tuple[str, str], list[Group]] = {}
-    for group in made:
-        alike.setdefault(_set(group), []).append(group)
-    return said + [line for members in alike.values() for line in _cheaper(members)]
+            sentences += _training_error(f"{family.name}: the deeper network's", deep, shallow)
+    for residual, plain in itertools.product(all_families, all_families):
+        if (residual.kind, plain.kind) != ("residual", "plain") or _set(residual.members[0]) != _set(plain.members[0]):
+            continue
+        partners = {group.depth: group for group in plain.members}
+        common = [group for group in residual.members if group.depth in partners]
+        if common:
+            deepest = common[-1]
+            whose = f"{deepest.depth} layers: the {residual.name} network's"
+            sentences += _training_error(whose, deepest, partners[deepest.depth])
+    comparable: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        comparable.setdefault(_set(group), []).append(group)
+    return sentences + [sentence for members in comparable.values() for sentence in _cheaper_and_better(members)]
 
 
 def _set(group: Group) -> tuple[str, str]:
-    """Groups of one experiment and protocol can be set against each other."""
+    """Groups of one experiment and protocol can be compared."""
     return group.experiment, group.protocol
 
 
-def _judged(whose: str, one: Group, other: Group) -> list[str]:
-    """A sentence on the training error of one network, measured by another; none where either has none."""
-    kind = "running" if other.row()["clean_train_error"] is None else "clean"
-    name = "train_error" if kind == "running" else "clean_train_error"
-    b, a = one.row()[name], other.row()[name]
-    if a is None or b is None:
+def _training_error(whose: str, one: Group, other: Group) -> list[str]:
+    """A sentence that compares the training error of `one` with that of `other`. None where either has no figure."""
+    clean = other.row()["clean_train_error"] is not None
+    column, kind = ("clean_train_error", "clean") if clean else ("train_error", "running")
+    error, other_error = one.row()[column], other.row()[column]
+    if error is None or other_error is None:
         return []
-    verdict = (
-        "not measurably different" if not differs_significantly(other, one, name) else "higher" if b > a else "lower"
-    )
-    return [f"{whose} training error is {verdict}: {one.label} {b:.2f} %, {other.label} {a:.2f} % ({kind})"]
+    verdict = "not measurably different"
+    if differs_significantly(one, other, column):
+        verdict = "higher" if error > other_error else "lower"
+    figures = f"{one.label} {error:.2f} %, {other.label} {other_error:.2f} % ({kind})"
+    return [f"{whose} training error is {verdict}: {figures}"]
 
 
-def _timed_on(group: Group) -> str | None:
-    """The one machine that all its runs were made on from beginning to end; `None` where their hours mean nothing."""
+def _cheaper_and_better(groups: Sequence[Group]) -> list[str]:
+    """A network that outperforms a deeper one in fewer hours on the same machine: the pair furthest apart in depth.
+
+    The deeper one is residual. That a deep plain net fails is a finding of its own.
+    """
+    timed = [
+        (group, row, machine)
+        for group in groups
+        if (machine := _single_machine(group)) and (row := group.row())["val_error_top1"] is not None
+    ]
+    pairs: list[tuple[int, float, Group, Group, Record, Record]] = []
+    for (one, row, machine), (deep, deep_row, deep_machine) in itertools.permutations(timed, 2):
+        margin = deep_row["val_error_top1"] - row["val_error_top1"]
+        candidate = one.depth < deep.depth and not deep.plain and machine == deep_machine
+        better_and_cheaper = margin > 0 and row["hours"] < deep_row["hours"]
+        if candidate and better_and_cheaper and differs_significantly(one, deep, "val_error_top1"):
+            pairs.append((deep.depth - one.depth, margin, one, deep, row, deep_row))
+    if not pairs:
+        return []
+    _, _, one, deep, row, deep_row = max(pairs, key=lambda pair: pair[:2])
+    return [
+        f"{one.label} outperforms {deep.label}: validation top-1 {row['val_error_top1']:.2f} % against "
+        f"{deep_row['val_error_top1']:.2f} % in {row['hours'] / deep_row['hours']:.2f} of its hours, "
+        f"{one.depth} layers against {deep.depth}"
+    ]
+
+
+def _single_machine(group: Group) -> str | None:
+    """The one machine on which all runs of a group were made and finished. `None` where hours are not comparable."""
     if not all(run.end is not None and run.end["status"] == "finished" for run in group.runs):
         return None
     machines = {machine for run in group.runs for machine in run.machines or (None,)}
     return machines.pop() if len(machines) == 1 else None
 
 
-def _cheaper(alike: Sequence[Group]) -> list[str]:
-    """A network that outperforms a deeper one in fewer hours on the same machine, by the widest margin of depth.
-
-    The deeper one is residual: that a deep plain net fails is said above.
-    """
-    measured = [
-        (group, row, machine)
-        for group in alike
-        if (machine := _timed_on(group)) and (row := group.row())["val_error_top1"] is not None
-    ]
-    found = []
-    for (one, a, here), (deep, b, there) in itertools.permutations(measured, 2):
-        margin = b["val_error_top1"] - a["val_error_top1"]
-        deeper = one.depth < deep.depth and not deep.plain and here == there
-        if deeper and margin > 0 and a["hours"] < b["hours"] and differs_significantly(one, deep, "val_error_top1"):
-            found.append((deep.depth - one.depth, margin, one, deep, a, b))
-    if not found:
-        return []
-    _, _, one, deep, a, b = max(found, key=lambda pair: pair[:2])
+def warnings(groups: Sequence[Group]) -> list[str]:
+    """What makes the comparison doubtful: other settings, other protocols, runs that are not finished."""
+    runs = [run for group in groups for run in group.runs]
     return [
-        f"{one.label} outperforms {deep.label}: validation top-1 {a['val_error_top1']:.2f} % against "
-        f"{b['val_error_top1']:.2f} % in {a['hours'] / b['hours']:.2f} of its hours, "
-        f"{one.depth} layers against {deep.depth}"
+        *_differing_settings(groups, runs[0]),
+        *_differing_conditions(groups),
+        *_differing_validation_sets(runs),
+        *(warning for run in runs for warning in _not_finished(run)),
     ]
 
 
-def warnings(made: Sequence[Group]) -> list[str]:
-    """What stands in the way of comparing these runs: other settings, other protocols, runs that are not over."""
-    runs = [run for group in made for run in group.runs]
-    said = []
-    differing: dict[str, dict[str, list[str]]] = {}
-    for recorded in runs:
-        for key, _, _ in run_folder.differences(runs[0].run, recorded.run):
-            if key.partition(".")[0] not in ("network", "seed", "experiment"):
-                differing[key] = {}
-    for key, values in differing.items():
-        for group in made:
-            for recorded in group.runs:
-                value = str(run_folder.flat(dump(recorded.run)).get(key))
-                values.setdefault(value, []).append(group.label)
-        told = "; ".join(f"{value} ({', '.join(dict.fromkeys(labels))})" for value, labels in values.items())
-        said.append(f"not only the network differs: {key} = {told}")
-    alike: dict[str, Callable[[RunRecord], list[Any]]] = {
+def _differing_settings(groups: Sequence[Group], first: RunRecord) -> list[str]:
+    """Configuration keys, beside the network, in which runs differ."""
+    keys: dict[str, None] = {}
+    for group in groups:
+        for run in group.runs:
+            for key, _, _ in run_folder.differences(first.run, run.run):
+                if key.partition(".")[0] not in ("network", "seed", "experiment"):
+                    keys[key] = None
+    lines = []
+    for key in keys:
+        labels_by_value: dict[str, list[str]] = {}
+        for group in groups:
+            for run in group.runs:
+                value = str(run_folder.flat(dump(run.run)).get(key))
+                labels_by_value.setdefault(value, []).append(group.label)
+        values = (f"{value} ({', '.join(dict.fromkeys(labels))})" for value, labels in labels_by_value.items())
+        lines.append(f"not only the network differs: {key} = {'; '.join(values)}")
+    return lines
+
+
+def _differing_conditions(groups: Sequence[Group]) -> list[str]:
+    """Training images, seeds and machines, where they are not the same for every network."""
+    conditions: dict[str, Callable[[RunRecord], list[Any]]] = {
         "training images": lambda run: [run.records[0].get("train_images")],
         "seed": lambda run: [run.run.seed],
         "machine": lambda run: run.machines,
     }
-    for what, of_run in alike.items():
-        found: dict[str, set[Any]] = {}
-        for group in made:  # of one label there are several under several protocols
-            found.setdefault(group.label, set()).update(value for run in group.runs for value in of_run(run))
-        if len(set(map(frozenset, found.values()))) > 1:
-            told = "; ".join(f"{label}: {', '.join(map(str, sorted(values)))}" for label, values in found.items())
-            said.append(f"not only the network differs: {what} ({told})")
+    lines = []
+    for condition, of_run in conditions.items():
+        values: dict[str, set[Any]] = {}
+        for group in groups:  # of one label there are several, under several protocols
+            values.setdefault(group.label, set()).update(value for run in group.runs for value in of_run(run))
+        if len(set(map(frozenset, values.values()))) > 1:
+            text = "; ".join(f"{label}: {', '.join(map(str, sorted(found)))}" for label, found in values.items())
+            lines.append(f"not only the network differs: {condition} ({text})")
+    return lines
+
+
+def _differing_validation_sets(runs: Sequence[RunRecord]) -> list[str]:
     if len({run.records[0].get("val_images") for run in runs}) > 1:
-        said.append("validation errors are of different numbers of images: do not compare them")
-    for recorded in runs:
-        name = f"{recorded.run.network.name} seed {recorded.run.seed}"
-        first, last, end = recorded.records[0], recorded.records[-1], recorded.end
-        if end is None:
-            said.append(f"{name} is not finished: step {last['step']} of {first['steps']}")
-        elif end["status"] != "finished":
-            said.append(f"{name} {end['status']} at step {end['step']}; its figures are the last before that")
-    return said
+        return ["validation errors are of different numbers of images: do not compare them"]
+    return []
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def write(made: Sequence[Group], out: Path) -> list[Path]:
-    """Both figures, `compare.md` and `compare.csv`. Raises `BadInput` where `out` cannot be written."""
-    paths = [out / name for name in ("compare.png", "compare-cost.png", "compare.md", "compare.csv")]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        figures.draw(made, paths[0])
-        figures.draw_costs(made, paths[1])
-        paths[2].write_text(_markdown(made))
-        with paths[3].open("w", newline="") as file:
-            told = rows(made)
-            writer = csv.DictWriter(file, told[0].keys())
-            writer.writeheader()
-            writer.writerows(told)
-    except OSError as error:
-        raise BadInput(f"--out: cannot write {out}: {error.strerror}") from None
-    return paths
-
-
-def _markdown(made: Sequence[Group]) -> str:
-    told = rows(made)
-    shown = errors_of(told[0])
-    heads = ["network", "depth", "seeds", *shown.values(), "parameters", "multiply-adds", "images/s", "hours"]
-    lines = ["# Error across depths", "", "![error across depths](compare.png)", ""]
-    lines += ["![error against cost](compare-cost.png)", ""]
-    lines += ["| " + " | ".join(heads) + " |", "| --- " + "| ---: " * (len(heads) - 1) + "|"]
-    for row in told:
-        costs = [short(row[name]) for name in ("params", "macs", "images_per_second")]
-        cells = [row["network"], str(row["depth"]), str(row["seeds"]), *_percents(row, shown), *costs, _hours(row)]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Errors in percent, mean ± standard deviation over seeds.", ""]
-    lines += [f"Validation protocol: {'; '.join(footnotes(made) or protocols(made))}.", ""]
-    lines += [f"- {line}" for line in [*findings(made), *warnings(made)]]
-    return "\n".join(lines).rstrip() + "\n"
+def _not_finished(run: RunRecord) -> list[str]:
+    name = f"{run.run.network.name} seed {run.run.seed}"
+    first, last, end = run.records[0], run.records[-1], run.end
+    if end is None:
+        return [f"{name} is not finished: step {last['step']} of {first['steps']}"]
+    if end["status"] != "finished":
+        return [f"{name} {end['status']} at step {end['step']}; its figures are the last before that"]
+    return []

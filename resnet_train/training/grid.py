@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from resnet_train.analysis import findings
-from resnet_train.analysis.groups import groups_of
+from resnet_train.analysis import findings, tables
+from resnet_train.analysis.groups import group_runs
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets
 from resnet_train.errors import BadInput, Diverged, Interrupted, Stop, report
@@ -72,11 +72,11 @@ def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, jobs: 
             for member in members:
                 _train(member, world, request)
         if world.is_main:
-            made = groups_of(run_folder.read(folder) for folder in folders)
+            made = group_runs(run_folder.read(folder) for folder in folders)
             if as_json:
                 print(json.dumps([group.row() for group in made], indent=2))
             else:
-                print("\n".join([findings.table(made), *findings.warnings(made), *findings.findings(made)]))
+                print("\n".join([tables.text_table(made), *findings.warnings(made), *findings.findings(made)]))
 
 
 def _train(member: _Member, world: World, request: Request) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import pytest
 from conftest import groups
 
 from resnet_train.analysis import findings
-from resnet_train.analysis.groups import COLUMNS, families
+from resnet_train.analysis.families import families
+from resnet_train.analysis.groups import COLUMNS
+from resnet_train.analysis.significance import differs_significantly
 from resnet_train.errors import BadInput
 from resnet_train.runs import run_folder
 
@@ -107,20 +110,38 @@ def replaced(old: str, new: str) -> None:
         path.write_text(path.read_text().replace(old, new))
 
 
-def test_several_seeds_are_judged_by_students_test(recorded: Callable[..., Path]) -> None:
-    """Against scipy's, on either side of 1 in 20, for each number of seeds; and of few images, which are no matter."""
-    from scipy.stats import ttest_ind
+@pytest.mark.parametrize("shared", [True, False])
+def test_several_seeds_are_compared_by_a_t_test(shared: bool, recorded: Callable[..., Path]) -> None:
+    """Against scipy's own: paired where both networks have the same seeds, else Welch's. The images do not matter."""
+    from scipy.stats import ttest_ind, ttest_rel
 
-    for seeds in range(2, 7):
-        for apart in (0.05, 0.1, 0.2, 0.3, 0.4, 0.8):
+    for seeds in range(2, 6):
+        for difference in (0.05, 0.2, 0.4, 0.8):
             shutil.rmtree("runs", ignore_errors=True)
             one = [5 + 0.1 * (-1) ** seed for seed in range(seeds)]
-            other = [error + apart + 0.01 * seed for seed, error in enumerate(one)]
-            for name, errors in (("cifar-resnet-20", one), ("cifar-resnet-56", other)):
-                for seed, error in enumerate(errors):
+            other = [error + difference + 0.15 * math.sin(3 * seed) for seed, error in enumerate(one)]
+            for name, errors, first in (("cifar-resnet-20", one, 0), ("cifar-resnet-56", other, 0 if shared else 1)):
+                for seed, error in enumerate(errors, first):
                     recorded(name, seed, error, eval={"clean_train_images": 10})
-            verdict = "higher" if ttest_ind(one, other).pvalue < 0.05 else "not measurably different"
-            assert f"is {verdict}" in findings.findings(groups())[0], (seeds, apart)
+            p = (ttest_rel(one, other) if shared else ttest_ind(one, other, equal_var=False)).pvalue
+            verdict = "higher" if p < 0.05 else "not measurably different"
+            assert f"is {verdict}" in findings.findings(groups())[0], (seeds, difference, p)
+
+
+def test_equal_errors_of_all_seeds_have_no_variance(recorded: Callable[..., Path]) -> None:
+    """A t-test divides by the variance, which is 0 where every seed reaches an error of 0."""
+    for seed in range(2):
+        recorded("cifar-resnet-20", seed, 0.0), recorded("cifar-resnet-56", seed, 0.0)
+        recorded("cifar-resnet-32", seed + 1, 7.0), recorded("cifar-resnet-110", seed, 0.5)
+    by_name = {group.label: group for group in groups()}
+
+    def differ(one: str, other: str) -> bool:
+        error = "clean_train_error"
+        return differs_significantly(by_name[f"cifar-resnet-{one}"], by_name[f"cifar-resnet-{other}"], error)
+
+    assert not differ("20", "56")
+    assert differ("20", "32")
+    assert differ("20", "110")
 
 
 def test_a_single_seed_among_several_is_judged_by_the_images_too(recorded: Callable[..., Path]) -> None:

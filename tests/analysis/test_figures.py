@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import groups
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
+from matplotlib.text import Text
 
 from resnet_train.analysis import figures
 
@@ -34,7 +34,7 @@ def test_every_network_is_a_point_under_its_name(recorded: Callable[..., Path], 
     *panels, curves, key = figure.axes
     assert [ax.get_xlabel() for ax in panels][0::3] == ["depth (layers)", "hours of training"]
     for ax in panels:
-        names = [text for text in ax.texts if isinstance(text, Annotation)]
+        names = list(ax.texts)
         assert sorted(text.get_text() for text in names) == sorted(group.label for group in groups())
         boxes = [Text.get_window_extent(text) for text in names]
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
@@ -77,23 +77,7 @@ def test_only_members_of_a_family_are_joined(recorded: Callable[..., Path], draw
     assert all(figure.bbox.contains(*key.min) and figure.bbox.contains(*key.max) for key in keys)
 
 
-def test_a_name_is_nearer_to_its_own_point_than_to_others() -> None:
-    figure = Figure(figsize=(15, 8.6), layout="constrained")
-    ax = figure.subplots(2, 3).flat[0]
-    named = []
-    for name, at in {"a-network": (50, 50), "other-network": (52, 49), "low": (0, 0), "high": (100, 100)}.items():
-        ax.plot(*at, "o")
-        named.append(ax.annotate(name, at, (0, 0), textcoords="offset points", fontsize=8))
-    figures._separate(figure, named)
-    for name in named:
-        box, (x, y) = Text.get_window_extent(name), ax.transData.transform([other.xy for other in named]).T
-        beside = [max(box.x0 - at, 0, at - box.x1) ** 2 for at in x]
-        above = [max(box.y0 - at, 0, at - box.y1) ** 2 for at in y]
-        far = [a + b for a, b in zip(beside, above, strict=True)]
-        assert far[named.index(name)] == min(far), name.get_text()
-
-
 def test_many_networks_of_one_depth_have_lines_of_their_own(recorded: Callable[..., Path]) -> None:
     for i in range(6):
         recorded({"base": "cifar-resnet-20", "name": f"net-{i}", "dropout": i / 10}, 0, 5.0)
-    assert len({str(look) for look in figures._looks(groups())}) == 6
+    assert len({str(style) for style in figures._curve_styles(groups())}) == 6

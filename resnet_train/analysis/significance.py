@@ -1,0 +1,64 @@
+"""Whether two networks differ in an error by more than chance. No torch."""
+
+import math
+import statistics
+from collections.abc import Mapping
+
+from resnet_train.analysis.groups import Group
+
+LEVEL = 0.05
+"""A difference is significant where chance alone would make one as large in less than 1 of 20 cases."""
+
+
+def differs_significantly(one: Group, other: Group, error: str) -> bool:
+    """Whether two groups differ significantly in an error: `train_error`, `clean_train_error` or `val_error_top1`.
+
+    Several seeds each: a t-test over seeds, paired where both have the same seeds, else Welch's. A single seed on one
+    side: Student's t-test with the variance of the other side; and the difference must also exceed the sampling error
+    of the images. A single seed each: the sampling error alone, which does not account for seed-to-seed variation.
+    """
+    by_seed = one.by_seed(error), other.by_seed(error)
+    seeds = [len(values) for values in by_seed]
+    if max(seeds) > 1 and _t_test(*by_seed) >= LEVEL:
+        return False
+    return min(seeds) > 1 or _exceeds_sampling_error(
+        statistics.mean(by_seed[0].values()),
+        one.images(error),
+        statistics.mean(by_seed[1].values()),
+        other.images(error),
+    )
+
+
+def _t_test(one: Mapping[int, float], other: Mapping[int, float]) -> float:
+    """The p-value of a difference of means, from values by seed; at least one side has several."""
+    from scipy import stats
+
+    if one.keys() == other.keys():
+        differences = [one[seed] - other[seed] for seed in one]
+        if math.isclose(min(differences), max(differences), abs_tol=1e-9):  # no variance: a t-test divides by 0
+            return float(math.isclose(differences[0], 0, abs_tol=1e-9))
+        return float(stats.ttest_1samp(differences, 0).pvalue)
+    (mean, deviation, n), (other_mean, other_deviation, other_n) = _moments(one), _moments(other)
+    if deviation == other_deviation == 0:
+        return float(mean == other_mean)
+    test = stats.ttest_ind_from_stats(
+        mean, deviation, n, other_mean, other_deviation, other_n, equal_var=min(n, other_n) == 1
+    )
+    return float(test.pvalue)
+
+
+def _moments(by_seed: Mapping[int, float]) -> tuple[float, float, int]:
+    values = list(by_seed.values())
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values)
+
+
+def _exceeds_sampling_error(error: float, images: int, other_error: float, other_images: int) -> bool:
+    """Whether two errors, in percent, are more than two standard errors of their difference apart.
+
+    One wrong and one right image are added to each (Agresti and Caffo 2000): without them, no wrong image would mean no
+    uncertainty, and 0 against 4 wrong images would differ. Networks tend to get the same images wrong, so where both
+    were measured on the same images the true standard error is rather smaller.
+    """
+    p, q = ((e / 100 * n + 1) / (n + 2) for e, n in ((error, images), (other_error, other_images)))
+    standard_error = math.sqrt(p * (1 - p) / (images + 2) + q * (1 - q) / (other_images + 2))
+    return abs(p - q) > 2 * standard_error

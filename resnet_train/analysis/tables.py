@@ -1,0 +1,72 @@
+"""The table of a comparison for a terminal, and its files: two figures, `compare.md` and `compare.csv`. No torch."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from resnet_train.analysis import figures
+from resnet_train.analysis.findings import findings, warnings
+from resnet_train.analysis.groups import Group, error_columns, footnotes, protocols, rows
+from resnet_train.errors import BadInput
+from resnet_train.runs.run_folder import Record
+from resnet_train.runtime.tables import columns, percent, short
+
+
+def text_table(groups: Sequence[Group]) -> str:
+    """Errors in percent, mean ± standard deviation over seeds, and costs, for a terminal."""
+    lines: list[tuple[str, ...]] = []
+    for row in rows(groups):
+        headings = {name: text for name, text in error_columns(row, short=True).items() if not name.startswith("best")}
+        if not lines:
+            lines.append(("network", "seeds", *headings.values(), "parameters", "multiply-adds", "images/s", "hours"))
+        lines.append((row["network"], str(row["seeds"]), *_errors(row, headings), *_costs(row)))
+    return "\n".join([columns(lines), *footnotes(groups)])
+
+
+def _errors(row: Record, names: Iterable[str]) -> list[str]:
+    """Cells of errors. A column of another protocol is empty in this row."""
+    return [percent(row[name], row[name.replace(" [", "_std [") if "[" in name else f"{name}_std"]) for name in names]
+
+
+def _costs(row: Record) -> list[str]:
+    hours = "–" if row["hours"] is None else f"{row['hours']:.3g}"
+    return [*(short(row[name]) for name in ("params", "macs", "images_per_second")), hours]
+
+
+def write_comparison(groups: Sequence[Group], out: Path) -> list[Path]:
+    """Write both figures, `compare.md` and `compare.csv` into a folder; their paths.
+
+    Raises `BadInput` where the folder cannot be written.
+    """
+    curves, costs, markdown, table = paths = [
+        out / name for name in ("compare.png", "compare-cost.png", "compare.md", "compare.csv")
+    ]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        figures.draw_curves(groups, curves)
+        figures.draw_costs(groups, costs)
+        markdown.write_text(_markdown(groups))
+        with table.open("w", newline="") as file:
+            records = rows(groups)
+            writer = csv.DictWriter(file, records[0].keys())
+            writer.writeheader()
+            writer.writerows(records)
+    except OSError as error:
+        raise BadInput(f"--out: cannot write {out}: {error.strerror}") from None
+    return paths
+
+
+def _markdown(groups: Sequence[Group]) -> str:
+    records = rows(groups)
+    errors = error_columns(records[0])
+    headings = ["network", "depth", "seeds", *errors.values(), "parameters", "multiply-adds", "images/s", "hours"]
+    lines = ["# Error across depths", "", "![error across depths](compare.png)", ""]
+    lines += ["![error against cost](compare-cost.png)", ""]
+    lines += [f"| {' | '.join(headings)} |", f"| --- {'| ---: ' * (len(headings) - 1)}|"]
+    for row in records:
+        cells = [row["network"], str(row["depth"]), str(row["seeds"]), *_errors(row, errors), *_costs(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Errors in percent, mean ± standard deviation over seeds.", ""]
+    lines += [f"Validation protocol: {'; '.join(footnotes(groups) or protocols(groups))}.", ""]
+    lines += [f"- {line}" for line in [*findings(groups), *warnings(groups)]]
+    return "\n".join(lines).rstrip() + "\n"
