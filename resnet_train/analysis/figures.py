@@ -178,7 +178,7 @@ def _draw_names(ax: "Axes", groups: Sequence[Group], x: str, y: str = "val_error
     names = [
         ax.text(row[x], row[y], _label(group, groups), fontsize=8, color=styles[group.label][0]) for group, row in named
     ]
-    points = np.concatenate([np.column_stack(line.get_data()) for line in ax.lines])
+    points = np.concatenate([np.column_stack(line.get_data()) for line in ax.lines]).astype(float)
     points = points[np.isfinite(points[:, 1])]
     adjust_text(
         names,
