@@ -158,7 +158,11 @@ def _parser() -> argparse.ArgumentParser:
         help="class folders, ILSVRC2012's tar files, parquet files, WebDataset shards or torchvision's files, all with "
         "a train and a val part; and a new folder (with --verify the packed folder alone)",
     )
-    prepare.add_argument("--tiled", action="store_true", help="JPEG of which crops are decoded alone, same pixels")
+    prepare.add_argument(
+        "--tiled",
+        action="store_true",
+        help="JPEGs whose crops are decoded without the rest, same pixels; needs jpegtran (libjpeg-turbo-progs)",
+    )
     prepare.add_argument(
         "--raw-fraction", type=_share, default=0.0, metavar="P", help="bare pixels for this share: the largest files"
     )

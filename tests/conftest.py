@@ -174,7 +174,7 @@ def real_images() -> Path:
 
 # --- packed images ----------------------------------------------------------------------------------------------------
 
-needs_jpegtran = pytest.mark.skipif(not jpeg_restart.available(), reason="there is no jpegtran")
+needs_jpegtran = pytest.mark.skipif(not jpeg_restart.jpegtran_available(), reason="there is no jpegtran")
 CLASSES = ("n01", "n02", "n03")
 SIZES = [(90, 60), (61, 83), (120, 120), (200, 77)]
 

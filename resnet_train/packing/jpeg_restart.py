@@ -10,14 +10,24 @@ import numpy as np
 from resnet_train.data import decoding
 from resnet_train.data.decoding import ImageArray
 from resnet_train.data.jpeg_tiles import END, MARK, RESTART, TABLE, Tiled
+from resnet_train.errors import BadInput
 
 _MOST = (0xFFFF - 2 - len(MARK) - TABLE.size) // 2
 """Tiles that a segment has room for."""
 
 
-def available() -> bool:
-    """Whether there is a `jpegtran` (of libjpeg-turbo)."""
+def jpegtran_available() -> bool:
+    """Whether libjpeg-turbo's program `jpegtran` is installed."""
     return shutil.which("jpegtran") is not None
+
+
+def check_jpegtran() -> None:
+    """Raises BadInput if `jpegtran` is not installed."""
+    if not jpegtran_available():
+        raise BadInput(
+            "--tiled needs the program jpegtran, which is not installed: install the package libjpeg-turbo-progs "
+            "(Debian, Ubuntu) or libjpeg-turbo (conda, Homebrew), or pack without --tiled"
+        )
 
 
 def tiled(data: bytes, pixels: ImageArray, chances: np.ndarray) -> bytes:

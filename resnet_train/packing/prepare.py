@@ -67,9 +67,8 @@ def prepare(
             again = [f"{job.path.parent.name}/{job.path.name}" for job in left]
             if not left:
                 return {**told["report"], "packed_again": again}
-        if options.tiled and not jpeg_restart.available():
-            said = "--tiled: there is no jpegtran here (libjpeg-turbo-progs): images are stored as they are"
-            print(said, file=sys.stderr)
+        if options.tiled:
+            jpeg_restart.check_jpegtran()
         with _claimed(dest, plan, told is not None):
             for part in jobs:
                 (dest / part).mkdir(exist_ok=True)

@@ -39,8 +39,9 @@ def test_finished_shards_are_not_made_again(photos: Path, program: Program) -> N
     made = {path: path.stat().st_ino for path in Path("packed").rglob("*.tar")}
     assert len(made) == 3
     assert not (Path("packed") / "index.json").exists()
-    for options, key in ((["--raw-fraction", 0.5], "--raw-fraction = 0.0, not 0.5"), (["--tiled"], "--tiled = False")):
-        assert f"packed with {key}" in refusal(program, photos, "packed", "--shard-images", 2, *options)
+    for option, value, before in (("--raw-fraction", 0.5, 0.0), ("--short-side", 30, None)):
+        message = refusal(program, photos, "packed", "--shard-images", 2, option, value)
+        assert f"packed with {option} = {before}, not {value}" in message
     bad.write_bytes(good)
     code, _, err = program("prepare", photos, "packed", "--shard-images", 2)
     assert code == 0, err
@@ -125,6 +126,15 @@ def test_bad_images_stop_or_are_left_out_and_listed(photos: Path, program: Progr
     train, _ = opened(Path("packed"))
     assert train.labels.tolist() == [0] * 6 + [1] * 3 + [2] * 6
     assert program("prepare", "--verify", "packed")[0] == 0
+
+
+def test_tiled_without_jpegtran_is_refused_before_anything_is_written(
+    photos: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    message = refusal(program, photos, "packed", "--tiled")
+    assert "--tiled needs the program jpegtran, which is not installed: install the package libjpeg-turbo" in message
+    assert not Path("packed").exists()
 
 
 def test_what_cannot_be_packed_is_refused(photos: Path, program: Program) -> None:

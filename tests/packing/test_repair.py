@@ -209,7 +209,7 @@ def test_an_image_that_was_left_out_is_told_of_the_recipe(images: Path, program:
 
 
 def test_folders_in_class_folders_are_read_as_torchvision_reads_them(images: Path, program: Program) -> None:
-    from torchvision.datasets import ImageFolderConfig as Reference
+    from torchvision.datasets import ImageFolder as Reference
 
     for number, name in enumerate(("a/1.d/x.JPEG", "a/1/z.png", "a/1/y/w.JPEG", "b/Z/v.JPEG")):
         path = images / "train" / name
