@@ -33,12 +33,12 @@ from resnet_train.config.load import read_run
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
 from resnet_train.models import roofline
-from resnet_train.models.network import build, initialise
+from resnet_train.models.network import build_network, initialise
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import set_precision
 from resnet_train.runtime.tables import columns
-from resnet_train.training.log import running
-from resnet_train.training.step import new_state, train_step
+from resnet_train.training.log import running_averages
+from resnet_train.training.step import create_train_state, train_step
 
 _EACH = 50
 """Steps between two lines of the log."""
@@ -63,13 +63,13 @@ def ours(run: Run, device: torch.device) -> Iterator[None]:
     world = World(device)
     source, _ = datasets.open_data(run.data)
     data = loader.training_data(run, source, run.seed, 0, 1, device)
-    state = new_state(run, len(source.classes), source.channels, world)
+    state = create_train_state(run, len(source.classes), source.channels, world)
     normalization = normalize.statistics(run, source).to(device)
     for share in data.from_step(0, 2**62):
         set_precision(run.train.precision, device)
         train_step(state, share, normalization, run.optimizer.lr, run.train)
         if state.step % _EACH == 0:
-            running(world, state.sums)
+            running_averages(world, state.sums)
         yield
 
 
@@ -113,7 +113,7 @@ def script(run: Run, path: str | None, device: torch.device) -> Iterator[None]:
         pin_memory=device.type == "cuda",
         worker_init_fn=_deaf,
     )
-    net = build(run.network, 10)
+    net = build_network(run.network, 10)
     initialise(net, run.seed)
     net.to(device).train()
     criterion, cfg = nn.CrossEntropyLoss(), run.optimizer
@@ -141,11 +141,11 @@ def seconds(steps: Iterator[None], count: int, device: torch.device) -> float:
     """Of so many steps, after some for which workers may have had batches ready."""
     for _ in range(5):
         next(steps)
-    roofline.wait(device)
+    roofline.synchronize(device)
     begin = time.perf_counter()
     for _ in range(count):
         next(steps)
-    roofline.wait(device)
+    roofline.synchronize(device)
     took = time.perf_counter() - begin
     time.sleep(1)  # for the script's workers, to fill their queue in nobody's time
     return took

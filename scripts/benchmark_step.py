@@ -40,12 +40,12 @@ from resnet_train.config.schema import Run
 from resnet_train.data.batch import Batch, StepBatches
 from resnet_train.data.normalize import Normalization
 from resnet_train.models import complexity, roofline
-from resnet_train.models.network import build, initialise
+from resnet_train.models.network import build_network, initialise
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import set_precision
 from resnet_train.runtime.tables import columns
 from resnet_train.training import optim
-from resnet_train.training.step import new_state, train_step
+from resnet_train.training.step import create_train_state, train_step
 
 _BATCHES = 4
 _STEPS = 20
@@ -73,10 +73,10 @@ class Contestant:
         torch.backends.cudnn.benchmark = self.tuned
         gc.collect()
         (gc.enable if self.collects else gc.disable)()
-        roofline.wait(device)
+        roofline.synchronize(device)
         begin = time.perf_counter()
         losses = [self.step(number % _BATCHES) for number in range(steps)]
-        roofline.wait(device)
+        roofline.synchronize(device)
         took = time.perf_counter() - begin
         gc.enable()
         return took / steps, torch.stack(losses[-_BATCHES:]).mean().item()
@@ -105,12 +105,12 @@ def ours(
     tuned: bool = True,
 ) -> Contestant:
     """The program's own step."""
-    classes = complexity.usual_input(run.network)[1]
-    state = new_state(run, classes, 3, world)
+    classes = complexity.default_input(run.network)[1]
+    state = create_train_state(run, classes, 3, world)
     seen: Callable[[Batch], Tensor] = normalization
     if not channels_last:
         state.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        state.optimizer = optim.optimizer_of(state.net, run.optimizer)
+        state.optimizer = optim.build_optimizer(state.net, run.optimizer)
         seen = lambda batch: normalization(batch).contiguous()  # noqa: E731
     if not fused:
         rate = torch.tensor(_LR)  # of the CPU, where this kind reads it
@@ -194,7 +194,7 @@ def timms(net: nn.Module, images: list[Tensor], labels: list[Tensor], device: to
 def contestants(cfg: Any, batch: int, device: torch.device) -> tuple[str, dict[str, Contestant]]:
     """Our precision, and all steps by name, made but not yet compiled."""
     network = dump(cfg)
-    size, classes = complexity.usual_input(cfg)
+    size, classes = complexity.default_input(cfg)
     generator = torch.Generator().manual_seed(0)
     batches = []
     for _ in range(_BATCHES):
@@ -240,7 +240,7 @@ def contestants(cfg: Any, batch: int, device: torch.device) -> tuple[str, dict[s
 
 def peer(library: Any, cfg: Any, classes: int) -> nn.Module:
     """Another library's network with the weights that ours starts from; ours where the library has none."""
-    net = build(cfg, classes)
+    net = build_network(cfg, classes)
     initialise(net, 0)
     names = {"resnet-18": "resnet18", "resnet-34": "resnet34"} | {
         f"resnet-{depth}-v1.5": f"resnet{depth}" for depth in (50, 101, 152)
@@ -288,9 +288,9 @@ def main() -> None:
     device = torch.device("cuda" if cuda else "cpu")
     cfg = ANY_NET.validate_python(zoo.network(args.network))
     precision, found = contestants(cfg, args.batch, device)
-    limits = roofline.measure(device, precision)
-    size, classes = complexity.usual_input(cfg)
-    bound = roofline.images_per_second(complexity.stages(cfg, size, classes), limits, precision)
+    limits = roofline.measure_limits(device, precision)
+    size, classes = complexity.default_input(cfg)
+    bound = roofline.images_per_second(complexity.stage_table(cfg, size, classes), limits, precision)
     measured = compare(found, args.rounds, device)
 
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"

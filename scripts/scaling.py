@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=0.05, help="of a step's and a batch's time (default: 0.05)")
     args = parser.parse_args()
     network = ANY_NET.validate_python(zoo.network(args.network))
-    gradients = 4 * complexity.of_network(network, 224, 1000).params
+    gradients = 4 * complexity.network_complexity(network, 224, 1000).params
     compute = args.batch / args.step
     rows: list[tuple[str, ...]] = [
         ("GPUs", "images/s", "of ideal", "step ms", "all-reduce ms", "hidden", "read GB/s", "binds", "90 epochs, h")

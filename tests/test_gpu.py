@@ -20,7 +20,7 @@ from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import set_precision
 from resnet_train.training import checkpoint
 from resnet_train.training.cuda_graph import Graph, eagerly
-from resnet_train.training.step import TrainState, new_state, train_step
+from resnet_train.training.step import TrainState, create_train_state, train_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -85,8 +85,8 @@ def exact() -> Iterator[None]:
 def pair(run: Run) -> tuple[TrainState, TrainState]:
     """An eager state and one with a graph."""
     set_precision(run.train.precision, GPU.device)
-    graph = new_state(run, 4, 3, GPU)
-    eager = new_state(run, 4, 3, GPU)
+    graph = create_train_state(run, 4, 3, GPU)
+    eager = create_train_state(run, 4, 3, GPU)
     torch.backends.cudnn.benchmark = False  # a search may end with other kernels
     assert isinstance(graph.launch, Graph)
     eager.launch = eagerly

@@ -28,7 +28,7 @@ from resnet_train.runtime.distributed import AnyRankFlag, World
 from resnet_train.runtime.precision import set_precision
 from resnet_train.runtime.tables import columns
 from resnet_train.training import cuda_graph
-from resnet_train.training.step import new_state, train_step
+from resnet_train.training.step import create_train_state, train_step
 
 _WARM_UP = cuda_graph.WARM_UP + 1
 """Steps before the clock starts: kernels are chosen and compiled in the first ones, and recorded in the last."""
@@ -89,7 +89,7 @@ def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Meas
             return _copied(next(shares))
 
     def bound(size: int) -> float:
-        parts = complexity.stages(run.network, size, len(source.classes), source.channels)
+        parts = complexity.stage_table(run.network, size, len(source.classes), source.channels)
         return roofline.images_per_second(parts, limits, run.train.precision)
 
     def mean(speed_at: Callable[[int], float]) -> float:
@@ -97,7 +97,7 @@ def _measure(run: Run, data: TrainingData, seconds: float, world: World) -> Meas
 
     sizes = _size_parts(run.augment.progressive_resizing or {0.0: data.image_size})
     train = _trainer(run, source, world)
-    limits = roofline.measure(device, run.train.precision)
+    limits = roofline.measure_limits(device, run.train.precision)
     step_at = {size: speed(itertools.repeat(resting(size)), train) for size in sizes}
     return Measured(
         network=run.network.name,
@@ -130,7 +130,7 @@ def _each(shares: Iterable[StepBatches], use: Callable[[StepBatches], object], s
     found, agreement = iter(shares), AnyRankFlag(world)
     for share in itertools.islice(found, _WARM_UP):
         use(share)
-    roofline.wait(world.device)
+    roofline.synchronize(world.device)
     begin = time.perf_counter()
     steps = 0
     for share in found:
@@ -139,7 +139,7 @@ def _each(shares: Iterable[StepBatches], use: Callable[[StepBatches], object], s
         if agreement.any(time.perf_counter() - begin > seconds):
             break
     agreement.settle()
-    roofline.wait(world.device)
+    roofline.synchronize(world.device)
     took = (time.perf_counter() - begin) / steps
     if hasattr(found, "close"):
         found.close()
@@ -148,7 +148,7 @@ def _each(shares: Iterable[StepBatches], use: Callable[[StepBatches], object], s
 
 def _trainer(run: Run, source: Dataset, world: World) -> Callable[[StepBatches], object]:
     """A training step of a new state; images are normalised, though not by their own statistics."""
-    state = new_state(run, len(source.classes), source.channels, world)
+    state = create_train_state(run, len(source.classes), source.channels, world)
     mean, std = torch.full((1, 1, source.channels), 127.5), torch.full((source.channels,), 64.0)
     normalization = Normalization(mean, std).to(world.device)
     return lambda share: train_step(state, share, normalization, run.optimizer.lr, run.train)
@@ -176,7 +176,7 @@ def _largest(run: Run, source: Dataset, batch: Batch, device: torch.device) -> i
             train = _trainer(run, source, World(device))
             for _ in range(2):
                 train(StepBatches([batch], [0], 0.0))
-            roofline.wait(device)
+            roofline.synchronize(device)
             fitting = len(batch.labels)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError):
@@ -197,7 +197,7 @@ def _profile(run: Run, data: TrainingData, folder: Path, world: World) -> None:
             with profile(on_trace_ready=tensorboard_trace_handler(str(folder))):
                 for share in shares:
                     train(share)
-                roofline.wait(world.device)
+                roofline.synchronize(world.device)
     except OSError as error:
         raise BadInput(f"--profile: cannot write {folder}: {error.strerror}") from None
 

@@ -19,7 +19,7 @@ from resnet_train.errors import BadInput
 from resnet_train.models import complexity
 from resnet_train.runtime.tables import columns
 from resnet_train.training import finetune
-from resnet_train.training.schedule import plan_of
+from resnet_train.training.schedule import build_schedule
 
 
 def summary(networks: Sequence[AnyNet], size: int | None, classes: int | None, as_json: bool) -> str:
@@ -27,9 +27,9 @@ def summary(networks: Sequence[AnyNet], size: int | None, classes: int | None, a
     told: list[dict[str, Any]] = []
     lines: list[str] = []
     for network in networks:
-        usual_size, usual_classes = complexity.usual_input(network)
+        usual_size, usual_classes = complexity.default_input(network)
         pixels, outputs = size or usual_size, classes or usual_classes
-        stages = complexity.stages(network, pixels, outputs)
+        stages = complexity.stage_table(network, pixels, outputs)
         whole = complexity.total(stages)
         told.append({"network": network.name, "depth": network.depth, "image_size": pixels, **asdict(whole)})
         told[-1]["stages"] = [
@@ -47,7 +47,7 @@ def report(experiment: Experiment, runs: Sequence[Run], fresh: bool, as_json: bo
 
     Raises `BadInput` where a run could not begin with the weights that it names.
     """
-    finetune.check(runs, experiment.output, fresh)
+    finetune.check_init_from(runs, experiment.output, fresh)
     told = [_cost(run) for run in runs if run.seed == experiment.seeds[0]]
     if as_json:
         return json.dumps({"experiment": dump(experiment), "networks": told}, indent=2)
@@ -58,15 +58,15 @@ def report(experiment: Experiment, runs: Sequence[Run], fresh: bool, as_json: bo
 
 
 def _cost(run: Run) -> dict[str, Any]:
-    (size, classes), channels, steps = complexity.usual_input(run.network), 3, run.train.steps
+    (size, classes), channels, steps = complexity.default_input(run.network), 3, run.train.steps
     source = _training_set(run.data)
     if source is not None:
         data = loader.training_data(run, source, run.seed, 0, 1, torch.device("cpu"))
         size, classes, channels = data.image_size, len(source.classes), source.channels
-        steps = plan_of(run, data.steps_per_epoch).total
-    cost = complexity.of_network(run.network, size, classes, channels)
+        steps = build_schedule(run, data.steps_per_epoch).total
+    cost = complexity.network_complexity(run.network, size, classes, channels)
     images = run.train.batch_size // run.train.grad_accum_steps
-    memory = complexity.training_memory(cost, images, run.train.precision, run.train.ema_decay is not None)
+    memory = complexity.estimate_training_memory(cost, images, run.train.precision, run.train.ema_decay is not None)
     return {"network": run.network.name, "depth": run.network.depth, **asdict(cost), "steps": steps, "memory": memory}
 
 

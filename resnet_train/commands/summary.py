@@ -38,7 +38,7 @@ def against(
     reference: AnyNet, networks: Sequence[AnyNet], size: int | None, classes: int | None, out: Path, as_json: bool
 ) -> str:
     """The table of `networks` against a reference at one image size; its picture goes to `out`. Raises `BadInput`."""
-    usual_size, usual_classes = complexity.usual_input(reference)
+    usual_size, usual_classes = complexity.default_input(reference)
     pixels, outputs = size or usual_size, classes or usual_classes
     told = [_cost(network, pixels, outputs) for network in {n.name: n for n in (reference, *networks)}.values()]
     try:
@@ -66,10 +66,10 @@ def against(
 
 
 def _cost(network: AnyNet, size: int, classes: int) -> dict[str, Any]:
-    cost = complexity.of_network(network, size, classes)
+    cost = complexity.network_complexity(network, size, classes)
     memory = {
-        f"memory_{precision}": complexity.training_memory(cost, 1, precision, False)
-        - complexity.training_memory(cost, 0, precision, False)
+        f"memory_{precision}": complexity.estimate_training_memory(cost, 1, precision, False)
+        - complexity.estimate_training_memory(cost, 0, precision, False)
         for precision in ("fp32", "bf16")
     }
     paper = PAPER.get(network.name) if (size, classes) == (224, 1000) else None

@@ -19,7 +19,7 @@ from resnet_train.data.dataset import Dataset
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.normalize import Normalization
 from resnet_train.evaluation.protocols import views_of
-from resnet_train.models.batch_norm import unsynchronised
+from resnet_train.models.batch_norm import revert_sync_batchnorm
 from resnet_train.runtime.distributed import World, all_gather
 from resnet_train.runtime.precision import autocast, no_cudnn_benchmark
 
@@ -201,7 +201,7 @@ def recomputed_bn(
     data = EvaluationData(source, looks, batch_size, world.device, run.data.processes, skip_bad=skip)
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    unsynchronised(net).eval()
+    revert_sync_batchnorm(net).eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all that it sees

@@ -22,7 +22,7 @@ from resnet_train.data.normalize import Normalization
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import pretrained
 from resnet_train.evaluation.pretrained import PretrainedModel
-from resnet_train.models.network import build
+from resnet_train.models.network import build_network
 from resnet_train.runtime.atomic import atomic_write
 
 _TOLERANCE = 1e-3
@@ -128,7 +128,7 @@ def _from_safetensors(member: PretrainedModel, path: Path) -> Called:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 it is no dict
     normalization = Normalization(torch.tensor(about["mean"]), torch.tensor(about["std"]))
     cfg = ANY_NET.validate_json(json.dumps(about["network"]))
-    net = build(cfg, len(about["classes"]), len(about["std"]))
+    net = build_network(cfg, len(about["classes"]), len(about["std"]))
     net.load_state_dict(weights)
     return Pipeline(net, normalization)
 

@@ -16,7 +16,7 @@ from resnet_train.data import datasets, normalize
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.views import View
 from resnet_train.errors import BadInput
-from resnet_train.models.network import build, initialise
+from resnet_train.models.network import build_network, initialise
 from resnet_train.runs.checkpoint import read_checkpoint
 
 
@@ -75,7 +75,7 @@ def load(
         raise BadInput(f"{path} is a bare state dict: eval, predict and export take its --network NAME") from None
     paths = [] if data is None else assumed.elsewhere(saved.about.run, data)
     run = override_run(saved.about.run, [*paths, *overrides])
-    net = build(run.network, len(saved.about.classes), saved.about.channels)
+    net = build_network(run.network, len(saved.about.classes), saved.about.channels)
     net.load_state_dict(saved.payload["net"] if saved.payload["ema"] is None else saved.payload["ema"])
     return PretrainedModel(
         source, run, saved.about.classes, saved.about.normalization, saved.step, net.eval(), saved.about.image_size
@@ -86,7 +86,7 @@ def fresh(network: str, data: str, overrides: Sequence[str] = (), seed: int = 0)
     """A network of the zoo before its first step, for the classes of some data. Raises `BadInput`."""
     run = override_run(assumed.run_of(network, data), [f"seed={seed}", *overrides])
     train_set, _ = datasets.open_data(run.data)
-    net = build(run.network, len(train_set.classes), train_set.channels)
+    net = build_network(run.network, len(train_set.classes), train_set.channels)
     initialise(net, seed)
     return PretrainedModel(network, run, tuple(train_set.classes), normalize.statistics(run, train_set), 0, net.eval())
 
@@ -102,7 +102,7 @@ def _bare(path: Path, network: str, data: str | None, overrides: Sequence[str]) 
     run = override_run(assumed.run_of(network, data or "synthetic"), overrides)
     weights = state_dict(path)
     head = [value for key, value in weights.items() if key.endswith("weight")][-1]
-    net = build(run.network, len(head))
+    net = build_network(run.network, len(head))
     theirs, ours = weights.keys(), net.state_dict().keys()
     for key in sorted(key for key in theirs ^ ours if not key.endswith("num_batches_tracked")):  # old files have none
         raise BadInput(f"{path}: weight {key} is {'not of' if key in theirs else 'missing for'} a {network}")

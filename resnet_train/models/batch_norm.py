@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from resnet_train.runtime.distributed import World, all_gather
 
 
-def statistics(*nets: nn.Module | None) -> Tensor:
+def running_stats(*nets: nn.Module | None) -> Tensor:
     """Batch norm's running statistics as one vector. They are each rank's own: each sees its share of the data."""
     return torch.cat([buffer.flatten() for buffer in _running(nets)])
 
 
 @torch.no_grad()
-def set_statistics(flat: Tensor, *nets: nn.Module | None) -> None:
-    """The inverse of `statistics`."""
+def set_running_stats(flat: Tensor, *nets: nn.Module | None) -> None:
+    """The inverse of `running_stats`."""
     buffers = _running(nets)
     for buffer, values in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
         buffer.copy_(values.view_as(buffer))
@@ -29,20 +29,20 @@ def _running(nets: Sequence[nn.Module | None]) -> list[Tensor]:
 
 
 @contextmanager
-def averaged_statistics(world: World, *nets: nn.Module | None) -> Iterator[None]:
+def averaged_running_stats(world: World, *nets: nn.Module | None) -> Iterator[None]:
     """Within the block running statistics are their mean over the ranks; then each rank has its own again."""
     if world.size == 1:
         yield
         return
-    own = statistics(*nets)
-    set_statistics(all_gather(world, own).mean(0), *nets)
+    own = running_stats(*nets)
+    set_running_stats(all_gather(world, own).mean(0), *nets)
     try:
         yield
     finally:
-        set_statistics(own, *nets)
+        set_running_stats(own, *nets)
 
 
-def synchronised(net: nn.Module, world: World) -> nn.Module:
+def convert_sync_batchnorm(net: nn.Module, world: World) -> nn.Module:
     """The network with batch statistics over all ranks. torch's own module is CUDA's; the CPU has the one below."""
     if world.size == 1:
         return net
@@ -54,8 +54,8 @@ def synchronised(net: nn.Module, world: World) -> nn.Module:
     return net
 
 
-def unsynchronised(net: nn.Module) -> nn.Module:
-    """The inverse of `synchronised`, for a copy that a rank calls alone: it would wait for the others."""
+def revert_sync_batchnorm(net: nn.Module) -> nn.Module:
+    """The inverse of `convert_sync_batchnorm`, for a copy that a rank calls alone: it would wait for the others."""
     for module in net.modules():
         if isinstance(module, (_SyncBatchNorm, nn.SyncBatchNorm)):
             module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_train.config.network import AnyNet, NetConfig
-from resnet_train.models.network import build
+from resnet_train.models.network import build_network
 
 _HEAD = ("bn_last", "relu_last", "fc", "avgpool", "classifier")
 
@@ -36,10 +36,10 @@ class Stage:
     complexity: Complexity
 
 
-def stages(cfg: AnyNet, size: int, classes: int, channels: int = 3) -> list[Stage]:
+def stage_table(cfg: AnyNet, size: int, classes: int, channels: int = 3) -> list[Stage]:
     """The stem, each stage and the head, at `size` x `size` pixels."""
     with torch.device("meta"):
-        net = build(cfg, classes, channels).eval()
+        net = build_network(cfg, classes, channels).eval()
         image = torch.empty(1, channels, size, size)
     counts: dict[str, list[int]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -72,7 +72,7 @@ def stages(cfg: AnyNet, size: int, classes: int, channels: int = 3) -> list[Stag
     return [Stage(part, units.get(part, 0), shapes[part], Complexity(*counts[part])) for part in counts]
 
 
-def usual_input(cfg: AnyNet) -> tuple[int, int]:
+def default_input(cfg: AnyNet) -> tuple[int, int]:
     """Image size and classes of the set that a network's stem is for: ImageNet's or CIFAR-10's."""
     return (224, 1000) if cfg.stem == "imagenet" else (32, 10)
 
@@ -83,12 +83,12 @@ def total(parts: list[Stage]) -> Complexity:
     return Complexity(sum(c.params for c in each), sum(c.macs for c in each), sum(c.activations for c in each))
 
 
-def of_network(cfg: AnyNet, size: int, classes: int, channels: int = 3) -> Complexity:
+def network_complexity(cfg: AnyNet, size: int, classes: int, channels: int = 3) -> Complexity:
     """What one image of `size` x `size` pixels costs."""
-    return total(stages(cfg, size, classes, channels))
+    return total(stage_table(cfg, size, classes, channels))
 
 
-def training_memory(cost: Complexity, images: int, precision: str, ema: bool) -> int:
+def estimate_training_memory(cost: Complexity, images: int, precision: str, ema: bool) -> int:
     """An estimate, in bytes, of what training holds on a device that sees `images` at once.
 
     Weights, gradients and momentum (and their average) in fp32; for each image the output of every convolution and of

@@ -52,7 +52,7 @@ class Network(nn.Module):
         return {f"{stage}.{i}": unit for stage in self.stages for i, unit in getattr(self, stage).named_children()}
 
 
-def build(cfg: NetConfig | VGGConfig, classes: int, channels: int = 3) -> nn.Module:
+def build_network(cfg: NetConfig | VGGConfig, classes: int, channels: int = 3) -> nn.Module:
     """The network of a configuration, not yet initialised. [N, channels, H, W] -> [N, classes] logits."""
     if isinstance(cfg, NetConfig):
         return Network(cfg, classes, channels)

@@ -23,7 +23,7 @@ class Limits:
     """Read and written by a copy, per second."""
 
 
-def measure(device: torch.device, precision: str) -> Limits:
+def measure_limits(device: torch.device, precision: str) -> Limits:
     """The device's limits, by a large matrix product and a large copy: the best of several."""
     side, count = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
@@ -38,15 +38,15 @@ def measure(device: torch.device, precision: str) -> Limits:
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
     took = []
     for _ in range(10):
-        wait(device)
+        synchronize(device)
         begin = time.perf_counter()
         work()
-        wait(device)
+        synchronize(device)
         took.append(time.perf_counter() - begin)
     return min(took)
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Until a device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

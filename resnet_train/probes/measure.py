@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_train.errors import BadInput
-from resnet_train.models.batch_norm import unsynchronised
+from resnet_train.models.batch_norm import revert_sync_batchnorm
 from resnet_train.models.blocks import Unit
 from resnet_train.models.network import Network
 
@@ -169,7 +169,7 @@ def _with_units(net: nn.Module) -> Network:
 
 def _copy(net: nn.Module) -> nn.Module:
     copied = copy.deepcopy(net)
-    unsynchronised(copied)
+    revert_sync_batchnorm(copied)
     for parameter in copied.parameters():
         parameter.grad = None
         parameter.requires_grad_()  # an average of weights has it off

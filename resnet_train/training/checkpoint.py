@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resnet_train.config.load import dump
 from resnet_train.errors import BadInput
-from resnet_train.models.batch_norm import averaged_statistics, set_statistics, statistics
+from resnet_train.models.batch_norm import averaged_running_stats, running_stats, set_running_stats
 from resnet_train.runs.checkpoint import FORMAT, Checkpoint, CheckpointMeta, read_checkpoint
 from resnet_train.runtime.atomic import atomic_write
 from resnet_train.runtime.distributed import World, all_gather, broadcast_from_main
@@ -21,8 +21,11 @@ def save(state: TrainState, about: CheckpointMeta, folder: Path, copies: Sequenc
 
     Raises `BadInput` where a file cannot be written; the previous checkpoint is then intact.
     """
-    ranks = {"statistics": all_gather(world, statistics(state.net, state.ema)), "sums": all_gather(world, state.sums)}
-    with averaged_statistics(world, state.net, state.ema):
+    ranks = {
+        "statistics": all_gather(world, running_stats(state.net, state.ema)),
+        "sums": all_gather(world, state.sums),
+    }
+    with averaged_running_stats(world, state.net, state.ema):
         if world.is_main:
             _write(state, about, folder, copies, ranks)
 
@@ -63,7 +66,7 @@ def _write(
         raise BadInput(f"cannot save the checkpoint of step {state.step} in {folder}: {reason}; {kept}") from None
 
 
-def latest(folder: Path, world: World) -> Checkpoint | None:
+def load_latest(folder: Path, world: World) -> Checkpoint | None:
     """The last good checkpoint of a folder, if it has any; warns where a newer one is damaged, and moves that aside.
 
     Raises `BadInput` where there are checkpoints and none is good: training does not start over unasked.
@@ -100,7 +103,7 @@ def restore(state: TrainState, saved: Checkpoint, world: World) -> None:
     state.scaler.load_state_dict(payload["scaler"])
     ranks = payload["ranks"]
     if len(ranks["sums"]) == world.size:
-        set_statistics(ranks["statistics"][world.rank].to(world.device), state.net, state.ema)
+        set_running_stats(ranks["statistics"][world.rank].to(world.device), state.net, state.ema)
         state.sums.copy_(ranks["sums"][world.rank])
     elif world.is_main:
         state.sums.copy_(ranks["sums"].sum(0))

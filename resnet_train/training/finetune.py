@@ -12,24 +12,26 @@ from resnet_train.config.network import NetConfig, VGGConfig, canonical_fields
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import pretrained
-from resnet_train.models.network import build
+from resnet_train.models.network import build_network
 from resnet_train.runs.run_folder import folder_of
 from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import World
 from resnet_train.training.step import TrainState
 
 
-def check(runs: Iterable[Run], output: str, fresh: bool) -> None:
+def check_init_from(runs: Iterable[Run], output: str, fresh: bool) -> None:
     """Raise `BadInput` where a run that is yet to begin could not: before hours are spent on those before it."""
     for run in runs:
         begun = not fresh and any(folder_of(output, run).glob("checkpoints/*.pt"))
         if run.train.init_from is not None and not begun:
             with torch.device("meta"):
-                net = build(run.network, classes=2, channels=1 if run.data.grey else 3)  # the head may be another
+                net = build_network(
+                    run.network, classes=2, channels=1 if run.data.grey else 3
+                )  # the head may be another
             _fitting(run.train.init_from, run.network, net, speaks=False)
 
 
-def start_from(source: str, network: NetConfig | VGGConfig, state: TrainState, world: World) -> None:
+def load_initial_weights(source: str, network: NetConfig | VGGConfig, state: TrainState, world: World) -> None:
     """Put the weights of a checkpoint, or of torchvision's file, into a new state and its average. For every rank.
 
     The head stays new where the number of classes differs. Raises `BadInput` where anything else does not fit.

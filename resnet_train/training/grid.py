@@ -61,7 +61,9 @@ def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, jobs: 
                 pending.append((run, folder))
             elif world.is_main:
                 print(f"{folder}: {over} already", file=sys.stderr)
-        distributed.broadcast_from_main(world, lambda: finetune.check((run for run, _ in pending), output, fresh))
+        distributed.broadcast_from_main(
+            world, lambda: finetune.check_init_from((run for run, _ in pending), output, fresh)
+        )
         work = [_work(run) for run, _ in pending]
         members = [
             _Member(run, folder, fresh, sum(work[i + 1 :]) / work[i] / jobs) for i, (run, folder) in enumerate(pending)
@@ -161,4 +163,4 @@ def _told(code: int) -> Stop:
 
 def _work(run: Run) -> float:
     """Multiply-adds of an image, at a size that is the same for every network of its stem."""
-    return complexity.of_network(run.network, *complexity.usual_input(run.network)).macs
+    return complexity.network_complexity(run.network, *complexity.default_input(run.network)).macs

@@ -46,7 +46,7 @@ TAGS = {
 """TensorBoard's name for each figure of a record."""
 
 
-def running(world: World, sums: Tensor) -> dict[str, float]:
+def running_averages(world: World, sums: Tensor) -> dict[str, float]:
     """The running loss and error (percent) over all ranks, of the samples since `sums` was last set to zero."""
     loss, wrong, seen = all_reduce_sum(world, sums).tolist()
     sums.zero_()

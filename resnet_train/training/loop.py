@@ -23,10 +23,10 @@ from resnet_train.runtime.distributed import AnyRankFlag, World
 from resnet_train.runtime.precision import set_precision
 from resnet_train.runtime.signals import Request
 from resnet_train.training import checkpoint, probing
-from resnet_train.training.finetune import start_from
-from resnet_train.training.log import Log, open_log, running
-from resnet_train.training.schedule import Plan, plan_of
-from resnet_train.training.step import TrainState, new_state, train_step
+from resnet_train.training.finetune import load_initial_weights
+from resnet_train.training.log import Log, open_log, running_averages
+from resnet_train.training.schedule import TrainSchedule, build_schedule
+from resnet_train.training.step import TrainState, create_train_state, train_step
 
 
 def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = False, later: float = 0.0) -> None:
@@ -43,18 +43,18 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     if isinstance(train_set, DeviceCachedDataset):
         train_set.divided(world.size)  # complains now, before anything is made, where the ranks cannot hold it
     clean_set = train_set.subset(datasets.evenly_spaced(len(train_set), run.eval.clean_train_images))
-    plan = plan_of(run, data.steps_per_epoch)
+    plan = build_schedule(run, data.steps_per_epoch)
 
-    state = new_state(run, len(train_set.classes), train_set.channels, world)
+    state = create_train_state(run, len(train_set.classes), train_set.channels, world)
     checkpoints = folder / "checkpoints"
-    saved = None if fresh else checkpoint.latest(checkpoints, world)
+    saved = None if fresh else checkpoint.load_latest(checkpoints, world)
     if saved is None:
         statistics = distributed.broadcast_from_main(world, lambda: normalize.statistics(run, train_set))
         size = train_set.size if isinstance(train_set, DeviceCachedDataset) else None
         changed = datasets.describe_changes(run.data)
         about = CheckpointMeta(run, tuple(train_set.classes), len(train_set), statistics, size, changed)
         if run.train.init_from is not None:
-            start_from(run.train.init_from, run.network, state, world)
+            load_initial_weights(run.train.init_from, run.network, state, world)
     else:
         about = saved.about
         same_run(saved, run, train_set)
@@ -92,10 +92,10 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
                 gc.collect()
                 stop_if_diverged(state, run, data, checkpoints, log, world)
             if plan.log.is_due(state.step):
-                averages = running(world, state.sums) | {"lr": plan.lr_at(state.step - 1)}
+                averages = running_averages(world, state.sums) | {"lr": plan.lr_at(state.step - 1)}
                 log.write("train", state.step, averages | measured | log.clock.speed(state.step))
             if plan.eval.is_due(state.step):
-                with log.clock.stopped(world), batch_norm.averaged_statistics(world, state.net, state.ema):
+                with log.clock.stopped(world), batch_norm.averaged_running_stats(world, state.net, state.ema):
                     errors = evaluator.errors(state.averaged(), run, sets, world)
                 improved = state.improves(errors["val_error_top1"])
                 log.write("eval", state.step, errors)
@@ -139,10 +139,10 @@ def garbage_kept() -> Iterator[None]:
             gc.enable()
 
 
-def facts(run: Run, data: TrainingData, val_images: int, plan: Plan) -> Record:
+def facts(run: Run, data: TrainingData, val_images: int, plan: TrainSchedule) -> Record:
     """What is known of a run before its first step."""
     size = data.image_size
-    cost = complexity.of_network(run.network, size, len(data.dataset.classes), data.dataset.channels)
+    cost = complexity.network_complexity(run.network, size, len(data.dataset.classes), data.dataset.channels)
     return {
         "params": cost.params,
         "macs": cost.macs,

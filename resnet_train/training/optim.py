@@ -9,7 +9,7 @@ from resnet_train.config.schema import OptimizerConfig
 from resnet_train.training.lars import Lars
 
 
-def optimizer_of(net: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(net: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optimizer:
     """SGD as the papers write it, or LARS. What is decayed, and what LARS scales, is chosen by module type, never by a
     parameter's name or shape."""
     matrices = [m.weight for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -38,7 +38,7 @@ def optimizer_of(net: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optimizer:
     return optimizer
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """The rate of the next step, written where the optimizer's kernel reads it."""
     optimizer.param_groups[0]["lr"].fill_(lr)
 

@@ -16,7 +16,7 @@ from resnet_train.training.step import TrainState
 
 def measure(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, world: World) -> None:
     """Probe a network in training and write down what was found. Every rank calls it, the first one works."""
-    with log.clock.stopped(world), batch_norm.averaged_statistics(world, state.net, state.ema):
+    with log.clock.stopped(world), batch_norm.averaged_running_stats(world, state.net, state.ema):
         if not world.is_main:
             return
         begin = time.perf_counter()

@@ -7,7 +7,7 @@ from resnet_train.config.schema import Duration, Recipe, ScheduleConfig, StepSch
 
 
 @dataclass(frozen=True)
-class Every:
+class Interval:
     """An interval, in steps; of epochs it need not be whole, so its k-th end is the step nearest to k intervals."""
 
     steps: float | None
@@ -21,16 +21,16 @@ class Every:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainSchedule:
     """What happens at which step."""
 
     total: int
     """Steps of the whole training."""
-    log: Every
-    eval: Every
-    save: Every
-    keep: Every
-    probes: dict[str, Every]
+    log: Interval
+    eval: Interval
+    save: Interval
+    keep: Interval
+    probes: dict[str, Interval]
     """By kind: gradients, responses, lesion."""
     schedule: ScheduleConfig
     peak: float
@@ -68,7 +68,7 @@ class Plan:
         return schedule.min_lr + (self.peak - schedule.min_lr) * left
 
 
-def plan_of(recipe: Recipe, steps_per_epoch: float) -> Plan:
+def build_schedule(recipe: Recipe, steps_per_epoch: float) -> TrainSchedule:
     """The plan of a recipe on a training set of so many steps an epoch."""
     train, schedule = recipe.train, recipe.schedule
     total = train.steps or max(1, round((train.epochs or 0) * steps_per_epoch))
@@ -80,17 +80,17 @@ def plan_of(recipe: Recipe, steps_per_epoch: float) -> Plan:
             return duration.epochs * steps_per_epoch
         return (duration.fraction or 0) * total
 
-    def every(duration: Duration) -> Every:
-        return Every(max(1, steps(duration)), last=total)
+    def every(duration: Duration) -> Interval:
+        return Interval(max(1, steps(duration)), last=total)
 
     keep, probes = recipe.checkpoint.keep_every, recipe.probes
     wanted = {"gradients": probes.gradients, "responses": probes.responses, "lesion": probes.lesion}
-    return Plan(
+    return TrainSchedule(
         total=total,
         log=every(recipe.log.every),
         eval=every(recipe.eval.every),
         save=every(recipe.checkpoint.every),
-        keep=Every(max(1, steps(keep)) if keep else None),
+        keep=Interval(max(1, steps(keep)) if keep else None),
         probes={kind: every(probe.every) for kind, probe in wanted.items() if probe is not None},
         schedule=schedule,
         peak=recipe.optimizer.lr,

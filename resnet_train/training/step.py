@@ -17,7 +17,7 @@ from resnet_train.data.batch import Batch, StepBatches
 from resnet_train.data.normalize import Normalization
 from resnet_train.errors import BadInput
 from resnet_train.models import batch_norm
-from resnet_train.models.network import build, initialise
+from resnet_train.models.network import build_network, initialise
 from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import autocast
@@ -60,14 +60,14 @@ class TrainState:
         return self.net if self.ema is None else self.ema
 
 
-def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState:
+def create_train_state(run: Run, classes: int, channels: int, world: World) -> TrainState:
     """The state before the first step, on the world's device."""
-    net: nn.Module = build(run.network, classes, channels)
+    net: nn.Module = build_network(run.network, classes, channels)
     initialise(net, run.seed)
     # channels_last comes before DDP, whose buckets take the strides that the weights have when it is built.
     net = net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.train.sync_bn:
-        net = batch_norm.synchronised(net, world)
+        net = batch_norm.convert_sync_batchnorm(net, world)
     ema = copy.deepcopy(net).requires_grad_(False) if run.train.ema_decay else None
     forward: nn.Module = net
     if run.train.compile:
@@ -82,7 +82,7 @@ def new_state(run: Run, classes: int, channels: int, world: World) -> TrainState
         net=net,
         forward=distributed.parallel(forward, world, accumulates=run.train.grad_accum_steps > 1),
         launch=_launch(run.train, world),
-        optimizer=optim.optimizer_of(net, run.optimizer),
+        optimizer=optim.build_optimizer(net, run.optimizer),
         scaler=GradScaler(world.device.type, enabled=run.train.precision == "fp16"),
         ema=ema,
         sums=torch.zeros(3, dtype=torch.float64, device=world.device),
@@ -109,7 +109,7 @@ def train_step(
     Returns the gradient's norm before clipping, as a device tensor that is good until the next step; loss and errors
     are added to `state.sums`.
     """
-    optim.set_rate(state.optimizer, lr)
+    optim.set_lr(state.optimizer, lr)
     state.now.fill_(state.step)
     backward = partial(_backward, state, normalization, cfg, len(share.micro_batches))
 
@@ -121,7 +121,7 @@ def train_step(
 
     for batch, seed in earlier:
         torch.manual_seed(seed)  # for dropout, the only thing here that draws
-        with _unsynchronised(state.forward):
+        with _no_sync(state.forward):
             backward(batch)
     torch.manual_seed(last_seed)
     measured = state.launch(finish, last.tensors())
@@ -164,7 +164,7 @@ def _update(state: TrainState, cfg: TrainConfig) -> Tensor:
     return norm
 
 
-def _unsynchronised(forward: nn.Module) -> AbstractContextManager[None]:
+def _no_sync(forward: nn.Module) -> AbstractContextManager[None]:
     """DDP reduces gradients over ranks in each backward pass; only the last one of a step needs it."""
     return forward.no_sync() if hasattr(forward, "no_sync") else nullcontext()  # type: ignore[operator]
 

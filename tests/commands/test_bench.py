@@ -134,7 +134,7 @@ def test_advice_follows_what_binds(tiny_run: Callable[..., Run]) -> None:
 @pytest.mark.parametrize("name", ["resnet-50", "cifar-resnet-20"])
 def test_roofline_is_arithmetic_or_memory_whichever_is_less(name: str) -> None:
     network = ANY_NET.validate_python(zoo.network(name))
-    parts = complexity.stages(network, *complexity.usual_input(network))
+    parts = complexity.stage_table(network, *complexity.default_input(network))
     whole = complexity.total(parts)
     arithmetic = roofline.images_per_second(parts, Limits(1e12, 1e30), "bf16")
     memory = roofline.images_per_second(parts, Limits(1e30, 1e12), "bf16")

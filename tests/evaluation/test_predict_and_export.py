@@ -16,7 +16,7 @@ from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import export, pretrained
-from resnet_train.models.network import build
+from resnet_train.models.network import build_network
 
 Program = Callable[..., tuple[int, str, str]]
 Config = Callable[..., Path]
@@ -192,7 +192,7 @@ def test_torchvision_gets_back_what_is_its_own(name: str, theirs: str, program: 
 def test_each_of_torchvisions_networks_is_found(name: str) -> None:
     cfg = ANY_NET.validate_python(zoo.network(name))
     with torch.device("meta"):
-        ours = build(cfg, 5).state_dict()
+        ours = build_network(cfg, 5).state_dict()
     theirs = export.of_torchvision(cfg, 5, 3).state_dict()
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 

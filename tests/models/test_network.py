@@ -17,7 +17,7 @@ from resnet_train.config.network import ANY_NET, NetConfig
 from resnet_train.errors import BadInput
 from resnet_train.models import complexity
 from resnet_train.models.blocks import ZeroPad
-from resnet_train.models.network import build, initialise
+from resnet_train.models.network import build_network, initialise
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "complexity.json").read_text())
 
@@ -28,7 +28,7 @@ def net_config(name: str, **changes: object) -> Any:
 
 def cost(name: str) -> complexity.Complexity:
     cfg = net_config(name)
-    return complexity.of_network(cfg, *complexity.usual_input(cfg))
+    return complexity.network_complexity(cfg, *complexity.default_input(cfg))
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -56,7 +56,7 @@ def test_plain_and_shortcut_a_have_equal_parameters(plain: str, residual: str) -
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_outputs_are_torchvisions_on_the_same_weights(depth: int) -> None:
-    net = build(net_config(f"resnet-{depth}" if depth < 50 else f"resnet-{depth}-v1.5"), classes=10)
+    net = build_network(net_config(f"resnet-{depth}" if depth < 50 else f"resnet-{depth}-v1.5"), classes=10)
     initialise(net, seed=1)
     theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=10)
     theirs.load_state_dict(net.state_dict())
@@ -76,7 +76,7 @@ def copied(net: torch.nn.Module, theirs: torch.nn.Module, renamed: Callable[[str
 
 @pytest.mark.parametrize("depth", [50, 101])
 def test_wide_networks_are_torchvisions_on_the_same_weights(depth: int) -> None:
-    net = build(net_config(f"wrn-{depth}-2"), classes=10).eval()
+    net = build_network(net_config(f"wrn-{depth}-2"), classes=10).eval()
     initialise(net, seed=1)
     theirs = getattr(torchvision.models, f"wide_resnet{depth}_2")(num_classes=10).eval()
     theirs.load_state_dict(net.state_dict())
@@ -97,7 +97,7 @@ def timms(key: str) -> str:
 @pytest.mark.parametrize("depth", [50, 101, 152])
 def test_pre_activation_networks_are_timms_on_the_same_weights(depth: int) -> None:
     """timm pools before the stem's batch norm and ReLU, we after: the same, since a new norm's factors are positive."""
-    net = build(net_config(f"preact-resnet-{depth}-v1.5"), classes=10).eval()
+    net = build_network(net_config(f"preact-resnet-{depth}-v1.5"), classes=10).eval()
     initialise(net, seed=1)
     theirs = timm.create_model(f"resnetv2_{depth}", num_classes=10).eval()
     copied(net, theirs, timms)
@@ -108,7 +108,7 @@ def test_pre_activation_networks_are_timms_on_the_same_weights(depth: int) -> No
 @pytest.mark.parametrize("depth", [18, 34])
 def test_basic_pre_activation_networks_have_timms_weights(depth: int) -> None:
     """timm does not activate before the first unit splits, as section 4.1 of He et al. 2016 does; the weights are alike."""
-    net = build(net_config(f"preact-resnet-{depth}"), classes=10)
+    net = build_network(net_config(f"preact-resnet-{depth}"), classes=10)
     copied(net, timm.create_model(f"resnetv2_{depth}", num_classes=10), timms)
 
 
@@ -124,7 +124,7 @@ FIGURE_4 = {
 @pytest.mark.parametrize(("order", "words"), FIGURE_4.items())
 def test_orders_are_those_of_figure_4(order: str, words: str) -> None:
     """Each unit against figure 4 of He et al. 2016, followed word by word in float64."""
-    net = build(net_config("cifar-resnet-20", order=order, widths=(4, 6, 8)), classes=3).double().train()
+    net = build_network(net_config("cifar-resnet-20", order=order, widths=(4, 6, 8)), classes=3).double().train()
     initialise(net, seed=2)
     unit = net.layer1[1]
     x = torch.randn(3, 4, 5, 5, dtype=torch.float64)
@@ -144,7 +144,7 @@ def test_orders_are_those_of_figure_4(order: str, words: str) -> None:
 
 
 def test_pre_activation_treats_its_first_and_last_units_as_section_4_1_says() -> None:
-    net = build(net_config("cifar-preact-20"), classes=3)
+    net = build_network(net_config("cifar-preact-20"), classes=3)
     assert not hasattr(net.layer1[0], "bn1")  # the stem's stands in its place
     assert (net.layer1[0].before, net.layer1[1].before) == ((), ("bn1", "relu"))
     assert net.bn_last.num_features == 64
@@ -164,9 +164,12 @@ def test_pre_activation_treats_its_first_and_last_units_as_section_4_1_says() ->
     ],
 )
 def test_additions_are_those_of_section_3(addition: dict[str, Any], on_shortcut: Any, on_residual: Any) -> None:
-    net = build(net_config("cifar-resnet-20", addition=addition), classes=3).eval()
+    net = build_network(net_config("cifar-resnet-20", addition=addition), classes=3).eval()
     initialise(net, seed=2)
-    unit, plain = net.layer1[0], build(net_config("cifar-plain-20", order="relu-before-addition"), 3).eval().layer1[0]
+    unit, plain = (
+        net.layer1[0],
+        build_network(net_config("cifar-plain-20", order="relu-before-addition"), 3).eval().layer1[0],
+    )
     plain.load_state_dict(unit.state_dict(), strict=False)
     x = torch.randn(2, 16, 5, 5)
     residual = unit._through(unit.residual, x)
@@ -182,15 +185,15 @@ def test_additions_are_those_of_section_3(addition: dict[str, Any], on_shortcut:
 
 
 def test_wide_dropout_is_between_the_convolutions_of_a_unit() -> None:
-    unit = build(net_config("wrn-16-2-dropout"), classes=3).layer1[1]
+    unit = build_network(net_config("wrn-16-2-dropout"), classes=3).layer1[1]
     assert unit.residual == ("conv1", "bn2", "relu", "dropout", "conv2")
     assert unit.dropout.p == 0.3
-    assert "dropout" not in build(net_config("wrn-16-2"), classes=3).layer1[1].residual
+    assert "dropout" not in build_network(net_config("wrn-16-2"), classes=3).layer1[1].residual
 
 
 @pytest.mark.parametrize("name", ["vgg-16", "vgg-19-bn"])
 def test_vgg_is_torchvisions_and_trains(name: str) -> None:
-    net = build(net_config(name), classes=5, channels=1)
+    net = build_network(net_config(name), classes=5, channels=1)
     initialise(net, seed=1)
     assert (
         net.state_dict().keys()
@@ -220,14 +223,14 @@ def test_152_layers_cost_less_than_vgg() -> None:
 
 
 def test_a_unit_without_its_residual_branch_is_its_shortcut() -> None:
-    net = build(net_config("cifar-resnet-20"), classes=3).eval()
+    net = build_network(net_config("cifar-resnet-20"), classes=3).eval()
     unit, x = net.layer1[1], torch.rand(2, 16, 4, 4)
     unit.dropped = True
     assert torch.equal(unit(x), x)
 
 
 def test_a_plain_net_starts_from_its_residual_partners_weights() -> None:
-    plain, residual = (build(net_config(f"{kind}-50"), classes=7) for kind in ("plain", "resnet"))
+    plain, residual = (build_network(net_config(f"{kind}-50"), classes=7) for kind in ("plain", "resnet"))
     initialise(plain, seed=3), initialise(residual, seed=3)
     shared = residual.state_dict()
     assert plain.state_dict().keys() < shared.keys()
@@ -237,7 +240,7 @@ def test_a_plain_net_starts_from_its_residual_partners_weights() -> None:
 
 
 def test_initialisation_is_hes() -> None:
-    net = build(net_config("resnet-50"), classes=1000)
+    net = build_network(net_config("resnet-50"), classes=1000)
     initialise(net, seed=0)
     for name, module in net.named_modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -262,7 +265,7 @@ def test_any_mixture_of_the_grammar_trains(unit: str, shortcut: str) -> None:
     cfg = NetConfig.model_validate(
         {"name": "x", "unit": unit, "depths": (1, 2), "widths": (4, 6), "stem": "cifar", "shortcut": shortcut, **stride}
     )
-    net = build(cfg, classes=3, channels=1)
+    net = build_network(cfg, classes=3, channels=1)
     initialise(net, seed=0)
     last = net.layer1[0].bn2 if unit == "basic" else net.layer1[0].bn3
     torch.nn.init.zeros_(last.weight)

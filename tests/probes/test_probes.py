@@ -17,12 +17,12 @@ from resnet_train.config import zoo
 from resnet_train.config.network import ANY_NET
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
-from resnet_train.models.network import Network, build, initialise
+from resnet_train.models.network import Network, build_network, initialise
 from resnet_train.probes import figures as probe_figures
 from resnet_train.probes import measure
 from resnet_train.runs import run_folder
 from resnet_train.runtime.distributed import World
-from resnet_train.training.step import new_state, train_step
+from resnet_train.training.step import create_train_state, train_step
 
 Program = Callable[..., tuple[int, str, str]]
 Config = Callable[..., Path]
@@ -32,7 +32,7 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
 def network(name: str, **changes: Any) -> Network:
-    net = build(ANY_NET.validate_python({**zoo.network(name), "widths": (4, 6, 8), **changes}), 3).double()
+    net = build_network(ANY_NET.validate_python({**zoo.network(name), "widths": (4, 6, 8), **changes}), 3).double()
     initialise(net, seed=1)
     return net  # type: ignore[return-value]
 
@@ -94,7 +94,7 @@ def test_responses_are_those_of_figure_7() -> None:
     pre.train()(IMAGES)
     assert measure.responses(pre, IMAGES)["layers"]["layer3.2.conv2"] == pytest.approx(caught[0], rel=1e-5)
     for name in ("vgg-16", "vgg-16-bn"):
-        vgg = build(ANY_NET.validate_python(zoo.network(name)), 3)
+        vgg = build_network(ANY_NET.validate_python(zoo.network(name)), 3)
         initialise(vgg, seed=1)
         caught.clear()
         vgg.features[1 if name.endswith("bn") else 0].register_forward_hook(
@@ -167,7 +167,7 @@ def test_a_probe_in_the_middle_of_training_leaves_no_trace(tiny_run: Callable[..
         loader.training_data(run, train_set, 0, 0, 1, world.device),
         normalize.statistics(run, train_set),
     )
-    state = new_state(run, 4, 3, world)
+    state = create_train_state(run, 4, 3, world)
     for share in data.from_step(0, until=3):
         train_step(state, share, normalization, 0.1, run.train)
     assert state.ema is not None

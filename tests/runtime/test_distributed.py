@@ -71,7 +71,7 @@ def test_synchronised_batch_norm_is_torchs(precision: str) -> None:
     torch.nn.init.normal_(nets[0][0].weight, generator=random)
     torch.nn.init.zeros_(nets[0][0].bias)
     nets[1].load_state_dict(nets[0].state_dict())
-    batch_norm.synchronised(nets[1], World(cpu, size=2))
+    batch_norm.convert_sync_batchnorm(nets[1], World(cpu, size=2))
     x = torch.randn(8, 3, 4, 4, generator=random)
     rounding = 10 * torch.finfo(half).eps
     for _ in range(2):

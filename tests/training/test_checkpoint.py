@@ -15,11 +15,11 @@ from steps import CPU, IDENTITY, random_batch, share
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
 from resnet_train.errors import BadInput
-from resnet_train.models.batch_norm import statistics
+from resnet_train.models.batch_norm import running_stats
 from resnet_train.runs.checkpoint import CheckpointMeta
 from resnet_train.runtime.distributed import World
 from resnet_train.training import checkpoint
-from resnet_train.training.step import TrainState, new_state, train_step
+from resnet_train.training.step import TrainState, create_train_state, train_step
 
 TinyRun = Callable[..., Run]
 
@@ -28,7 +28,7 @@ TinyRun = Callable[..., Run]
 def saved(tiny_run: TinyRun, tmp_path: Path) -> tuple[TrainState, Callable[[], None], Path]:
     """A state, a way to save it after one more step, and the folder."""
     run = tiny_run(train={"ema_decay": 0.9})
-    state = new_state(run, 4, 3, CPU)
+    state = create_train_state(run, 4, 3, CPU)
     folder = tmp_path / "checkpoints"
 
     def save(*copies: str) -> None:
@@ -44,11 +44,11 @@ def test_a_restored_state_is_the_state(saved: Any, tiny_run: TinyRun, tmp_path: 
     assert not state.improves(12.5)
     save(), save("best.pt")
     assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
-    found = checkpoint.latest(folder, CPU)
+    found = checkpoint.load_latest(folder, CPU)
     assert found is not None
     assert found.about.run == tiny_run(train={"ema_decay": 0.9})
     assert (found.about.classes, found.about.train_images, found.about.channels) == (("a", "b", "c", "d"), 40, 3)
-    other = new_state(found.about.run, 4, 3, CPU)
+    other = create_train_state(found.about.run, 4, 3, CPU)
     checkpoint.restore(other, found, CPU)
     assert (other.step, other.best) == (2, 12.5)
     checkpoint.save(other, found.about, tmp_path / "again", [], CPU)
@@ -60,16 +60,16 @@ def test_a_state_is_restored_on_another_number_of_ranks(saved: Any, tiny_run: Ti
     state, save, folder = saved
     save()
     of_one = checkpoint.read_checkpoint(folder / "last.pt")
-    moved, sums = statistics(state.net, state.ema), state.sums.clone()
+    moved, sums = running_stats(state.net, state.ema), state.sums.clone()
     assert (sums[[0, 2]] > 0).all()
     ranks = {"statistics": torch.stack([moved - 1, moved + 1]), "sums": torch.stack([sums / 4, 3 * sums / 4])}
     of_two = replace(of_one, payload=of_one.payload | {"ranks": ranks})
     for found, size in ((of_one, 2), (of_two, 1), (of_two, 3)):
         total = torch.zeros_like(sums)
         for rank in range(size):
-            other = new_state(found.about.run, 4, 3, CPU)
+            other = create_train_state(found.about.run, 4, 3, CPU)
             checkpoint.restore(other, found, World(CPU.device, rank, size))
-            assert torch.equal(statistics(other.net, other.ema), moved)
+            assert torch.equal(running_stats(other.net, other.ema), moved)
             assert other.step == 1
             total += other.sums
         assert torch.equal(total, sums)
@@ -85,7 +85,7 @@ def test_the_last_good_checkpoint_is_used_with_a_warning(saved: Any, harm: str, 
         middle = len(content) // 2
         content[middle : middle + 512] = bytes(byte ^ 1 for byte in content[middle : middle + 512])
     last.write_bytes({"truncate": content[:-100], "sector": content, "empty": b""}[harm])
-    found = checkpoint.latest(folder, CPU)
+    found = checkpoint.load_latest(folder, CPU)
     assert found is not None
     assert found.step == 1
     assert "warning" in capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_the_last_good_checkpoint_is_used_with_a_warning(saved: Any, harm: str, 
     assert sorted(path.name for path in folder.iterdir()) == ["last.pt.damaged", "previous.pt"]
     (folder / "previous.pt").write_bytes(b"")
     with pytest.raises(BadInput, match=r"no checkpoint in .* is good"):
-        checkpoint.latest(folder, CPU)
+        checkpoint.load_latest(folder, CPU)
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])
@@ -134,7 +134,7 @@ def test_statistics_travel_with_the_checkpoint(saved: Any, tiny_run: TinyRun, tm
     run = tiny_run(data={"normalize": "pixel-mean"})
     source, _ = datasets.open_data(run.data)
     norm = normalize.statistics(run, source)
-    state = new_state(run, 4, 3, CPU)
+    state = create_train_state(run, 4, 3, CPU)
     checkpoint.save(state, CheckpointMeta(run, tuple(source.classes), len(source), norm), tmp_path / "c", [], CPU)
     found = checkpoint.read_checkpoint(tmp_path / "c" / "last.pt").about.normalization
     data = loader.training_data(run, source, 0, 0, 1, torch.device("cpu"))

@@ -15,7 +15,7 @@ from resnet_train.config.schema import Run
 from resnet_train.runs.checkpoint import CheckpointMeta
 from resnet_train.training import checkpoint
 from resnet_train.training.cuda_graph import Graph, Measured
-from resnet_train.training.step import TrainState, new_state, train_step
+from resnet_train.training.step import TrainState, create_train_state, train_step
 
 TinyRun = Callable[..., Run]
 EVERYTHING = {"clip_grad_norm": 0.5, "ema_decay": 0.9, "label_smoothing": 0.1}
@@ -52,7 +52,7 @@ def taped(call: Callable[[], Measured]) -> tuple[Callable[[], None], Measured]:
 
 
 def states(run: Run) -> tuple[TrainState, TrainState]:
-    eager, graph = (new_state(run, 4, 3, CPU) for _ in range(2))
+    eager, graph = (create_train_state(run, 4, 3, CPU) for _ in range(2))
     graph.launch = Graph(taped)
     return eager, graph
 

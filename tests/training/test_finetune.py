@@ -25,14 +25,14 @@ def test_fine_tuning_starts_from_the_weights_and_a_new_head(
     config: Config, program: Program, tiny_run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from resnet_train.runtime.distributed import World
-    from resnet_train.training.finetune import start_from
-    from resnet_train.training.step import new_state
+    from resnet_train.training.finetune import load_initial_weights
+    from resnet_train.training.step import create_train_state
 
     assert program("run", config(train={"steps": 2, "ema_decay": 0.5}))[0] == 0
     path = LAST.format("cifar-resnet-8")
     run = tiny_run(**NEW, train={"init_from": path, "ema_decay": 0.9})
-    state, fresh = (new_state(run, 3, 3, World(torch.device("cpu"))) for _ in range(2))
-    start_from(path, run.network, state, World(torch.device("cpu")))
+    state, fresh = (create_train_state(run, 3, 3, World(torch.device("cpu"))) for _ in range(2))
+    load_initial_weights(path, run.network, state, World(torch.device("cpu")))
     assert "has 4 classes, not 3: the head starts anew" in capsys.readouterr().err
     assert state.ema is not None
     for key, value in weights(path, "ema").items():
@@ -76,7 +76,7 @@ def test_a_fine_tuning_is_resumed_without_the_file_that_it_began_from(
         ({"data": {"channels": 1}}, "conv1.weight is of shape [4, 3, 3, 3] there and of shape [4, 1, 3, 3] here"),
         ({"train": {"init_from": "none.pt"}}, "none.pt: no such checkpoint"),
         ({"train": {"init_from": 3}}, "train.init_from = 3: "),
-        ({"train": {"form": "x.pt"}}, "train.form: unknown key; did you mean from?"),
+        ({"train": {"init_form": "x.pt"}}, "train.init_form: unknown key; did you mean init_from?"),
     ],
 )
 def test_weights_of_another_network_are_refused(

@@ -17,8 +17,8 @@ from resnet_train.config.schema import OptimizerConfig
 from resnet_train.data import auto_augment, mixup, rng
 from resnet_train.data.sampler import Sampler
 from resnet_train.training.lars import Lars
-from resnet_train.training.optim import optimizer_of
-from resnet_train.training.schedule import plan_of
+from resnet_train.training.optim import build_optimizer
+from resnet_train.training.schedule import build_schedule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WIDE, RAND = (
@@ -192,7 +192,7 @@ def test_lars_is_the_papers(lr: float | torch.Tensor) -> None:
 
 def test_lars_trusts_weights_of_convolutions_and_the_head_alone() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    made = optimizer_of(
+    made = build_optimizer(
         net, OptimizerConfig(kind="lars", trust_coefficient=0.01, weight_decay=1e-3, decay_on="matrices")
     )
     assert isinstance(made, Lars)
@@ -248,7 +248,7 @@ def test_fast_recipe_is_ffcvs() -> None:
     assert small in path.read_text()
     for batch, peak, changes in ((4096, 1.7, ""), (1024, 0.5, small)):
         [run] = load.runs(load.load(path, changes.split()))
-        plan = plan_of(run, 1_281_167 / batch)
+        plan = build_schedule(run, 1_281_167 / batch)
         assert run.train.batch_size == batch
         for epoch in range(16):
             step = math.ceil(epoch * 1_281_167 / batch) + 1
@@ -266,4 +266,4 @@ def test_modern_recipe_averages_as_torchvisions() -> None:
     assert run.train.epochs is not None
     alpha = (1 - 0.99998) * run.train.batch_size * 32 / run.train.epochs
     assert 1 - run.train.ema_decay**32 == pytest.approx(alpha, rel=0.01)
-    assert plan_of(run, 100.0).size_at(0) is None
+    assert build_schedule(run, 100.0).size_at(0) is None

@@ -17,8 +17,8 @@ from resnet_train.data.sampler import Sampler
 from resnet_train.errors import BadInput
 from resnet_train.models.network import Network, initialise
 from resnet_train.runtime.precision import set_precision
-from resnet_train.training.schedule import plan_of
-from resnet_train.training.step import TrainState, new_state, train_step
+from resnet_train.training.schedule import build_schedule
+from resnet_train.training.step import TrainState, create_train_state, train_step
 
 # --- plan -------------------------------------------------------------------------------------------------------------
 
@@ -26,7 +26,7 @@ TinyRun = Callable[..., Run]
 
 
 def rates(run: Run, steps_per_epoch: float = 10.0) -> list[float]:
-    plan = plan_of(run, steps_per_epoch)
+    plan = build_schedule(run, steps_per_epoch)
     return [plan.lr_at(step) for step in range(plan.total)]
 
 
@@ -66,25 +66,25 @@ def test_warm_ups(tiny_run: TinyRun) -> None:
 
 def test_everything_is_due_at_the_end_and_keeping_only_in_its_turn(tiny_run: TinyRun) -> None:
     run = tiny_run(train={"epochs": 1.1}, checkpoint={"every": {"epochs": 0.5}, "keep_every": {"steps": 10}})
-    plan = plan_of(run, 20.0)
+    plan = build_schedule(run, 20.0)
     assert plan.total == 22
     assert [step for step in range(1, 23) if plan.save.is_due(step)] == [10, 20, 22]
     assert [step for step in range(1, 23) if plan.keep.is_due(step)] == [10, 20]
     assert plan.beyond_the_end() == ""
     late = {"kind": "step", "milestones": [{"steps": 5}, {"steps": 22}], "warmup": {"steps": 30}}
-    assert plan_of(tiny_run(train={"epochs": 1.1}, schedule=late), 20.0).beyond_the_end() == (
+    assert build_schedule(tiny_run(train={"epochs": 1.1}, schedule=late), 20.0).beyond_the_end() == (
         "the milestone at 22 and the end of the warm-up at 30"
     )
-    odd = plan_of(tiny_run(train={"epochs": 4}, eval={"every": {"epochs": 1}}), 11.234)
+    odd = build_schedule(tiny_run(train={"epochs": 4}, eval={"every": {"epochs": 1}}), 11.234)
     assert [step for step in range(1, 46) if odd.eval.is_due(step)] == [11, 22, 34, 45]  # epochs end, no step drifts
-    assert not any(plan_of(tiny_run(), 20.0).keep.is_due(step) for step in range(1, 9))
+    assert not any(build_schedule(tiny_run(), 20.0).keep.is_due(step) for step in range(1, 9))
 
 
 # --- step -------------------------------------------------------------------------------------------------------------
 
 
 def take_steps(run: Run, batches: list[list[Batch]], lr: float = 0.1) -> TrainState:
-    state = new_state(run, classes=4, channels=3, world=CPU)
+    state = create_train_state(run, classes=4, channels=3, world=CPU)
     for step in batches:
         train_step(state, share(*step), IDENTITY, lr, run.train)
     return state
@@ -136,12 +136,12 @@ def test_dropout_is_a_function_of_the_step_and_the_share(tiny_run: TinyRun) -> N
     run = tiny_run(networks=[{"base": "cifar-resnet-8", "widths": [4, 8, 8], "dropout": 0.5}])
     nets = []
     for before in (0, 3):
-        state = new_state(run, 4, 3, CPU)
+        state = create_train_state(run, 4, 3, CPU)
         torch.rand(before)
         train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
         nets.append(state.net)
     assert_same_parameters(*nets, rtol=0, atol=0)
-    other = new_state(run, 4, 3, CPU)
+    other = create_train_state(run, 4, 3, CPU)
     train_step(other, share(random_batch())._replace(seeds=[1]), IDENTITY, 0.1, run.train)
     assert not torch.equal(other.net.conv1.weight, nets[0].conv1.weight)
 
@@ -151,7 +151,7 @@ def test_mixed_and_erased_batches_are_learnt_as_torchvisions(tiny_run: TinyRun) 
     run, batch = tiny_run(train={"label_smoothing": 0.1}), random_batch(seed=3)
     erased = torch.tensor([[1, 2, 5, 4]] * 8 + [[0, 0, 0, 0]] * 8)
     for blend in ([0.7, 0, 0, 0, 0], [0.2, 0, 0, 0, 0], [1, 2, 0, 8, 4]):
-        state = new_state(run, 4, 3, CPU)
+        state = create_train_state(run, 4, 3, CPU)
         net = copy.deepcopy(state.net)
         mixed = batch._replace(erase_boxes=erased, mix_params=torch.tensor(blend, dtype=torch.float32))
         train_step(state, share(mixed), IDENTITY, 0.1, run.train)
@@ -181,7 +181,7 @@ def test_clipping_shortens_the_gradient_and_reports_it_whole(tiny_run: TinyRun) 
     batch, plain, clipped = share(random_batch()), tiny_run(), tiny_run(train={"clip_grad_norm": 0.01})
     norms = []
     for run in (plain, clipped):
-        state = new_state(run, 4, 3, CPU)
+        state = create_train_state(run, 4, 3, CPU)
         before = [p.detach().clone() for p in state.net.parameters()]
         norms.append(train_step(state, batch, IDENTITY, 1.0, run.train.model_copy())["grad_norm"].item())
         moved = torch.stack(
@@ -193,7 +193,7 @@ def test_clipping_shortens_the_gradient_and_reports_it_whole(tiny_run: TinyRun) 
 
 def test_average_of_the_weights(tiny_run: TinyRun) -> None:
     run = tiny_run(train={"ema_decay": 0.9})
-    state = new_state(run, 4, 3, CPU)
+    state = create_train_state(run, 4, 3, CPU)
     assert state.averaged() is state.ema
     wanted = {key: value.double() for key, value in state.net.state_dict().items()}
     for seed in range(3):
@@ -206,14 +206,14 @@ def test_average_of_the_weights(tiny_run: TinyRun) -> None:
 
 def test_the_first_loss_that_is_not_finite_is_noted(tiny_run: TinyRun) -> None:
     run = tiny_run()
-    state = new_state(run, 4, 3, CPU)
+    state = create_train_state(run, 4, 3, CPU)
     train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
     assert state.diverged_at.item() == -1
     train_step(state, share(random_batch()), IDENTITY, 1e30, run.train)
     train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
     train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
     assert state.diverged_at.item() == 2
-    state = new_state(run, 4, 3, CPU)
+    state = create_train_state(run, 4, 3, CPU)
     state.net.conv1.weight.register_hook(lambda gradient: gradient * math.inf)  # of a loss that is finite
     train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
     assert state.diverged_at.item() == 0
@@ -237,7 +237,7 @@ def test_lower_precision_follows_fp32(tiny_run: TinyRun, precision: str) -> None
 def test_a_first_step_that_overflows_leaves_no_trace(tiny_run: TinyRun) -> None:
     """The loss scaler skips it; the next one must start from zero momentum, not from unwritten memory."""
     run = tiny_run(train={"precision": "fp16"})
-    state, other = (new_state(run, 4, 3, CPU) for _ in range(2))
+    state, other = (create_train_state(run, 4, 3, CPU) for _ in range(2))
     before = {key: value.clone() for key, value in state.net.state_dict().items() if "running" not in key}
     hook = state.net.conv1.weight.register_hook(lambda gradient: gradient * math.inf)
     train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
@@ -271,7 +271,7 @@ def test_each_size_of_images_is_compiled(tiny_run: TinyRun, monkeypatch: pytest.
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
     run = tiny_run(train={"compile": True})
-    state = new_state(run, 4, 3, CPU)
+    state = create_train_state(run, 4, 3, CPU)
     sizes = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
     for size in sizes * 2:
         images = torch.zeros(16, size, size, 3, dtype=torch.uint8)
