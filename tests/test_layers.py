@@ -36,6 +36,7 @@ TORCH_FREE = (
     "runs/run_folder",
     "runtime/atomic",
     "runtime/lock",
+    "runtime/processes",
     "runtime/progress",
     "runtime/signals",
     "runtime/tables",

@@ -12,11 +12,11 @@ from resnet_train.data.batch import Batch
 from resnet_train.data.dataset import Dataset
 from resnet_train.data.datasets import InMemoryDataset, SyntheticDataset
 from resnet_train.data.device_cache import DeviceCachedDataset
+from resnet_train.data.eval_workers import load_batches
 from resnet_train.data.image_files import ImageFileDataset, decode, usable
 from resnet_train.data.rng import Ints
 from resnet_train.data.views import View, ViewBatch, apply_views
 from resnet_train.errors import BadInput
-from resnet_train.runtime.processes import serve
 
 
 class _Files(torch_data.Dataset[ViewBatch | BadInput]):
@@ -69,7 +69,7 @@ class EvaluationData:
         starts = range(self.rank * self.batch_size, len(self.dataset), self.ranks * self.batch_size)
         parts = [np.arange(start, min(start + self.batch_size, len(self.dataset))) for start in starts]
         if isinstance(self.dataset, ImageFileDataset):
-            return serve(_Files(self.dataset, self.views, self.skip_bad), parts, self.workers, self.device)
+            return load_batches(_Files(self.dataset, self.views, self.skip_bad), parts, self.workers, self.device)
         return (self._whole(self.dataset, indices) for indices in parts)
 
     def _whole(self, source: InMemoryDataset | SyntheticDataset | DeviceCachedDataset, indices: Ints) -> ViewBatch:

@@ -7,14 +7,12 @@ nothing is allocated, pickled or collated for a sample. Workers are told which s
 import mmap
 import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
-from multiprocessing import connection, reduction
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -26,8 +24,10 @@ from resnet_train.data.decoding import ImageArray
 from resnet_train.data.rng import Ints
 from resnet_train.data.sampler import Samples
 from resnet_train.errors import BadInput
-from resnet_train.runtime.processes import begin, shield_helpers
+from resnet_train.runtime.processes import Children
 
+WORKERS_HINT = "lower data.workers, and run again"
+"""What to do if a data worker is killed."""
 _SLOTS = 3
 """One that is trained on, one that is ready, one that is filled."""
 
@@ -114,7 +114,7 @@ def fill(
             return
         rows = -(-shape.samples // (2 * workers))  # of a part: small enough for the workers to end a batch together
         parts = [slice(first, first + rows) for first in range(0, shape.samples, rows)]
-        with _hired(make, shape, memory, workers) as (tasks, pipes):
+        with _worker_pool(make, shape, memory, workers) as (tasks, children):
             asked = enumerate(wanted)
             answers: dict[int, dict[int, tuple[str, ...] | BadInput]] = {}
 
@@ -130,7 +130,7 @@ def fill(
             current = 0
             while current in answers:
                 while len(answers[current]) < len(parts):
-                    for number, first, answer in _received(pipes):
+                    for _, (number, first, answer) in children.receive():
                         answers[number][first] = answer
                 skipped: list[str] = []
                 for _, answer in sorted(answers.pop(current).items()):  # in their order, whoever was the faster
@@ -180,36 +180,19 @@ def _pinned(memory: ImageArray, device: torch.device) -> Iterator[None]:
             cuda.cudaHostUnregister(memory.ctypes.data)
 
 
-_Pipes = dict[Connection, BaseProcess]
-
-
 @contextmanager
-def _hired(make: CollateFn, shape: Shape, memory: _Memory, workers: int) -> Iterator[tuple["SimpleQueue[Any]", _Pipes]]:
+def _worker_pool(
+    make: CollateFn, shape: Shape, memory: _Memory, workers: int
+) -> Iterator[tuple["SimpleQueue[Any]", Children]]:
     """Workers that take tasks from one queue and answer each through a pipe of its own; ended with the block."""
-    shield_helpers()
-    context = multiprocessing.get_context("forkserver")  # not fork: this process has threads, perhaps a CUDA context
-    tasks = context.SimpleQueue()
-    pipes: _Pipes = {}
-    try:
+    tasks = multiprocessing.get_context("forkserver").SimpleQueue()
+    with closing(tasks), Children(WORKERS_HINT) as children:
         for _ in range(workers):
-            ours, theirs = context.Pipe(duplex=False)
-            arguments = (os.getpid(), make, shape, memory, tasks, theirs)
-            pipes[ours] = context.Process(target=_work, args=arguments, daemon=True)
-            pipes[ours].start()
-            theirs.close()
-        yield tasks, pipes
-    finally:
-        for pipe, worker in pipes.items():
-            worker.kill()  # it holds nothing that could be lost, and defers SIGTERM
-            worker.join()
-            pipe.close()
-        tasks.close()
+            children.start("a data worker", _work, make, shape, memory, tasks)
+        yield tasks, children
 
 
-def _work(
-    trainer: int, make: CollateFn, shape: Shape, memory: _Memory, tasks: "SimpleQueue[Any]", pipe: Connection
-) -> None:
-    begin(trainer)
+def _work(connection: Connection, make: CollateFn, shape: Shape, memory: _Memory, tasks: "SimpleQueue[Any]") -> None:
     torch.set_num_threads(1)
     slots = shape.slots(memory.bytes)
     while True:
@@ -219,24 +202,4 @@ def _work(
             answer = make(slots[number % _SLOTS].sized(size).part(rows))
         except BadInput as error:
             answer = error
-        pipe.send((number, rows.start, answer))
-
-
-def _received(pipes: _Pipes) -> Iterator[tuple[int, int, tuple[str, ...] | BadInput]]:
-    """What workers have answered, at least one: the batch, its first row, what became of them.
-
-    Raises `BadInput` where one was killed.
-    """
-    ready: Sequence[Any] = connection.wait(list(pipes))
-    for pipe in ready:
-        try:
-            yield pipe.recv()
-        except EOFError:
-            pipes[pipe].join()
-            code = pipes[pipe].exitcode or 0
-            if code >= 0:
-                raise RuntimeError("a data worker failed; its traceback is above") from None
-            name = signal.Signals(-code).name
-            raise BadInput(
-                f"a data worker was killed by {name}, perhaps because memory ran out: lower data.workers, and run again"
-            ) from None
+        connection.send((number, rows.start, answer))

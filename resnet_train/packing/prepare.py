@@ -25,9 +25,9 @@ from resnet_train.packing.encode import Options
 from resnet_train.packing.formats import Source, open_source
 from resnet_train.packing.manifest import Listing
 from resnet_train.packing.shard_writer import KEPT, Job, indexed, member, pack
-from resnet_train.runtime import process_pool
 from resnet_train.runtime.atomic import atomic_write, atomic_write_text, temporary_path
 from resnet_train.runtime.lock import claimed
+from resnet_train.runtime.processes import run_jobs
 from resnet_train.runtime.progress import Progress
 
 Report = dict[str, Any]
@@ -188,7 +188,7 @@ def _pack_all(jobs: list[Job], workers: int) -> None:
     done = total - sum(len(job.listing) for job in left)
     try:
         with Progress("packing", total, "img", initial=done) as bar:
-            for _ in process_pool.each(pack, left, min(workers, len(left)), bar.update, KEPT):
+            for _ in run_jobs(pack, left, workers, bar.update, f"use fewer --workers; {KEPT}"):
                 pass
     finally:
         for job in left:  # of processes that were ended because another met something

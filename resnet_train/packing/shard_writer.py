@@ -14,7 +14,7 @@ from resnet_train.errors import BadInput
 from resnet_train.packing.encode import Options, keep
 from resnet_train.packing.manifest import Listing
 from resnet_train.runtime.atomic import atomic_write, atomic_write_text
-from resnet_train.runtime.process_pool import Count
+from resnet_train.runtime.processes import Count
 
 KEPT = "finished shards are kept: run the same command again to go on"
 _TOLD = 32

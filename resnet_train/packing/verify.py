@@ -14,8 +14,7 @@ from resnet_train.data import shards
 from resnet_train.data.rng import Ints
 from resnet_train.data.shards import ShardDataset, open_shards
 from resnet_train.errors import BadInput
-from resnet_train.runtime import process_pool
-from resnet_train.runtime.process_pool import Count
+from resnet_train.runtime.processes import Count, run_jobs
 from resnet_train.runtime.progress import Progress
 
 
@@ -34,7 +33,7 @@ def verify(folder: Path, workers: int) -> dict[str, int]:
     jobs = [job for source in parts.values() for job in _jobs(source)]
     total, wrong, damaged = sum(map(len, parts.values())), 0, []
     with Progress("verifying", total, "img") as bar:
-        for shard, lines in process_pool.each(check, jobs, min(workers, len(jobs)), bar.update, "nothing is lost"):
+        for shard, lines in run_jobs(check, jobs, workers, bar.update, "use fewer --workers"):
             wrong += len(lines)
             damaged += [str(shard)] * (len(lines) > 0)
             for line in lines:

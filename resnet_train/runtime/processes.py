@@ -1,90 +1,211 @@
-"""Worker processes that make batches: shielded from signals that reach all of a job, ended with their trainer."""
+"""Child processes: they end with the block or the process that started them, and a killed one is noticed. No torch.
 
+multiprocessing's fork server starts them, since this process may have threads and a CUDA context. Ctrl-C and the
+signals of a scheduler reach every process of a job; they are for the process that the user started, which ends its
+children.
+"""
+
+import multiprocessing
 import os
 import select
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Sequence
-from functools import partial
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import forkserver, resource_tracker
-from typing import Any, Protocol, Self, TypeVar
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Self, TypeVar
 
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from resnet_train.errors import BadInput, Stop, report
+from resnet_train.runtime.progress import show_messages
 
-from resnet_train.errors import BadInput
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+Count = Callable[[int], object]
+"""Called with a number of samples that are done."""
 
+_JOB_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that may reach all processes of a job."""
+_PRELOADED = ["resnet_train.data.loader"]
+"""What the fork server imports once, with torch, so that each child need not."""
 _GRACE = 30
 """Seconds that a worker goes on after SIGTERM."""
 
 
-class _Movable(Protocol):
-    def to(self, device: torch.device) -> Self: ...
+@dataclass(frozen=True, eq=False)
+class Child:
+    """A child process."""
+
+    name: str
+    """For messages, such as `a data worker`."""
+    process: BaseProcess
+    connection: Connection
+
+    def send(self, message: object) -> None:
+        """Send a message. If the child is gone nothing happens: `Children.receive` raises."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(message)
 
 
-_Item = TypeVar("_Item", bound=_Movable)
+class Children:
+    """The child processes of a block.
+
+    hint: what to do if memory runs out and the kernel kills one, such as `lower data.workers`.
+    end_by: the signal that ends them with the block. SIGKILL is for workers, which have nothing to lose: they ignore
+    the signals of a job. SIGTERM is for children that save their state first: they handle these signals themselves.
+    """
+
+    def __init__(self, hint: str, end_by: signal.Signals = signal.SIGKILL) -> None:
+        self.hint, self.end_by = hint, end_by
+        self.running: list[Child] = []
+
+    def start(self, name: str, function: Callable[..., object], *arguments: object) -> Child:
+        """Start a child that calls `function(connection, *arguments)`; `function` is one of a module."""
+        ensure_fork_server()
+        context = multiprocessing.get_context("forkserver")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_run_child,
+            args=(os.getpid(), self.end_by, theirs, function, arguments),
+            daemon=self.end_by == signal.SIGKILL,  # a daemon may have no children, as a run has
+        )
+        process.start()
+        theirs.close()
+        child = Child(name, process, ours)
+        self.running.append(child)
+        return child
+
+    def receive(self, timeout: float | None = None) -> Iterator[tuple[Child, Any]]:
+        """Messages of children; waits for the first, or until a child ends, for at most `timeout` seconds.
+
+        Raises `BadInput` if a child was killed; if it failed, a `Stop` of its exit code, since it has reported why.
+        """
+        children = {child.connection: child for child in self.running}
+        for connection in wait(list(children), timeout):
+            child = children[connection]  # type: ignore[index]
+            try:
+                message = child.connection.recv()
+            except (EOFError, OSError):  # OSError: it ended within a message
+                self._check_end(child)
+            else:
+                yield child, message
+
+    def _check_end(self, child: Child) -> None:
+        child.process.join()
+        child.connection.close()
+        self.running.remove(child)
+        code = child.process.exitcode or 0
+        check_not_killed(child.name, code, self.hint)
+        if code > 0:
+            failed = Stop(f"{child.name} failed; the reason is above")
+            failed.exit_code, failed.reported = code, True
+            raise failed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Again and again: a child that has only just started may still ignore SIGTERM.
+        while alive := [child.process for child in self.running if child.process.exitcode is None]:
+            for process in alive:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid or 0, self.end_by)
+            wait([process.sentinel for process in alive], timeout=0.2)
+        for child in self.running:
+            child.connection.close()
 
 
-def serve(
-    dataset: Dataset[_Item | BadInput], batches: Sampler[Any] | Sequence[Any], workers: int, device: torch.device
-) -> Iterator[_Item]:
-    """Batches on the device. Raises `BadInput` where a worker met an image that cannot be decoded."""
-    workers = min(workers, len(batches)) if isinstance(batches, Sequence) else workers
-    if workers:
-        shield_helpers()
-    loader = DataLoader(
-        dataset,
-        batch_size=None,  # the sampler's items are whole batches
-        sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=partial(_begin_numbered, os.getpid()) if workers else None,
-        # Not fork: this process has threads, and by now perhaps a CUDA context.
-        multiprocessing_context="forkserver" if workers else None,
-    )
-    served = iter(loader)
+def check_not_killed(name: str, exit_code: int, hint: str) -> None:
+    """Raise `BadInput` if a process was ended by a signal."""
+    if exit_code < 0:
+        number = signal.Signals(-exit_code).name
+        raise BadInput(f"{name} was killed by {number}, perhaps because memory ran out: {hint}") from None
+
+
+def run_jobs(
+    function: Callable[[_Job, Count], _Result], jobs: Iterable[_Job], workers: int, count: Count, hint: str
+) -> Iterator[_Result]:
+    """Call `function` for each job in one of `workers` processes; its results in the order in which they are ready.
+
+    `function` is one of a module; what it passes to its `Count` is passed on to `count`. Raises `BadInput` where a job
+    does, or where a process was killed (see `Children`).
+    """
+    waiting = iter(jobs)
+    with Children(hint) as children:
+        for job in islice(waiting, workers):
+            children.start("a worker process", _work, function).send(job)
+        while children.running:
+            for child, (kind, value) in children.receive():
+                if kind == "count":
+                    count(value)
+                elif kind == "error":
+                    raise value
+                else:
+                    yield value
+                    child.send(next(waiting, None))
+
+
+def _work(connection: Connection, function: Callable[[Any, Count], Any]) -> None:
+    """Work on jobs until None comes."""
+    while (job := connection.recv()) is not None:
+        try:
+            answer = "result", function(job, lambda number: connection.send(("count", number)))
+        except BadInput as error:
+            answer = "error", error
+        connection.send(answer)
+
+
+def _run_child(
+    parent: int, end_by: signal.Signals, connection: Connection, function: Callable[..., object], arguments: Any
+) -> None:
+    if end_by == signal.SIGKILL:
+        ignore_job_signals()
+    end_with(parent, end_by)
+    show_messages()
     try:
-        for batch in served:
-            if isinstance(batch, BadInput):
-                raise batch
-            yield batch.to(device)
-    finally:
-        del served  # which ends the workers: now, not when a traceback that holds this frame is dropped
+        function(connection, *arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report(error))
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def shield_helpers() -> None:
-    """Start multiprocessing's own processes, if they are not running, deaf to signals that reach all of a job."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}  # exec keeps what is ignored
+def ensure_fork_server() -> None:
+    """Start multiprocessing's own processes, if they are not running; they ignore the signals of a job."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _JOB_SIGNALS}  # exec keeps what is ignored
     try:
         resource_tracker.ensure_running()
-        forkserver.set_forkserver_preload(["resnet_train.data.loader"])  # torch is imported once, not by each worker
+        forkserver.set_forkserver_preload(_PRELOADED)
         forkserver.ensure_running()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def begin(trainer: int) -> None:
-    """A signal to all processes of a job is for the training process: it saves, then ends its workers.
+def ignore_job_signals() -> None:
+    """Let this worker go on at the signals of a job: its parent saves, then ends its workers.
 
-    Until it has, they go on; so SIGTERM, by which multiprocessing ends stray workers, only sets them a limit. When it
-    is killed they end with it: their parent is the fork server, which would wait for them as they for it.
+    multiprocessing ends stray daemons by SIGTERM, so that one only sets a limit.
     """
-    try:
-        alive = os.pidfd_open(trainer)
-    except ProcessLookupError:  # killed while this process was started
-        os._exit(1)
-    threading.Thread(target=lambda: (select.select([alive], [], []), os._exit(1)), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
-def _begin_numbered(trainer: int, _: int) -> None:
-    begin(trainer)
+def end_with(parent: int, end_by: signal.Signals) -> None:
+    """End this process by a signal once process `parent` is gone, which is not its parent for the kernel."""
+    try:
+        alive = os.pidfd_open(parent)
+    except ProcessLookupError:  # killed while this process was started
+        os._exit(1)
+
+    def watch() -> None:
+        select.select([alive], [], [])
+        while True:  # this process may not handle SIGTERM yet
+            os.kill(os.getpid(), end_by)
+            time.sleep(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -2,15 +2,11 @@
 
 import json
 import multiprocessing
-import os
-import select
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from functools import partial
-from multiprocessing import connection
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +16,14 @@ from resnet_train.analysis import findings, tables
 from resnet_train.analysis.groups import group_runs
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets
-from resnet_train.errors import BadInput, Diverged, Interrupted, Stop, report
+from resnet_train.errors import BadInput, Diverged, Interrupted
 from resnet_train.models import complexity
 from resnet_train.runs import run_folder
 from resnet_train.runs.run_folder import folder_of
-from resnet_train.runtime import distributed, processes
+from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import out_of_memory_hint
+from resnet_train.runtime.processes import Children
 from resnet_train.runtime.signals import Request, listening
 from resnet_train.training import finetune
 from resnet_train.training.loop import train
@@ -107,58 +104,26 @@ def _train_several(members: Sequence[_Member], jobs: int, request: Request) -> N
     """
     for data in {repr(member.run.data): member.run.data for member in members}.values():
         datasets.open_data(data)  # complains, or downloads, once
-    processes.shield_helpers()
-    context = multiprocessing.get_context("forkserver")  # not fork: this process may have a CUDA context
-    share = max(1, torch.get_num_threads() // jobs)
-    waiting, running = list(members), dict[BaseProcess, _Member]()
-    failed: Stop | None = None
-    while running or (waiting and failed is None):
-        while waiting and len(running) < jobs and failed is None:
-            member = waiting.pop(0)
-            started = context.Process(target=_work_alone, args=(member, share, os.getpid()))
-            started.start()
-            running[started] = member
-        connection.wait([process.sentinel for process in running], timeout=0.2)
-        for process in [process for process in running if process.exitcode is not None]:
-            ended = running.pop(process)
-            failed = failed or _failure(ended, process.exitcode or 0)
-        if failed is None and request.name is not None:
-            failed = _told(Interrupted.exit_code)
-        if failed is not None:
-            for process in running:
-                process.terminate()  # over and over: one that is just starting is still deaf
-    if failed is not None:
-        raise failed
+    threads = max(1, torch.get_num_threads() // jobs)
+    waiting = list(members)
+    with Children(hint="lower --jobs, and run again", end_by=signal.SIGTERM) as children:
+        while waiting or children.running:
+            while waiting and len(children.running) < jobs:
+                member = waiting.pop(0)
+                children.start(str(member), _train_alone, member, threads)
+            for _, message in children.receive(timeout=0.2):
+                raise AssertionError(f"runs send no messages: {message}")
+            if request.name is not None:
+                interrupted = Interrupted(f"{request.name}: all runs are saved")
+                interrupted.reported = True  # by each run
+                raise interrupted
 
 
-def _work_alone(member: _Member, threads: int, parent: int) -> None:
-    """What the process of one run does. If the one that started it is killed, it saves and stops."""
+def _train_alone(_: Connection, member: _Member, threads: int) -> None:
+    """The process of one run. At SIGTERM it saves and stops."""
     torch.set_num_threads(threads)
-    try:
-        with distributed.start(member.run.train.device) as world, listening(speaks=False) as request:
-            threading.Thread(target=_stop_after, args=(os.pidfd_open(parent),), daemon=True).start()
-            _train(member, world, request)
-    except (Exception, KeyboardInterrupt) as error:
-        sys.exit(report(error))
-
-
-def _stop_after(process: int) -> None:
-    select.select([process], [], [])
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _failure(member: _Member, code: int) -> Stop | None:
-    """Why a run's process did not end well. What it could say itself, it has said."""
-    if code < 0:
-        name = signal.Signals(-code).name
-        return BadInput(f"{member} was killed by {name}, perhaps because memory ran out: lower --jobs, and run again")
-    return _told(code) if code else None
-
-
-def _told(code: int) -> Stop:
-    stop = Stop()
-    stop.exit_code, stop.reported = code, True
-    return stop
+    with distributed.start(member.run.train.device) as world, listening(speaks=False) as request:
+        _train(member, world, request)
 
 
 def _work(run: Run) -> float:

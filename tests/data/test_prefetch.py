@@ -4,15 +4,13 @@ import multiprocessing
 import os
 import select
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from resnet_train.data import prefetch
+from resnet_train.data import eval_workers, prefetch
 from resnet_train.data.prefetch import Buffer, Shape
 from resnet_train.data.sampler import Samples
 from resnet_train.errors import BadInput
@@ -97,17 +95,6 @@ def test_a_killed_worker_is_told_and_nothing_hangs() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_whose_trainer_was_killed_before_it_began_ends() -> None:
-    script = (
-        "import subprocess, sys; from resnet_train.runtime import processes\n"
-        "gone = subprocess.Popen([sys.executable, '-c', '']); gone.wait()\n"
-        "processes.begin(gone.pid)\n"
-        "print('on it goes')"
-    )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
-
-
 def test_arrays_of_a_slot_are_aligned_and_their_own() -> None:
     one, other = Shape(3, 5, 3).slots(np.zeros(2 * Shape(3, 5, 3).bytes, np.uint8))
     for number, array in enumerate(one, 1):
@@ -116,3 +103,18 @@ def test_arrays_of_a_slot_are_aligned_and_their_own() -> None:
     assert [np.unique(array).tolist() for array in one] == [[number] for number in range(1, 6)]
     assert not any(array.any() for array in other)
     assert one.images.shape == (3, 5, 5, 3)
+
+
+class KilledAt(torch.utils.data.Dataset[torch.Tensor]):
+    """The worker that makes item 3 is killed."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.tensor(index)
+
+
+def test_a_killed_worker_of_an_evaluation_is_told() -> None:
+    with pytest.raises(BadInput, match=r"a data worker was killed by SIGKILL, .* lower data.workers"):
+        list(eval_workers.load_batches(KilledAt(), range(6), 2, CPU))
+    assert not multiprocessing.active_children()

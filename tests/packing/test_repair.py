@@ -21,7 +21,6 @@ from resnet_train.config.data import ImageFolderConfig
 from resnet_train.data import datasets
 from resnet_train.errors import BadInput
 from resnet_train.packing import prepare
-from resnet_train.runtime import process_pool
 
 Program = Callable[..., tuple[int, str, str]]
 
@@ -246,7 +245,7 @@ def test_ctrl_c_says_what_is_kept(images: Path, program: Program, monkeypatch: p
 
     for module, name, said in (
         (prepare, "open_source", "nothing was written"),
-        (process_pool, "each", "finished shards are kept: run the same command again to go on"),
+        (prepare, "run_jobs", "finished shards are kept: run the same command again to go on"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, stop)

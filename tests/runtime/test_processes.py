@@ -1,0 +1,139 @@
+"""Child processes: their messages, their end, and how their loss is reported."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from resnet_train.errors import BadInput, Diverged, Stop
+from resnet_train.runtime import processes
+from resnet_train.runtime.processes import Children, Count, run_jobs
+
+
+def double(number: int, count: Count) -> int:
+    """A job: 13 is bad input, 66 a bug, and 99 kills the process."""
+    count(1)
+    if number == 13:
+        raise BadInput("13 is bad")
+    if number == 66:
+        raise ZeroDivisionError
+    if number == 99:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_jobs_are_done_and_counted(workers: int) -> None:
+    counts: list[int] = []
+    results = run_jobs(double, range(8), workers, counts.append, "hint")
+    assert sorted(results) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert counts == [1] * 8
+    assert not multiprocessing.active_children()
+
+
+def test_bad_input_of_a_job_is_raised() -> None:
+    with pytest.raises(BadInput, match="13 is bad"):
+        list(run_jobs(double, [1, 13, 2], 2, print, "hint"))
+    assert not multiprocessing.active_children()
+
+
+def test_a_killed_worker_is_bad_input_with_a_hint() -> None:
+    expected = "a worker process was killed by SIGKILL, perhaps because memory ran out: use fewer"
+    with pytest.raises(BadInput, match=expected):
+        list(run_jobs(double, [1, 99, 2], 2, print, "use fewer"))
+    assert not multiprocessing.active_children()
+
+
+def test_a_bug_in_a_worker_ends_the_jobs() -> None:
+    with pytest.raises(Stop, match="a worker process failed; the reason is above") as failure:
+        list(run_jobs(double, [66], 1, print, "hint"))
+    assert (failure.value.exit_code, failure.value.reported) == (1, True)
+
+
+def diverge(connection: Connection) -> None:
+    connection.send("before the end")
+    raise Diverged("the loss is not finite")
+
+
+def test_a_childs_own_failure_has_its_exit_code_and_comes_after_its_messages() -> None:
+    with Children("hint") as children:
+        child = children.start("cifar-plain-8 seed 0", diverge)
+        assert list(children.receive()) == [(child, "before the end")]
+        with pytest.raises(Stop, match="cifar-plain-8 seed 0 failed") as failure:
+            list(children.receive())
+        assert children.running == []
+    assert failure.value.exit_code == Diverged.exit_code
+
+
+def stop_late(connection: Connection, file: Path) -> None:
+    """A child that saves before it ends, and for some time is not ready to."""
+    time.sleep(0.5)
+
+    def save(*_: object) -> None:
+        file.write_text("saved")
+        sys.exit(75)
+
+    signal.signal(signal.SIGTERM, save)
+    while True:
+        time.sleep(0.01)
+
+
+def test_children_that_save_are_ended_by_sigterm_and_waited_for(tmp_path: Path) -> None:
+    with Children("hint", end_by=signal.SIGTERM) as children:
+        children.start("a run", stop_late, tmp_path / "a")
+        children.start("a run", stop_late, tmp_path / "b")
+        assert list(children.receive(timeout=0.01)) == []
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a", "b"]
+
+
+PARENT = """
+import os, signal, sys, time
+from pathlib import Path
+import test_processes
+from resnet_train.runtime.processes import Children
+
+if __name__ == "__main__":
+    with Children("hint", end_by=signal.Signals[sys.argv[1]]) as children:
+        children.start("a child", getattr(test_processes, sys.argv[2]), Path(sys.argv[3]))
+        [*children.receive(timeout=float(sys.argv[4]))]
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def wait_for_ever(connection: Connection, file: Path) -> None:
+    connection.send("ready")
+    time.sleep(1000)
+
+
+@pytest.mark.parametrize(
+    ("end_by", "function", "seconds"), [("SIGKILL", wait_for_ever, "20"), ("SIGTERM", stop_late, "0.1")]
+)
+def test_children_end_when_their_parent_is_killed(
+    end_by: str, function: Callable[..., None], seconds: str, tmp_path: Path
+) -> None:
+    """All processes that hold the pipe have ended once its end is reached."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    paths = [str(Path(__file__).parent), str(Path(processes.__file__).parents[2])]
+    command = [sys.executable, tmp_path / "parent.py", end_by, function.__name__, tmp_path / "saved", seconds]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    parent = subprocess.run(command, stdout=subprocess.PIPE, timeout=60, env=environment)
+    assert parent.returncode == -signal.SIGKILL
+    assert (tmp_path / "saved").exists() == (end_by == "SIGTERM")
+
+
+def test_a_worker_whose_parent_was_killed_before_it_began_ends() -> None:
+    script = (
+        "import signal, subprocess, sys; from resnet_train.runtime import processes\n"
+        "gone = subprocess.Popen([sys.executable, '-c', '']); gone.wait()\n"
+        "processes.end_with(gone.pid, signal.SIGKILL)\n"
+        "print('it goes on')"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
