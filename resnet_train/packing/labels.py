@@ -16,7 +16,7 @@ import numpy as np
 
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
-from resnet_train.runtime.processes import shield_helpers
+from resnet_train.runtime.processes import ensure_fork_server
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 _SYNSETS = "meta.mat"
@@ -102,7 +102,7 @@ def _load_synsets(data: bytes) -> list[Synset]:
 
     SciPy's reader does not check every length that it finds: some damaged files crash the process.
     """
-    shield_helpers()
+    ensure_fork_server()
     with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
         try:
             return pool.submit(parse_synsets, data).result()
