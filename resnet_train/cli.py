@@ -238,16 +238,9 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    for path in args.checkpoints:
-        if Path(path).is_dir():
-            raise BadInput(f"{path} is a folder: give a file, such as {Path(path) / 'checkpoints' / 'best.pt'}")
-        if not Path(path).is_file():
-            raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
     from resnet_train.commands import eval
 
-    overrides = [f"eval.protocol={args.protocol}"] * (args.protocol is not None) + ["eval.flip=true"] * args.flip
-    overrides += args.overrides
-    eval.evaluate_all(args.checkpoints, args.network, args.data, overrides, args.save_logits, args.out, args.json)
+    eval.main(args)
 
 
 def _probe(args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """What a network confuses: error by class, the worst classes, the mistakes that it is surest of as a picture."""
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,14 @@ def worst(found: SampleResults, classes: Sequence[str], shown: int = 5) -> str:
     rows = [row for row in by_class(found, classes)[:shown] if row[4]]
     told = (f"{name} {error:.1f} % (most often taken for {other})" for name, _, error, other, _ in rows)
     return f"worst classes: {'; '.join(told)}" if rows else "worst classes: none, there is no mistake"
+
+
+def write_classes(results: SampleResults, classes: Sequence[str], path: Path) -> None:
+    """Write the rows of `by_class` as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "images", "error", "most often taken for", "times"])
+        writer.writerows(by_class(results, classes))
 
 
 def draw(

@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnet_train.commands.eval import Logits
 from resnet_train.config.schema import EvalConfig, ViewConfig
 from resnet_train.data import datasets
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.views import apply_views
 from resnet_train.evaluation import confusion, evaluator, pretrained
 from resnet_train.evaluation.evaluator import EnsembleMember
+from resnet_train.evaluation.logits import Logits
 from resnet_train.evaluation.protocols import views_of
 from resnet_train.runtime.distributed import World
 

@@ -1,0 +1,145 @@
+"""Errors of several networks and of their ensemble: from checkpoints, or from stored logits."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from resnet_train.data import datasets
+from resnet_train.data.dataset import Dataset
+from resnet_train.errors import BadInput
+from resnet_train.evaluation import evaluator, pretrained
+from resnet_train.evaluation.evaluator import EnsembleMember, SampleResults
+from resnet_train.evaluation.logits import Logits
+from resnet_train.evaluation.pretrained import PretrainedModel
+from resnet_train.evaluation.protocols import describe
+from resnet_train.runtime.distributed import World
+from resnet_train.runtime.precision import out_of_memory_hint, set_precision
+
+ErrorRecord = dict[str, Any]
+"""One network or ensemble: checkpoint, network, seed, step, error_top1, error_top5, loss, images, protocol."""
+
+_IMAGES_AT_ONCE = 1024
+"""Stored logits are converted to float64 in chunks of so many images."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measures: per-sample results of some networks, and of their ensemble where there are several."""
+
+    results: list[SampleResults]
+    """For each network, then for the ensemble; in dataset order."""
+    records: list[ErrorRecord]
+    """One for each of `results`."""
+    val_set: Dataset
+    logits: Logits | None
+    """Where they were asked for."""
+
+
+def load_members(
+    paths: Sequence[str], network: str | None, data: str | None, overrides: Sequence[str]
+) -> list[PretrainedModel]:
+    """Load checkpoints whose errors may be averaged: all have one protocol. Raises `BadInput`."""
+    members = [pretrained.load(path, network, data, overrides) for path in paths]
+    for member in members:
+        if member.step is None and data is None:
+            raise BadInput(f"{member.label} is a state dict, which knows no data: give --data PATH")
+    protocols = {member.label: _protocol(member) for member in members}
+    if len(set(protocols.values())) > 1:
+        each = "; ".join(f"{label}: {protocol}" for label, protocol in protocols.items())
+        raise BadInput(f"networks are averaged under one protocol; evaluate these one by one, or --set it: {each}")
+    return members
+
+
+def evaluate(members: Sequence[PretrainedModel], keep_logits: bool, world: World) -> Evaluation:
+    """Measure the members of `load_members` on their validation set; the same on every rank. Raises `BadInput`."""
+    run, protocol = members[0].run, _protocol(members[0])
+    val_set = datasets.open_validation(run.data)
+    ensemble = [_prepared(member, tuple(val_set.classes), world) for member in members]
+    data = evaluator.data_of(run, val_set, world)
+    local_logits: list[torch.Tensor] = []
+    hint = f"lower eval.batch_size, now {run.eval.batch_size}: --set eval.batch_size=N"
+    with out_of_memory_hint(members[0].label, world.device, hint):
+        results = evaluator.evaluate(ensemble, data, run.eval.average, world, local_logits if keep_logits else None)
+    networks = [_identity(member) for member in members]
+    logits = None
+    if keep_logits:
+        # A rank may have no batch at all.
+        empty = torch.zeros(len(members), 0, len(data.views), len(val_set.classes), dtype=torch.float16)
+        rows = torch.cat([empty, *local_logits], dim=1).transpose(0, 1).contiguous()  # [n of this rank, networks, …]
+        values = evaluator.gather_in_dataset_order(world, rows, data).transpose(0, 1).numpy()
+        logits = Logits(networks, protocol, tuple(val_set.classes), results[0].label.long().numpy(), values)
+    return Evaluation(results, error_records(networks, results, protocol), val_set, logits)
+
+
+def evaluate_logits(logits: Logits, average: str | None = None) -> list[ErrorRecord]:
+    """Errors from stored logits: of each network, then of the ensemble.
+
+    average: "softmax" or "logits"; None: as when they were stored.
+    """
+    stored_average = "logits" if "mean of logits" in logits.protocol else "softmax"
+    average = average or stored_average
+    scores = []
+    for begin in range(0, len(logits.labels), _IMAGES_AT_ONCE):
+        chunk = slice(begin, begin + _IMAGES_AT_ONCE)
+        values = torch.from_numpy(np.ascontiguousarray(logits.values[:, chunk])).float()
+        scores.append(evaluator.score_logits(torch.from_numpy(logits.labels[chunk]), values, average))
+    protocol = logits.protocol.replace(f"mean of {stored_average}", f"mean of {average}")
+    return error_records(logits.networks, evaluator.told(torch.cat(scores)), protocol)
+
+
+def error_records(
+    networks: Sequence[dict[str, Any]], results: Sequence[SampleResults], protocol: str
+) -> list[ErrorRecord]:
+    """A record for each of `results`: those of the networks, and that of their ensemble where there is one."""
+    identities = list(networks)
+    if len(results) > len(networks):
+        label = f"ensemble of {len(networks)}"
+        identities.append({"checkpoint": label, "network": "ensemble", "seed": None, "step": None})
+    return [
+        {**identity, **result.errors(), "protocol": protocol}
+        for identity, result in zip(identities, results, strict=True)
+    ]
+
+
+def append_records(records: Sequence[ErrorRecord], path: Path, data: str) -> None:
+    """Append records to a file, one JSON object a line; `data` is the path or the kind of the data set."""
+    with path.open("a") as file:
+        file.writelines(json.dumps({**record, "data": data}) + "\n" for record in records)
+
+
+def _prepared(member: PretrainedModel, classes: tuple[str, ...], world: World) -> EnsembleMember:
+    """The network on the device, with batch norm's statistics recomputed where the run asks for it."""
+    check_classes(member, classes)
+    run = member.run
+    set_precision(run.train.precision, world.device)
+    net = member.net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    normalization = member.normalization.to(world.device)
+    if run.eval.recompute_bn:
+        net = evaluator.recomputed_bn(net, run, datasets.open_data(run.data)[0], normalization, world)
+    return EnsembleMember(net, normalization, run.train.precision)
+
+
+def check_classes(member: PretrainedModel, classes: tuple[str, ...]) -> None:
+    """Raise `BadInput` if a network was trained on other classes than those of the data."""
+    named = member.step is not None  # other programs' files do not name their classes
+    if len(member.classes) == len(classes) and (member.classes == classes or not named):
+        return
+    message = f"{member.label} was trained on {len(member.classes)} classes, and the data has {len(classes)}"
+    if len(member.classes) == len(classes):
+        theirs, ours = next(pair for pair in zip(member.classes, classes, strict=True) if pair[0] != pair[1])
+        message += f" of other names: {ours} for its {theirs}"
+    raise BadInput(message)
+
+
+def _protocol(member: PretrainedModel) -> str:
+    return describe(member.run, datasets.describe_changes(member.run.data))
+
+
+def _identity(member: PretrainedModel) -> dict[str, Any]:
+    seed = None if member.step is None else member.run.seed
+    return {"checkpoint": member.label, "network": member.name, "seed": seed, "step": member.step}
