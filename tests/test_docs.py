@@ -1,5 +1,6 @@
 """What a reader meets: every documented command parses, every configuration validates, every link resolves."""
 
+import ast
 import os
 import re
 import shlex
@@ -179,6 +180,30 @@ def test_diffs_apply_to_the_code(name: str) -> None:
                 kept += 1
                 assert f"{line[1:].strip()}\n" in source, f"{name}: {line}"
     assert kept > 0
+
+
+def test_messages_in_troubleshooting_are_the_program_s() -> None:
+    """Each quoted message, `…` for names and numbers, is part of a string in the package."""
+    texts = {text for path in ROOT.glob("resnet_train/**/*.py") for text in strings(ast.parse(path.read_text()))}
+    quoted = re.findall(r"^\| (`.*?) \| ", (ROOT / "docs/troubleshooting.md").read_text(), re.M)
+    messages = [message for cell in quoted for message in re.findall(r"`([^`]+)`", cell) if " " in message]
+    assert len(messages) > 40
+    known = "\n".join(texts)
+    unknown = []
+    for message in messages:
+        pattern = ".*".join(re.escape(part) for part in message.strip("…").split("…"))
+        if not re.search(pattern, known):
+            unknown.append(message)
+    assert unknown == []
+
+
+def strings(tree: ast.Module) -> Iterator[str]:
+    """Every string constant and f-string of a module, `…` for what is formatted."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def test_the_citation_is_of_this_version() -> None:
