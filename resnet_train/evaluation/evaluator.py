@@ -199,9 +199,9 @@ def recomputed_bn(
     source = train_set.subset(rng.permutation(0, 0, len(train_set))[:count])
     looks, skip = views_of(run.view, run.eval)[:1], run.data.skips_bad_images
     data = EvaluationData(source, looks, batch_size, world.device, run.data.processes, skip_bad=skip)
+    net = revert_sync_batchnorm(net).eval()
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    revert_sync_batchnorm(net).eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all that it sees

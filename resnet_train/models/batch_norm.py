@@ -1,4 +1,4 @@
-"""Batch norm over ranks: running statistics, which are each rank's own, and batch statistics over all of them."""
+"""Batch norm over several ranks: each rank's own running statistics, and batch statistics over all ranks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,72 +7,97 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_train.runtime.distributed import World, all_gather
 
+# --- running statistics -----------------------------------------------------------------------------------------------
+
 
 def running_stats(*nets: nn.Module | None) -> Tensor:
-    """Batch norm's running statistics as one vector. They are each rank's own: each sees its share of the data."""
-    return torch.cat([buffer.flatten() for buffer in _running(nets)])
+    """The running statistics of all batch norms of some networks, as one vector. Those of a network that is None: none.
+
+    They differ from rank to rank, since each rank sees other samples.
+    """
+    return torch.cat([buffer.flatten() for buffer in _running_buffers(nets)])
 
 
 @torch.no_grad()
 def set_running_stats(flat: Tensor, *nets: nn.Module | None) -> None:
     """The inverse of `running_stats`."""
-    buffers = _running(nets)
+    buffers = _running_buffers(nets)
     for buffer, values in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
         buffer.copy_(values.view_as(buffer))
 
 
-def _running(nets: Sequence[nn.Module | None]) -> list[Tensor]:
-    return [b for net in nets if net is not None for b in net.buffers() if b.is_floating_point()]
-
-
 @contextmanager
 def averaged_running_stats(world: World, *nets: nn.Module | None) -> Iterator[None]:
-    """Within the block running statistics are their mean over the ranks; then each rank has its own again."""
+    """Within the block the running statistics are their mean over the ranks; afterwards each rank has its own again."""
     if world.size == 1:
         yield
         return
-    own = running_stats(*nets)
-    set_running_stats(all_gather(world, own).mean(0), *nets)
+    rank_stats = running_stats(*nets)
+    set_running_stats(all_gather(world, rank_stats).mean(0), *nets)
     try:
         yield
     finally:
-        set_running_stats(own, *nets)
+        set_running_stats(rank_stats, *nets)
+
+
+def _running_buffers(nets: Sequence[nn.Module | None]) -> list[Tensor]:
+    return [b for net in nets if net is not None for b in net.buffers() if b.is_floating_point()]
+
+
+# --- batch statistics over all ranks ----------------------------------------------------------------------------------
 
 
 def convert_sync_batchnorm(net: nn.Module, world: World) -> nn.Module:
-    """The network with batch statistics over all ranks. torch's own module is CUDA's; the CPU has the one below."""
+    """Make all batch norms of a network compute their batch statistics over all ranks. With one rank: no change.
+
+    torch.nn.SyncBatchNorm needs CUDA; on the CPU `CPUSyncBatchNorm` takes its place.
+    """
     if world.size == 1:
         return net
     if world.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-any-return]
-    for module in net.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = _SyncBatchNorm
-    return net
+    return _convert(net, (nn.BatchNorm2d,), CPUSyncBatchNorm)
 
 
 def revert_sync_batchnorm(net: nn.Module) -> nn.Module:
-    """The inverse of `convert_sync_batchnorm`, for a copy that a rank calls alone: it would wait for the others."""
-    for module in net.modules():
-        if isinstance(module, (_SyncBatchNorm, nn.SyncBatchNorm)):
-            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-    return net
+    """The inverse of `convert_sync_batchnorm`, for a copy of the network that one rank calls alone.
+
+    Its batch norms would otherwise wait for the other ranks.
+    """
+    return _convert(net, (nn.SyncBatchNorm, CPUSyncBatchNorm), nn.BatchNorm2d)
 
 
-class _SyncBatchNorm(nn.BatchNorm2d):
-    """In the precision of its weights, also of an input under autocast, as batch norm's own kernels do it."""
+def _convert(module: nn.Module, old: tuple[type[_BatchNorm], ...], new: type[_BatchNorm]) -> nn.Module:
+    """Replace each batch norm of a class in `old` by a `new` one that has the same parameters and buffers."""
+    if isinstance(module, _BatchNorm) and type(module) in old:
+        converted = new(module.num_features, module.eps, module.momentum, device="meta")
+        converted.weight, converted.bias = module.weight, module.bias
+        converted.running_mean, converted.running_var = module.running_mean, module.running_var
+        converted.num_batches_tracked = module.num_batches_tracked
+        return converted.train(module.training)
+    for name, child in module.named_children():
+        module.add_module(name, _convert(child, old, new))
+    return module
 
-    def forward(self, given: Tensor) -> Tensor:
+
+class CPUSyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over all ranks, which must have equally many samples: [N, C, H, W] -> [N, C, H, W].
+
+    As in batch norm's own kernels, the arithmetic under autocast has the precision of the weights.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(given)
-        x = given.to(self.weight.dtype)
-        count = x.numel() / x.shape[1] * dist.get_world_size()  # shares of a batch are equal
-        mean = _sum(x.sum((0, 2, 3))) / count
+            return super().forward(input)
+        x = input.to(self.weight.dtype)
+        count = x.numel() / x.shape[1] * dist.get_world_size()
+        mean = _sum_over_ranks(x.sum((0, 2, 3))) / count
         centred = x - mean[:, None, None]
-        variance = _sum((centred * centred).sum((0, 2, 3))) / count
+        variance = _sum_over_ranks((centred * centred).sum((0, 2, 3))) / count
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -82,11 +107,11 @@ class _SyncBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(given.dtype)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
-class _Sum(torch.autograd.Function):
-    """A sum over ranks whose gradient is the sum of the ranks' gradients."""
+class _SumOverRanks(torch.autograd.Function):
+    """A sum over ranks. Its gradient is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -101,5 +126,5 @@ class _Sum(torch.autograd.Function):
         return grad
 
 
-def _sum(x: Tensor) -> Tensor:
-    return _Sum.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    return _SumOverRanks.apply(x)  # type: ignore[no-any-return, no-untyped-call]
