@@ -278,14 +278,13 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _summary(args: argparse.Namespace) -> None:
     from resnet_train.config import zoo
-    from resnet_train.config.network import ANY_NET
 
-    networks = [ANY_NET.validate_python(zoo.network(name)) for name in args.networks]
+    networks = [zoo.network_config(name) for name in args.networks]
 
     if args.vs is not None:
         from resnet_train.commands import summary
 
-        reference = ANY_NET.validate_python(zoo.network(args.vs))
+        reference = zoo.network_config(args.vs)
         out = args.out or Path("summary.png")
         print(summary.against(reference, networks, args.size, args.classes, out, args.json))
         return

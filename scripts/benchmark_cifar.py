@@ -49,7 +49,7 @@ def run_of(network: str, data: str | None, batch: int, **train: Any) -> Run:
     noise = {"kind": "synthetic", "train_images": 50_000}
     tree = {
         "experiment": "benchmark",
-        "network": zoo.network(network),
+        "network": zoo.network_fields(network),
         "seed": 0,
         "data": {"kind": "cifar10", "path": data} if data else noise,
         "augment": {"crop": {"kind": "pad", "padding": 4}, "flip": True},

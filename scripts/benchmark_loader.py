@@ -116,7 +116,9 @@ def reference(run: Run, batches: int, floats: bool) -> Loader:
     """The reference's DataLoader, with as many workers as ours."""
     made = Reference(run, batches, floats)
     batch = run.train.batch_size
-    return lambda: iter(DataLoader(made, batch, num_workers=run.data.processes, multiprocessing_context="forkserver"))
+    return lambda: iter(
+        DataLoader(made, batch, num_workers=run.data.decode_workers, multiprocessing_context="forkserver")
+    )
 
 
 def timms(run: Run, path: Path) -> Loader | None:
@@ -131,7 +133,7 @@ def timms(run: Run, path: Path) -> Loader | None:
             input_size=(3, 224, 224),
             batch_size=run.train.batch_size,
             is_training=True,
-            num_workers=run.data.processes,
+            num_workers=run.data.decode_workers,
             scale=(0.08, 1.0),
             ratio=(3 / 4, 4 / 3),
             hflip=0.5,
@@ -150,7 +152,7 @@ def dalis(run: Run, path: Path, partly: bool) -> Loader | None:
     except ImportError:
         return None
 
-    @pipeline_def(batch_size=run.train.batch_size, num_threads=run.data.processes, device_id=None, seed=0)
+    @pipeline_def(batch_size=run.train.batch_size, num_threads=run.data.decode_workers, device_id=None, seed=0)
     def pipeline() -> Any:
         files, labels = fn.readers.file(file_root=str(path / "train"), random_shuffle=True)
         box: dict[str, Any] = {"random_area": [0.08, 1.0], "random_aspect_ratio": [3 / 4, 4 / 3]}
@@ -195,12 +197,12 @@ def ffcvs(run: Run, path: Path, batches: int) -> dict[str, tuple[Loader, float]]
     for name, form in forms.items():
         file = str(path.parent / f"{name}.beton")
         fields = {"image": RGBImageField(**form), "label": IntField()}
-        writer = DatasetWriter(file, fields, num_workers=run.data.processes)
+        writer = DatasetWriter(file, fields, num_workers=run.data.decode_workers)
         writer.from_indexed_dataset(ImageFolder(str(path / "train")), shuffle_indices=True)
         made = Ffcv(
             file,
             batch_size=run.train.batch_size,
-            num_workers=run.data.processes,
+            num_workers=run.data.decode_workers,
             os_cache=True,
             order=OrderOption.RANDOM,
             indices=range(batches * run.train.batch_size),

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from resnet_train.config import zoo
 from resnet_train.config.load import dump, read_run
-from resnet_train.config.network import ANY_NET, NetConfig
+from resnet_train.config.network import NetConfig
 from resnet_train.config.schema import Run
 from resnet_train.data.batch import Batch, StepBatches
 from resnet_train.data.normalize import Normalization
@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="(default: %(default)s)")
     args = parser.parse_args()
     device = torch.device("cuda" if cuda else "cpu")
-    cfg = ANY_NET.validate_python(zoo.network(args.network))
+    cfg = zoo.network_config(args.network)
     precision, found = contestants(cfg, args.batch, device)
     limits = roofline.measure_limits(device, precision)
     size, classes = complexity.default_input(cfg)

@@ -12,7 +12,6 @@ import argparse
 import numpy as np
 
 from resnet_train.config import zoo
-from resnet_train.config.network import ANY_NET
 from resnet_train.models import complexity
 from resnet_train.runtime.tables import columns
 
@@ -60,7 +59,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=5, help="microseconds of a hop (default: 5)")
     parser.add_argument("--spread", type=float, default=0.05, help="of a step's and a batch's time (default: 0.05)")
     args = parser.parse_args()
-    network = ANY_NET.validate_python(zoo.network(args.network))
+    network = zoo.network_config(args.network)
     gradients = 4 * complexity.network_complexity(network, 224, 1000).params
     compute = args.batch / args.step
     rows: list[tuple[str, ...]] = [

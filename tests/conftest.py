@@ -14,11 +14,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pydantic import TypeAdapter
 
 from resnet_train import cli
 from resnet_train.analysis.groups import Group, group_runs
 from resnet_train.config import load
-from resnet_train.config.data import ShardsConfig
+from resnet_train.config.data import DataConfig
 from resnet_train.config.load import merge
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets
@@ -212,11 +213,9 @@ def photos(whole_photos: Path, tmp_path: Path) -> Path:
     return shutil.copytree(whole_photos, tmp_path / "photos")
 
 
-def opened(path: Path, kind: Any = ShardsConfig) -> tuple[ImageFileDataset, ImageFileDataset]:
-    """Both parts of a packed set, or of class folders if `kind` is `ImageFolderConfig`."""
-    train, val = datasets.open_data(
-        kind.model_validate({"kind": kind.__name__.removesuffix("Config").lower(), "path": str(path)})
-    )
+def opened(path: Path, kind: str = "shards") -> tuple[ImageFileDataset, ImageFileDataset]:
+    """The training and validation sets of a packed folder, or of class folders if `kind` is `imagefolder`."""
+    train, val = datasets.open_data(TypeAdapter[Any](DataConfig).validate_python({"kind": kind, "path": str(path)}))
     assert isinstance(train, ImageFileDataset)
     assert isinstance(val, ImageFileDataset)
     return train, val

@@ -101,7 +101,7 @@ def check(words: Words) -> None:
         load.override_run(a_run(), args.overrides)
     for name in (*getattr(args, "networks", ()), getattr(args, "network", None), getattr(args, "vs", None)):
         if name is not None and "/" not in name and not is_placeholder(name):
-            zoo.network(name)
+            zoo.network_fields(name)
 
 
 def a_run() -> load.Run:

@@ -223,7 +223,7 @@ def _told(found: Measured, run: Run, source: Dataset) -> str:
 
 
 def _loading(run: Run, source: Dataset) -> str:
-    return f"{run.data.processes} workers" if isinstance(source, ImageFileDataset) else "images held on the device"
+    return f"{run.data.decode_workers} workers" if isinstance(source, ImageFileDataset) else "images held on the device"
 
 
 def advice(found: Measured, run: Run, source: Dataset) -> list[str]:
@@ -237,7 +237,7 @@ def advice(found: Measured, run: Run, source: Dataset) -> list[str]:
         ]
     elif found.loader < found.step:
         said = ["the loader binds:"]
-        if files and run.data.processes < found.cores - 1:
+        if files and run.data.decode_workers < found.cores - 1:
             said.append(f"- data.workers={found.cores - 1}: there are {found.cores} cores for each rank")
         said += _packing(run, source)
     else:

@@ -16,7 +16,7 @@ class BaseDataConfig(Section):
     """Training images, evenly spaced, to validate on instead of the validation set: for choosing among settings."""
 
     @property
-    def processes(self) -> int:
+    def decode_workers(self) -> int:
         """Decoding processes of each rank; stored images need none."""
         return 0
 
@@ -50,7 +50,7 @@ class ImageFilesConfig(BaseDataConfig):
     """skip: a training image that cannot be decoded is counted, listed, and the next one is used in its place."""
 
     @property
-    def processes(self) -> int:
+    def decode_workers(self) -> int:
         return self.workers if self.any_size else 0
 
     @property

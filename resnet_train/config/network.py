@@ -70,7 +70,7 @@ class NetConfig(Section):
     def _consistent(self) -> Self:
         if len(self.depths) != len(self.widths):
             raise ValueError(f"depths names {len(self.depths)} stages and widths {len(self.widths)}: make them equal")
-        if self.shortcut == "A" and (outputs := self.outputs) != sorted(outputs):
+        if self.shortcut == "A" and (outputs := self.output_channels) != sorted(outputs):
             raise ValueError("shortcut A pads with channels of zeros, so widths cannot fall: use B")
         for key in ("stride_on", "expansion"):
             if self.unit == "basic" and getattr(self, key) is not None:
@@ -82,7 +82,7 @@ class NetConfig(Section):
         return self
 
     @property
-    def outputs(self) -> list[int]:
+    def output_channels(self) -> list[int]:
         """Channels of the stem's output and of each stage's."""
         wider = 1 if self.unit == "basic" else self.expansion or 4
         return [self.stem_width or self.widths[0], *(wider * width for width in self.widths)]
@@ -131,6 +131,6 @@ def canonical_fields(network: NetConfig | VGGConfig) -> dict[str, Any]:
     """A network but for its name, with what is unset as what it stands for: two that compute the same are equal."""
     fields = network.model_dump(mode="json", exclude={"name"})
     if isinstance(network, NetConfig):
-        fields["stem_width"] = network.outputs[0]
+        fields["stem_width"] = network.output_channels[0]
         fields["expansion"] = None if network.unit == "basic" else network.expansion or 4
     return fields

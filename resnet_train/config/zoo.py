@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from resnet_train.config.network import ANY_NET, NetConfig, VGGConfig
 from resnet_train.errors import BadInput
 
 IMAGENET: dict[int, dict[str, Any]] = {
@@ -56,8 +57,13 @@ _NAME = re.compile(
 )
 
 
-def network(name: str) -> dict[str, Any]:
-    """The fields of a network for a name of the zoo. Raises `BadInput` with the nearest valid names."""
+def network_config(name: str, /, **changes: Any) -> NetConfig | VGGConfig:
+    """The network of this name, with changes to its fields. Raises `BadInput` with the nearest valid names."""
+    return ANY_NET.validate_python({**network_fields(name), **changes})
+
+
+def network_fields(name: str) -> dict[str, Any]:
+    """The fields of the network of this name. Raises `BadInput` with the nearest valid names."""
     match = _NAME.fullmatch(name)
     if not match or (match["width"] is not None) != (match["family"] == "wrn"):
         raise BadInput(f"unknown network {name!r}: {_did_you_mean(name)}")
@@ -87,10 +93,10 @@ def network(name: str) -> dict[str, Any]:
 def resolve(entry: object) -> object:
     """One entry of an experiment's `networks`: a name, or a mapping whose `base` names what it starts from."""
     if isinstance(entry, str):
-        return network(entry)
+        return network_fields(entry)
     if isinstance(entry, Mapping) and "base" in entry:
         given = {key: value for key, value in entry.items() if key != "base"}
-        return {**network(str(entry["base"])), **given}
+        return {**network_fields(str(entry["base"])), **given}
     return entry
 
 

@@ -221,4 +221,4 @@ def training_data(
             "augment.mixup and cutmix need more than one image at a time: a larger train.batch_size, or less "
             "train.grad_accum_steps or ranks"
         )
-    return TrainingData(source, stream, recipe.augment, device, data.processes, data.skips_bad_images)
+    return TrainingData(source, stream, recipe.augment, device, data.decode_workers, data.skips_bad_images)

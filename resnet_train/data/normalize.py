@@ -52,7 +52,7 @@ def statistics(recipe: Recipe, source: Dataset) -> Normalization:
         assert crop is not None
         assert not isinstance(crop, PadCropConfig)
         look = View(round(crop.size * 256 / 224), crop.size)
-    shown = EvaluationData(source, (look,), 256, torch.device("cpu"), cfg.processes, skip_bad=cfg.skips_bad_images)
+    shown = EvaluationData(source, (look,), 256, torch.device("cpu"), cfg.decode_workers, skip_bad=cfg.skips_bad_images)
     first = second = torch.zeros((), dtype=torch.int64)
     for batch in shown.batches():
         pixels = batch.images.to(torch.int32)

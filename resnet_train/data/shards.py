@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from resnet_train.config.assumed import PACKED
 from resnet_train.data import decoding
 from resnet_train.data.decoding import Box, EncodedImage, Region
 from resnet_train.data.image_files import ImageFileDataset
@@ -49,6 +48,8 @@ ENTRY = np.dtype(
 )
 """A sample: where its bytes lie in which shard, its label, its size in pixels, the checksum of its bytes, its form."""
 
+INDEX = "index.json"
+"""Describes a packed folder. `prepare` writes it last, so a folder that has it is complete."""
 PLAN = "unfinished/plan.json"
 """What is being packed; beside it are the records of finished shards, until the index is made of them."""
 _AGAIN = "; pack it again by the same resnet-train prepare command"
@@ -171,16 +172,16 @@ class _Raw:
 def read_index(folder: Path) -> dict[str, Any]:
     """What `index.json` says. Raises `BadInput` where there is none, or one of another format."""
     try:
-        told: dict[str, Any] = json.loads((folder / PACKED).read_text())
+        told: dict[str, Any] = json.loads((folder / INDEX).read_text())
         version = told["format"]
     except OSError as error:
         if os.access(folder / PLAN, os.F_OK):
             said = "is not packed to its end: run the same resnet-train prepare command again"
             raise BadInput(f"data.path: {folder} {said}") from None
         said = f"{error.strerror}; expected a folder made by resnet-train prepare"
-        raise BadInput(f"data.path: cannot read {folder / PACKED}: {said}") from None
+        raise BadInput(f"data.path: cannot read {folder / INDEX}: {said}") from None
     except (ValueError, TypeError, KeyError):
-        raise BadInput(f"data.path: {folder / PACKED} is damaged{_ANEW}") from None
+        raise BadInput(f"data.path: {folder / INDEX} is damaged{_ANEW}") from None
     if version != FORMAT:
         raise BadInput(f"data.path: {folder} is of format {version}, this program reads {FORMAT}{_ANEW}")
     return told
@@ -226,7 +227,7 @@ def open_shards_unchecked(folder: Path, part: str, told: dict[str, Any]) -> Shar
     source = ShardDataset(folder / part, [name for name, _ in listed["shards"]], [id_ for id_, _ in told["classes"]])
     if len(source) != listed["images"]:
         raise BadInput(
-            f"data.path: {folder / part / 'index.npy'} lists {len(source):,} images, and {folder / PACKED} "
+            f"data.path: {folder / part / 'index.npy'} lists {len(source):,} images, and {folder / INDEX} "
             f"{listed['images']:,}{_ANEW}"
         )
     return source

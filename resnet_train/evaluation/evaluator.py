@@ -91,7 +91,7 @@ def data_of(run: Run, source: Dataset, world: World, training: bool = False) -> 
 
     Only training images may be skipped where they cannot be decoded; of a validation set all count.
     """
-    skip, workers = training and run.data.skips_bad_images, run.data.processes
+    skip, workers = training and run.data.skips_bad_images, run.data.decode_workers
     looks = views_of(run.view, run.eval)
     return EvaluationData(source, looks, run.eval.batch_size, world.device, workers, world.rank, world.size, skip)
 
@@ -198,7 +198,7 @@ def recomputed_bn(
     count = min(run.eval.recompute_bn, len(train_set)) // batch_size * batch_size
     source = train_set.subset(rng.permutation(0, 0, len(train_set))[:count])
     looks, skip = views_of(run.view, run.eval)[:1], run.data.skips_bad_images
-    data = EvaluationData(source, looks, batch_size, world.device, run.data.processes, skip_bad=skip)
+    data = EvaluationData(source, looks, batch_size, world.device, run.data.decode_workers, skip_bad=skip)
     net = revert_sync_batchnorm(net).eval()
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

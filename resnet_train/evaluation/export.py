@@ -159,15 +159,13 @@ def of_torchvision(cfg: NetConfig | VGGConfig, classes: int, channels: int) -> n
     if isinstance(cfg, VGGConfig):
         name = f"vgg{cfg.depth}{'_bn' * cfg.batch_norm}"
     else:
-        known = {
-            ANY_NET.validate_python(zoo.network(key) | {"name": cfg.name}): name for key, name in TORCHVISION.items()
-        }
+        known = {zoo.network_config(key, name=cfg.name): name for key, name in TORCHVISION.items()}
         if cfg not in known:
             why = f"it has {', '.join(TORCHVISION)}"
             if cfg.model_copy(update={"stride_on": "3x3"}) in known:
                 why = "torchvision halves on the 3x3, and this network on the 1x1"
             elif cfg.name in TORCHVISION:
-                ours, theirs = dump(cfg), dump(ANY_NET.validate_python(zoo.network(cfg.name)))
+                ours, theirs = dump(cfg), dump(zoo.network_config(cfg.name))
                 differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
                 why = f"the one that it has differs in {', '.join(differing)}"
             raise BadInput(f"torchvision has no such {cfg.name}: {why}; export it to safetensors")

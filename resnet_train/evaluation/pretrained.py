@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from resnet_train.config import assumed, zoo
+from resnet_train.config import zoo
 from resnet_train.config.data import DigitsConfig, SyntheticConfig, TorchvisionConfig
+from resnet_train.config.default_run import default_run
 from resnet_train.config.load import override_run
 from resnet_train.config.schema import Run, ViewConfig
-from resnet_train.data import datasets, normalize
+from resnet_train.data import datasets, detect, normalize
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.views import View
 from resnet_train.errors import BadInput
@@ -27,7 +28,7 @@ class PretrainedModel:
     label: str
     """What the user called it: a path or a name."""
     run: Run
-    """Of another program's weights, what stands in for it (`config/assumed.py`)."""
+    """Of another program's weights, what stands in for it (`config/default_run.py`)."""
     classes: tuple[str, ...]
     normalization: Normalization
     step: int | None
@@ -73,7 +74,7 @@ def load(
         if not _is_bare(path):
             raise
         raise BadInput(f"{path} is a bare state dict: eval, predict and export take its --network NAME") from None
-    paths = [] if data is None else assumed.elsewhere(saved.about.run, data)
+    paths = [] if data is None else detect.path_overrides(saved.about.run, data)
     run = override_run(saved.about.run, [*paths, *overrides])
     net = build_network(run.network, len(saved.about.classes), saved.about.channels)
     net.load_state_dict(saved.payload["net"] if saved.payload["ema"] is None else saved.payload["ema"])
@@ -84,7 +85,7 @@ def load(
 
 def fresh(network: str, data: str, overrides: Sequence[str] = (), seed: int = 0) -> PretrainedModel:
     """A network of the zoo before its first step, for the classes of some data. Raises `BadInput`."""
-    run = override_run(assumed.run_of(network, data), [f"seed={seed}", *overrides])
+    run = override_run(default_run(network, detect.data_section(data)), [f"seed={seed}", *overrides])
     train_set, _ = datasets.open_data(run.data)
     net = build_network(run.network, len(train_set.classes), train_set.channels)
     initialise(net, seed)
@@ -96,10 +97,10 @@ def _bare(path: Path, network: str, data: str | None, overrides: Sequence[str]) 
 
     torchvision's bottlenecks halve the image on their 3x3; weights do not tell, so its files are taken for that.
     """
-    fields = zoo.network(network)
+    fields = zoo.network_fields(network)
     if fields.get("stride_on") == "1x1" and not network.endswith("-v1"):
         network += "-v1.5"
-    run = override_run(assumed.run_of(network, data or "synthetic"), overrides)
+    run = override_run(default_run(network, detect.data_section(data or "synthetic")), overrides)
     weights = state_dict(path)
     head = [value for key, value in weights.items() if key.endswith("weight")][-1]
     net = build_network(run.network, len(head))

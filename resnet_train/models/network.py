@@ -16,7 +16,7 @@ class Network(nn.Module):
 
     def __init__(self, cfg: NetConfig, classes: int, channels: int = 3) -> None:
         super().__init__()
-        width, *outputs = cfg.outputs
+        width, *outputs = cfg.output_channels
         if cfg.stem == "imagenet":
             self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)

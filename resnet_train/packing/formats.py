@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_train.config.assumed import PACKED, stored_kind
-from resnet_train.data import datasets, shards
+from resnet_train.data import datasets, detect, shards
 from resnet_train.errors import BadInput
 from resnet_train.packing import labels, parquet, tars
 from resnet_train.packing.manifest import InFolder, InMemory, Listing, stored
@@ -43,13 +42,13 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
         held = sorted(entry.name for entry in os.scandir(path))
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; expected a folder that holds {EXPECTED}") from None
-    if PACKED not in held and (path / shards.PLAN).exists():
+    if shards.INDEX not in held and (path / shards.PLAN).exists():
         shards.read_index(path)  # complains: it is a half of something
     used = _Labels(path, val_labels)
 
     if _TRAIN_TAR in held or _VAL_TAR in held:
         found = _imagenet(path, held, used, class_names)
-    elif kind := stored_kind(path):
+    elif kind := detect.torchvision_kind(path):
         found = _stored(path, kind, class_names)
     elif files := _files(path, ".parquet"):
         found = _parquet(files, class_names)
@@ -168,7 +167,7 @@ def _in_classes(listing: Listing, classes: Sequence[str]) -> Listing:
 
 
 def _webdataset(path: Path, files: dict[str, list[Path]], class_names: Path | None) -> Source:
-    ours = (path / PACKED).is_file()  # to be packed in another way
+    ours = (path / shards.INDEX).is_file()  # to be packed in another way
     for part in shards.read_index(path)["parts"] if ours else ():
         shards.open_shards(path, part)  # complains of what is missing
     found = {

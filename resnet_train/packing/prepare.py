@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from resnet_train.config.assumed import PACKED
 from resnet_train.data import shards
 from resnet_train.data.shards import FORMAT, PLAN
 from resnet_train.errors import BadInput
@@ -58,7 +57,7 @@ def prepare(
             part: list(_jobs(dest, part, listing, options, per_shard, skip_bad))
             for part, listing in source.parts.items()
         }
-        told = shards.read_index(dest) if os.access(dest / PACKED, os.F_OK) else None
+        told = shards.read_index(dest) if os.access(dest / shards.INDEX, os.F_OK) else None
         if told is None:
             left = [job for part in jobs.values() for job in part]
         else:
@@ -228,7 +227,7 @@ def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, li
     atomic_write_text(dest / "classes.txt", "".join(f"{' '.join(name.split())}\n" for name in source.names))
     classes = [*zip(source.classes, source.names, strict=True)]
     about = {"format": FORMAT, "classes": classes, "parts": parts, "plan": plan, "report": report}
-    atomic_write_text(dest / PACKED, json.dumps(about))
+    atomic_write_text(dest / shards.INDEX, json.dumps(about))
     shutil.rmtree((dest / PLAN).parent)
     return report
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from resnet_train.commands import bench
 from resnet_train.commands.bench import Measured
 from resnet_train.config import zoo
-from resnet_train.config.network import ANY_NET
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets
 from resnet_train.data.batch import StepBatches
@@ -133,7 +132,7 @@ def test_advice_follows_what_binds(tiny_run: Callable[..., Run]) -> None:
 
 @pytest.mark.parametrize("name", ["resnet-50", "cifar-resnet-20"])
 def test_roofline_is_arithmetic_or_memory_whichever_is_less(name: str) -> None:
-    network = ANY_NET.validate_python(zoo.network(name))
+    network = zoo.network_config(name)
     parts = complexity.stage_table(network, *complexity.default_input(network))
     whole = complexity.total(parts)
     arithmetic = roofline.images_per_second(parts, Limits(1e12, 1e30), "bf16")

@@ -17,10 +17,8 @@ from conftest import assert_same, figures, key, needs_jpegtran, opened, refusal
 from PIL import Image
 
 from resnet_train import cli
-from resnet_train.config.assumed import data_of
-from resnet_train.config.data import ImageFolderConfig
 from resnet_train.config.schema import Run
-from resnet_train.data import datasets, loader, shards
+from resnet_train.data import datasets, detect, loader, shards
 from resnet_train.data.shards import ENTRY
 from resnet_train.errors import BadInput
 
@@ -53,9 +51,7 @@ def test_shards_are_the_folders_they_were_made_of(options: list[Any], photos: Pa
     code, out, err = program("prepare", photos, "packed", "--shard-images", 7, "--workers", 2, *options, "--json")
     assert code == 0, err
     report = json.loads(out)
-    for one, other, part in zip(
-        opened(Path("packed")), opened(photos, ImageFolderConfig), ("train", "val"), strict=True
-    ):
+    for one, other, part in zip(opened(Path("packed")), opened(photos, "imagefolder"), ("train", "val"), strict=True):
         assert_same(one, other)
         assert_same(one.subset(np.array([5, 2])), other.subset(np.array([5, 2])))
         told = report["parts"][part]
@@ -90,7 +86,7 @@ def test_other_programs_read_the_shards(whole_photos: Path, packed_once: Path) -
     import webdataset
 
     data = webdataset.WebDataset(f"{packed_once}/train/{{000000..000002}}.tar", shardshuffle=False).decode("rgb8")
-    train, _ = opened(whole_photos, ImageFolderConfig)
+    train, _ = opened(whole_photos, "imagefolder")
     samples = list(data)
     assert [sample["__key__"] for sample in samples] == [key(train.name(i)) for i in range(len(train))]
     for i, sample in enumerate(samples):
@@ -110,14 +106,14 @@ def test_dots_and_long_names_survive(photos: Path, program: Program) -> None:
     assert train.name(0).endswith("packed/train/000000.tar:n01/a%2Eb%25c.jpg")
     with tarfile.open("packed/train/000000.tar") as tar:
         assert f"n01/{'ü' * 80}.png" in tar.getnames()
-    wanted = opened(photos, ImageFolderConfig)[0]
+    wanted = opened(photos, "imagefolder")[0]
     assert all(np.array_equal(np.asarray(train.decoded(i)), np.asarray(wanted.decoded(i))) for i in range(len(train)))
 
 
 def test_the_largest_files_of_a_shard_are_the_raw_ones(photos: Path, program: Program) -> None:
     """Their decoding takes the longest. The others stay as they are, and a file that is gone is told when it is due."""
     program("prepare", photos, "packed", "--raw-fraction", 0.5, "--shard-images", 6)
-    train, files = opened(Path("packed"))[0], opened(photos, ImageFolderConfig)[0]
+    train, files = opened(Path("packed"))[0], opened(photos, "imagefolder")[0]
     sizes = np.array([Path(files.name(i)).stat().st_size for i in range(len(files))]).reshape(-1, 6)
     raw = (train.entries["form"] == shards.RAW).reshape(-1, 6)
     assert raw.sum(1).tolist() == [3] * len(raw)
@@ -128,7 +124,7 @@ def test_smaller_images_are_said_to_be_another_recipe(photos: Path, program: Pro
     out = program("prepare", photos, "packed", "--short-side", 64)[1]
     assert "recipe: CHANGED: shorter sides over 64 px were reduced" in out
     train, _ = opened(Path("packed"))
-    wanted = [min(64, min(opened(photos, ImageFolderConfig)[0].encoded(i).size)) for i in range(len(train))]
+    wanted = [min(64, min(opened(photos, "imagefolder")[0].encoded(i).size)) for i in range(len(train))]
     assert [min(train.encoded(i).size) for i in range(len(train))] == wanted
     assert "recipe: unchanged" in program("prepare", photos, "same")[1]
 
@@ -146,7 +142,7 @@ def test_squares_are_averages_of_areas(photos: Path, program: Program) -> None:
     code, out, err = program("prepare", photos, "packed", "--square", 16)
     assert code == 0, err
     assert "recipe: CHANGED: every image was made 16 pixels wide and high" in out
-    train, files = opened(Path("packed"))[0], opened(photos, ImageFolderConfig)[0]
+    train, files = opened(Path("packed"))[0], opened(photos, "imagefolder")[0]
     for i in range(len(train)):
         wanted = files.decoded(i).resize((16, 16), Image.Resampling.BOX)
         assert np.array_equal(np.asarray(train.decoded(i)), np.asarray(wanted))
@@ -161,7 +157,7 @@ def test_a_shard_stays_open_while_it_is_read(
     whole_photos: Path, packed_once: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though another thread opens so many that this one's turn to be closed has come."""
-    train, files = opened(packed_once)[0], opened(whole_photos, ImageFolderConfig)[0]
+    train, files = opened(packed_once)[0], opened(whole_photos, "imagefolder")[0]
     read = os.pread
 
     def crowded(*arguments: int) -> bytes:
@@ -285,7 +281,7 @@ def test_training_from_real_photos_in_shards(real_images: Path, config: Callable
 def test_a_network_is_evaluated_on_folders_or_shards(
     whole_photos: Path, packed_once: Path, config: Callable[..., Path], program: Program
 ) -> None:
-    assert data_of(str(packed_once))["kind"] == "shards"
+    assert detect.data_section(str(packed_once))["kind"] == "shards"
     data = {"kind": "imagefolder", "path": str(whole_photos), "workers": 0}
     assert program("run", config(data=data, train={"steps": 1}, **SIZED))[0] == 0
     last = next(Path("runs").rglob("last.pt"))

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from resnet_train.config import zoo
-from resnet_train.config.network import ANY_NET
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import export, pretrained
 from resnet_train.models.network import build_network
@@ -190,7 +189,7 @@ def test_torchvision_gets_back_what_is_its_own(name: str, theirs: str, program: 
 
 @pytest.mark.parametrize("name", [*export.TORCHVISION, "vgg-16", "vgg-16-bn", "vgg-19", "vgg-19-bn"])
 def test_each_of_torchvisions_networks_is_found(name: str) -> None:
-    cfg = ANY_NET.validate_python(zoo.network(name))
+    cfg = zoo.network_config(name)
     with torch.device("meta"):
         ours = build_network(cfg, 5).state_dict()
     theirs = export.of_torchvision(cfg, 5, 3).state_dict()
@@ -206,7 +205,7 @@ def test_torchvision_is_refused_what_it_has_not(checkpoint: str, program: Progra
     code, out, err = program("export", checkpoint, "--to", "torchvision")
     assert (code, out, "it has resnet-18, resnet-34" in err) == (2, "", True)
     assert not Path("x.pth").exists()
-    narrow = ANY_NET.validate_python(zoo.network("resnet-18") | {"widths": (8, 16, 32, 64)})
+    narrow = zoo.network_config("resnet-18", widths=(8, 16, 32, 64))
     with pytest.raises(BadInput, match="no such resnet-18: the one that it has differs in widths; export"):
         export.of_torchvision(narrow, 5, 3)
 

@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 from resnet_train.config import zoo
-from resnet_train.config.network import ANY_NET, NetConfig
+from resnet_train.config.network import NetConfig
 from resnet_train.errors import BadInput
 from resnet_train.models import complexity
 from resnet_train.models.blocks import ZeroPad
@@ -23,7 +23,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "complexity.json").r
 
 
 def net_config(name: str, **changes: object) -> Any:
-    return ANY_NET.validate_python({**zoo.network(name), **changes})
+    return zoo.network_config(name, **changes)
 
 
 def cost(name: str) -> complexity.Complexity:
@@ -287,4 +287,4 @@ def test_every_depth_of_6n_plus_2_is_in_the_zoo() -> None:
     for n in sorted(set(range(1, 40)) - {27}):  # 164 is the bottleneck of He et al. 2016
         assert net_config(f"cifar-resnet-{6 * n + 2}").depths == (n, n, n)
     with pytest.raises(BadInput, match="cifar-resnet-8"):
-        zoo.network("cifar-resnet-2")
+        zoo.network_fields("cifar-resnet-2")

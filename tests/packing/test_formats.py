@@ -14,7 +14,6 @@ from conftest import CLASSES, assert_same, opened, refusal
 from PIL import Image
 
 from resnet_train import cli
-from resnet_train.config.data import ImageFolderConfig
 from resnet_train.packing import shard_writer
 from resnet_train.packing.encode import Options
 from resnet_train.packing.formats import open_source
@@ -139,7 +138,7 @@ def test_every_form_is_the_class_folders_that_people_make_of_it(
     folder, options, names = form(photos)
     code, _, err = program("prepare", folder, "packed", "--shard-images", 5, *options)
     assert code == 0, err
-    for one, other in zip(opened(Path("packed")), opened(photos, ImageFolderConfig), strict=True):
+    for one, other in zip(opened(Path("packed")), opened(photos, "imagefolder"), strict=True):
         assert_same(one, other)
     assert tuple(Path("packed/classes.txt").read_text().splitlines()) == names
 

@@ -14,7 +14,6 @@ import pytest
 from conftest import assert_same, opened, photo, refusal
 from PIL import Image
 
-from resnet_train.config.data import ImageFolderConfig
 from resnet_train.errors import BadInput
 from resnet_train.packing import shard_writer
 from resnet_train.packing.encode import Options
@@ -46,7 +45,7 @@ def test_finished_shards_are_not_made_again(photos: Path, program: Program) -> N
     code, _, err = program("prepare", photos, "packed", "--shard-images", 2)
     assert code == 0, err
     assert made.items() <= {path: path.stat().st_ino for path in Path("packed").rglob("*.tar")}.items()
-    assert_same(opened(Path("packed"))[0], opened(photos, ImageFolderConfig)[0])
+    assert_same(opened(Path("packed"))[0], opened(photos, "imagefolder")[0])
     index = Path("packed/index.json").stat().st_mtime_ns
     assert program("prepare", photos, "packed", "--shard-images", 2)[0] == 0  # all done: nothing is
     assert Path("packed/index.json").stat().st_mtime_ns == index

@@ -17,7 +17,6 @@ import pytest
 from conftest import opened, refusal
 from PIL import Image
 
-from resnet_train.config.data import ImageFolderConfig
 from resnet_train.data import datasets
 from resnet_train.errors import BadInput
 from resnet_train.packing import prepare
@@ -215,7 +214,7 @@ def test_folders_in_class_folders_are_read_as_torchvision_reads_them(images: Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
     wanted = Reference(str(images / "train"))
-    folders, _ = opened(images, ImageFolderConfig)
+    folders, _ = opened(images, "imagefolder")
     assert [(folders.name(i), int(folders.labels[i])) for i in range(len(folders))] == wanted.samples
     prepared(program, images, "packed", "--shard-images", 3, "--raw-fraction", 1)
     packed, _ = opened(Path("packed"))

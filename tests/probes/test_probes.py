@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from resnet_train.commands import probe
 from resnet_train.config import zoo
-from resnet_train.config.network import ANY_NET
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
 from resnet_train.models.network import Network, build_network, initialise
@@ -32,7 +31,7 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
 def network(name: str, **changes: Any) -> Network:
-    net = build_network(ANY_NET.validate_python({**zoo.network(name), "widths": (4, 6, 8), **changes}), 3).double()
+    net = build_network(zoo.network_config(name, **{"widths": (4, 6, 8), **changes}), 3).double()
     initialise(net, seed=1)
     return net  # type: ignore[return-value]
 
@@ -94,7 +93,7 @@ def test_responses_are_those_of_figure_7() -> None:
     pre.train()(IMAGES)
     assert measure.responses(pre, IMAGES)["layers"]["layer3.2.conv2"] == pytest.approx(caught[0], rel=1e-5)
     for name in ("vgg-16", "vgg-16-bn"):
-        vgg = build_network(ANY_NET.validate_python(zoo.network(name)), 3)
+        vgg = build_network(zoo.network_config(name), 3)
         initialise(vgg, seed=1)
         caught.clear()
         vgg.features[1 if name.endswith("bn") else 0].register_forward_hook(

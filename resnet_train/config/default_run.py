@@ -1,0 +1,20 @@
+"""A run configuration for a network that has none: weights of another program, or no training yet."""
+
+from typing import Any
+
+from resnet_train.config import zoo
+from resnet_train.config.load import Tree, read_run
+from resnet_train.config.schema import Run
+
+
+def default_run(name: str, data: Tree) -> Run:
+    """The run of a network of the zoo, with every key at its default. `data` is the data section.
+
+    Image files need a crop: 32 pixels for a CIFAR network, else 224. Raises `BadInput`.
+    """
+    network = zoo.network_fields(name)
+    tree: dict[str, Any] = {"experiment": "none", "network": network, "seed": 0, "data": data, "train": {"epochs": 1}}
+    if data["kind"] in ("imagefolder", "shards"):
+        size = 32 if network.get("stem") == "cifar" else 224
+        tree["augment"] = {"crop": {"kind": "random-resized", "size": size}}
+    return read_run(tree, f"{name} on {data.get('path', data['kind'])}")

@@ -1,0 +1,51 @@
+"""Which kind of data set a folder holds, and the `data` section that reads it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from resnet_train.config.data import ImageFilesConfig
+from resnet_train.config.load import dump
+from resnet_train.config.schema import Run
+from resnet_train.data import shards
+from resnet_train.errors import BadInput
+
+_TORCHVISION_FOLDERS = {
+    "cifar-10-batches-py": "cifar10",
+    "cifar-100-python": "cifar100",
+    "MNIST": "mnist",
+    "FashionMNIST": "fashion-mnist",
+}
+"""The folder that torchvision writes for each of its small data sets."""
+
+
+def data_section(data: str) -> dict[str, Any]:
+    """The `data` section for the value of `--data`: `digits`, `synthetic` or a folder. Raises `BadInput`."""
+    if data in ("digits", "synthetic"):
+        return {"kind": data}
+    folder = Path(data)
+    if not folder.is_dir():
+        raise BadInput(f"--data {data}: no such folder; give a folder, digits or synthetic")
+    if kind := torchvision_kind(folder):
+        return {"kind": kind, "path": data}
+    return {"kind": image_files_kind(folder), "path": data, "workers": min(8, os.cpu_count() or 1)}
+
+
+def torchvision_kind(folder: Path) -> str | None:
+    """The kind of torchvision's data set in a folder; None if there is none."""
+    return next((kind for name, kind in _TORCHVISION_FOLDERS.items() if (folder / name).is_dir()), None)
+
+
+def image_files_kind(folder: Path) -> str:
+    """`shards` for a folder that `prepare` packed, else `imagefolder`."""
+    return "shards" if (folder / shards.INDEX).is_file() else "imagefolder"
+
+
+def path_overrides(run: Run, path: str) -> list[str]:
+    """The overrides that make a run read its data from another path. Class folders may stand in for shards, and shards
+    for class folders."""
+    if not isinstance(run.data, ImageFilesConfig):
+        return [f"data.path={json.dumps(path)}"]
+    section = dump(run)["data"] | {"kind": image_files_kind(Path(path)), "path": path}
+    return [f"data={json.dumps(section)}"]
