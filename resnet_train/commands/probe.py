@@ -13,8 +13,8 @@ from resnet_train.data import datasets
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import pretrained
 from resnet_train.probes import figures as probe_figures
-from resnet_train.probes.measure import Figures
-from resnet_train.probes.probe import run_probe
+from resnet_train.probes.hooks import ProbeResult
+from resnet_train.probes.measure import run_probe
 from resnet_train.runs import run_folder
 from resnet_train.runtime import distributed
 from resnet_train.runtime.precision import set_precision
@@ -34,12 +34,12 @@ def compare(
         if kind != "gradients" or len(folders) < len(names):
             raise BadInput(f"{folders[0]} is a folder: run folders are for `probe gradients`, by themselves")
         recorded = run_folder.find(folders)
-        if not probe_figures.heat_maps(recorded, out, None):
+        if not probe_figures.draw_heat_maps(recorded, out, None):
             raise BadInput(f"{folders[0]} has no gradients on record: train with probes.gradients={{}}")
         print(f"wrote {out}")
         return
     with distributed.start("auto") as world:
-        found: dict[str, Figures] = {}
+        found: dict[str, ProbeResult] = {}
         plain: dict[str, bool] = {}
         for name in names:
             one = _load(name, data, seed)
@@ -56,7 +56,7 @@ def compare(
         if not world.is_main:
             return
         try:
-            probe_figures.side_by_side(kind, found, plain, out)
+            probe_figures.draw_side_by_side(kind, found, plain, out)
         except OSError as error:
             raise BadInput(f"--out: cannot write {out}: {error.strerror}") from None
         print(json.dumps(found, indent=2) if as_json else f"{_table(found)}\nwrote {out}")
@@ -72,7 +72,7 @@ def _load(name: str, data: str | None, seed: int) -> pretrained.PretrainedModel:
     return pretrained.fresh(name, data, seed=seed)
 
 
-def _table(found: Mapping[str, Figures]) -> str:
+def _table(found: Mapping[str, ProbeResult]) -> str:
     """A row for each unit or layer, a column for each network."""
     told = []
     for what in dict.fromkeys(what for figures in found.values() for what in figures):

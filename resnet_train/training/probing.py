@@ -7,7 +7,7 @@ from resnet_train.config.schema import Run
 from resnet_train.evaluation.evaluator import EvalSets
 from resnet_train.models import batch_norm
 from resnet_train.probes import figures as probe_figures
-from resnet_train.probes.probe import run_probe
+from resnet_train.probes.measure import run_probe
 from resnet_train.runs import run_folder
 from resnet_train.runtime.distributed import World
 from resnet_train.training.log import Log
@@ -34,4 +34,4 @@ def measure(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, wo
 def finish(folder: Path, world: World) -> None:
     """Draw the depth-by-time heat map of a run that has probed gradients: `gradients.png` and in TensorBoard."""
     if world.is_main:
-        probe_figures.heat_maps([run_folder.read(folder)], folder / "gradients.png", folder / "tensorboard")
+        probe_figures.draw_heat_maps([run_folder.read(folder)], folder / "gradients.png", folder / "tensorboard")

@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from conftest import figures, same_weights
 from matplotlib.figure import Figure
 
-from resnet_train.commands import probe
 from resnet_train.config import zoo
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
 from resnet_train.models.network import Network, build_network, initialise
 from resnet_train.probes import figures as probe_figures
-from resnet_train.probes import measure
+from resnet_train.probes.gradients import gradient_norms, gradient_tensors
+from resnet_train.probes.lesions import lesion_errors
+from resnet_train.probes.measure import run_probe
+from resnet_train.probes.responses import response_deviations
 from resnet_train.runs import run_folder
 from resnet_train.runtime.distributed import World
 from resnet_train.training.step import create_train_state, train_step
@@ -46,7 +48,7 @@ def network(name: str, **changes: Any) -> Network:
 )
 def test_gradients_are_autograds(name: str, order: str) -> None:
     net = network(name, order=order, **({"dropout": 0.5} if name == "cifar-resnet-20" else {}))
-    found = measure.gradients(net, IMAGES, LABELS)
+    found = gradient_norms(net, IMAGES, LABELS)
     plain = copy.deepcopy(net).train()
     for module in plain.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -70,19 +72,19 @@ def test_gradients_are_autograds(name: str, order: str) -> None:
 @pytest.mark.parametrize("order", ["pre-activation", "relu-only-pre-activation", "relu-before-addition"])
 def test_the_two_parts_of_a_gradient_add_up(order: str) -> None:
     """He et al. 2016, equation 5; each part is caught at a place of its own."""
-    _, _, splits = measure.gradient_tensors(network("cifar-resnet-32", order=order), IMAGES, LABELS)
+    splits = gradient_tensors(network("cifar-resnet-32", order=order), IMAGES, LABELS).splits
     assert list(splits) == [f"layer{s}.{i}" for s in (1, 2, 3) for i in range(5) if (s, i) not in ((2, 0), (3, 0))]
     for split in splits.values():
-        torch.testing.assert_close(split.carried + split.through, split.whole, rtol=1e-10, atol=1e-14)
-        assert split.through.norm() > 0
-    assert torch.equal(splits["layer1.0"].carried, splits["layer1.4"].carried)
-    assert "carried" not in measure.gradients(network("cifar-resnet-20"), IMAGES, LABELS)  # a ReLU follows the addition
+        torch.testing.assert_close(split.identity + split.residual, split.total, rtol=1e-10, atol=1e-14)
+        assert split.residual.norm() > 0
+    assert torch.equal(splits["layer1.0"].identity, splits["layer1.4"].identity)
+    assert "carried" not in gradient_norms(network("cifar-resnet-20"), IMAGES, LABELS)  # a ReLU follows the addition
 
 
 def test_responses_are_those_of_figure_7() -> None:
     net = network("cifar-resnet-20").train()
     torch.nn.init.constant_(net.layer1[0].bn2.weight, 0.25)
-    found = measure.responses(net, IMAGES)["layers"]
+    found = response_deviations(net, IMAGES)["layers"]
     assert list(found)[:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
     assert len(found) == 19
     assert found["layer1.0.conv1"] == pytest.approx(1, abs=1e-2)  # batch norm makes it so
@@ -91,7 +93,7 @@ def test_responses_are_those_of_figure_7() -> None:
     caught: list[float] = []
     pre.layer3[2].conv2.register_forward_hook(lambda _, __, out: caught.append(out.std().item()))
     pre.train()(IMAGES)
-    assert measure.responses(pre, IMAGES)["layers"]["layer3.2.conv2"] == pytest.approx(caught[0], rel=1e-5)
+    assert response_deviations(pre, IMAGES)["layers"]["layer3.2.conv2"] == pytest.approx(caught[0], rel=1e-5)
     for name in ("vgg-16", "vgg-16-bn"):
         vgg = build_network(zoo.network_config(name), 3)
         initialise(vgg, seed=1)
@@ -100,11 +102,11 @@ def test_responses_are_those_of_figure_7() -> None:
             lambda _, __, out: caught.append(out.std().item())
         )
         images = torch.randn(4, 3, 32, 32)
-        found = measure.responses(vgg, images)["layers"]
+        found = response_deviations(vgg, images)["layers"]
         vgg.train()(images)
         assert (len(found), found["features.0"]) == (13, pytest.approx(caught[-1], rel=1e-5))
     bottleneck = network("cifar-preact-29-bottleneck")
-    assert list(measure.responses(bottleneck, IMAGES)["layers"])[:2] == ["conv1", "layer1.0.conv2"]
+    assert list(response_deviations(bottleneck, IMAGES)["layers"])[:2] == ["conv1", "layer1.0.conv2"]
 
 
 def measured(figures: dict[str, float | None]) -> list[str]:
@@ -122,7 +124,7 @@ def test_lesions_are_what_they_say(kind: str) -> None:
     silent = net.layer1[1]
     if kind == "resnet":
         torch.nn.init.zeros_(silent.bn2.weight)
-    found = measure.lesion(net, outputs)
+    found = lesion_errors(net, outputs)
     whole = found["whole"]["whole"]
     shape_keeping = [f"layer{s}.{i}" for s in (1, 2, 3) for i in range(3) if s == 1 or i]
     everything = [f"layer{s}.{i}" for s in (1, 2, 3) for i in range(3)]
@@ -143,9 +145,9 @@ def test_a_probe_leaves_no_trace() -> None:
     F.cross_entropy(net(IMAGES), LABELS).backward()
     before, gradients = copy.deepcopy(net), [parameter.grad.clone() for parameter in net.parameters()]
     random = torch.get_rng_state()
-    measure.gradients(net, IMAGES, LABELS)
-    measure.responses(net, IMAGES)
-    measure.lesion(net, lambda harmed: harmed(IMAGES).sum().item())
+    gradient_norms(net, IMAGES, LABELS)
+    response_deviations(net, IMAGES)
+    lesion_errors(net, lambda harmed: harmed(IMAGES).sum().item())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(module.training for module in net.modules())
     for (name, a), b in zip(net.state_dict().items(), before.state_dict().values(), strict=True):
@@ -179,7 +181,7 @@ def test_a_probe_in_the_middle_of_training_leaves_no_trace(tiny_run: Callable[..
     before, training = everything(), [module.training for module in state.net.modules()]
     for kind, source in (("gradients", train_set), ("responses", train_set), ("lesion", val_set)):
         for net in (state.net, state.ema):
-            probe.figures(kind, net, run, source, 8, normalization, world.device)
+            run_probe(kind, net, run, source, 8, normalization, world.device)
     assert [module.training for module in state.net.modules()] == training
     for a, b in zip(everything(), before, strict=True):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
@@ -246,7 +248,7 @@ def test_heat_maps_of_several_runs_are_a_grid(tiny_run: Callable[..., Any], monk
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
     records = [{"kind": "gradients", "step": step, "units": {"0": 1.0, "1": 2.0}} for step in (0, 5)]
     runs = [run_folder.RunRecord(Path("x"), tiny_run(seeds=[seed]), records) for seed in range(3)]
-    assert probe_figures.heat_maps(runs, Path("map.png"), None)
+    assert probe_figures.draw_heat_maps(runs, Path("map.png"), None)
     places = [(round(ax.get_position().x0, 2), round(ax.get_position().y0, 2)) for ax in kept[0].axes[:4]]
     assert len({x for x, _ in places}) == len({y for _, y in places}) == 2
     assert [ax.axison for ax in kept[0].axes[:4]] == [True, True, True, False]
