@@ -38,7 +38,7 @@ from torchvision.datasets import ImageFolder
 from resnet_train.config.load import read_run
 from resnet_train.config.schema import Run
 from resnet_train.data import augment, datasets, loader, rng
-from resnet_train.data.datasets import ImageFolderDataset
+from resnet_train.data.image_folder import open_image_folder
 from resnet_train.runtime.tables import columns
 
 Loader = Callable[[], Iterator[Any]]
@@ -75,9 +75,9 @@ class Reference(Dataset[tuple[Any, int]]):
     """torchvision's reference: Pillow decodes, cuts and resizes, one sample at a time."""
 
     def __init__(self, run: Run, batches: int, floats: bool) -> None:
-        source, _ = datasets.open_data(run.data)
-        assert isinstance(source, ImageFolderDataset)
-        stream = loader.training_data(run, source, run.seed, 0, 1, torch.device("cpu")).stream
+        assert run.data.kind == "imagefolder"
+        source = open_image_folder(Path(run.data.path) / "train")
+        stream = loader.training_data(run, source, run.seed, 0, 1, torch.device("cpu")).sampler
         epochs, indices = map(np.concatenate, zip(*(stream.batch(step) for step in range(batches)), strict=True))
         sizes = np.array([source.encoded(i).size for i in range(len(source))], float)[indices]
         table = rng.uniform(run.seed, epochs, indices, augment.DRAWS)

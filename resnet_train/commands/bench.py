@@ -17,10 +17,8 @@ from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader
 from resnet_train.data.batch import Batch, StepBatches
 from resnet_train.data.dataset import Dataset
-from resnet_train.data.image_files import ImageFileDataset
 from resnet_train.data.loader import TrainingData
 from resnet_train.data.normalize import Normalization
-from resnet_train.data.shards import RAW, ShardDataset
 from resnet_train.errors import BadInput
 from resnet_train.models import complexity, roofline
 from resnet_train.runtime import distributed
@@ -223,12 +221,12 @@ def _told(found: Measured, run: Run, source: Dataset) -> str:
 
 
 def _loading(run: Run, source: Dataset) -> str:
-    return f"{run.data.decode_workers} workers" if isinstance(source, ImageFileDataset) else "images held on the device"
+    return f"{run.data.decode_workers} workers" if source.size is None else "images held on the device"
 
 
 def advice(found: Measured, run: Run, source: Dataset) -> list[str]:
     """What binds, and what to change, the cheapest first."""
-    files, cpu = isinstance(source, ImageFileDataset), found.device == "CPU"
+    files, cpu = source.size is None, found.device == "CPU"
     if cpu and files and found.together < 0.9 * min(found.loader, found.step):
         said = [
             "the cores bind, which loader and step share:",
@@ -265,8 +263,6 @@ def _packing(run: Run, source: Dataset) -> list[str]:
     said = []
     if run.data.kind == "imagefolder":
         said.append("- resnet-train prepare --tiled packs the same images so that a crop is decoded alone")
-    if isinstance(source, ImageFileDataset) and not (
-        isinstance(source, ShardDataset) and (source.entries["form"] == RAW).any()
-    ):
+    if not source.has_raw_images:
         said.append("- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed")
     return said

@@ -1,4 +1,7 @@
-"""TrivialAugment and RandAugment: what is done is planned as plain arrays, and torchvision's functions do it."""
+"""TrivialAugment (Müller and Hutter 2021) and RandAugment (Cubuk et al. 2019), by torchvision's functions.
+
+As in `augment`, operations are planned as plain arrays first and applied afterwards.
+"""
 
 import math
 from collections.abc import Callable
@@ -29,55 +32,58 @@ OPERATIONS = (
     "AutoContrast",
     "Equalize",
 )
-"""By torchvision's names and in its order, which both policies have."""
+"""torchvision's names and order, the same for both policies."""
 
 _SIGNED = slice(OPERATIONS.index("ShearX"), OPERATIONS.index("Posterize"))
+"""Operations whose magnitude has a random sign."""
 _LEVELS = 31
 
 
 class Edits(NamedTuple):
-    """What is done to each of `n` images, one operation after the other."""
+    """The operations on each of n images, applied one after the other."""
 
     operations: Ints
-    """[n, k], places in `OPERATIONS`."""
+    """[n, k], indices into `OPERATIONS`."""
     magnitudes: Floats
-    """[n, k]; what they mean is the operation's own affair."""
+    """[n, k], in the unit of each operation: slopes, pixels, degrees, factors, bits or thresholds."""
 
 
 def number_of_draws(cfg: TrivialAugmentConfig | RandAugmentConfig) -> int:
-    """How many uniform numbers the plan of an image takes."""
-    return 3 * (cfg.operations if isinstance(cfg, RandAugmentConfig) else 1)
+    """Random numbers that the plan of an image needs."""
+    return 3 * cfg.operations if isinstance(cfg, RandAugmentConfig) else 3
 
 
-def plan(cfg: TrivialAugmentConfig | RandAugmentConfig, draws: Floats, size: int) -> Edits:
-    """[n, number_of_draws(cfg)] draws -> what is done to images of `size` x `size` pixels."""
-    drawn = draws.reshape(len(draws), -1, 3)
-    operations = np.floor(drawn[:, :, 0] * len(OPERATIONS)).astype(np.int64)
-    level = cfg.magnitude if isinstance(cfg, RandAugmentConfig) else np.floor(drawn[:, :, 1] * _LEVELS).astype(np.int64)
-    sign = np.where(drawn[:, :, 2] < 0.5, -1.0, 1.0)
+def plan(cfg: TrivialAugmentConfig | RandAugmentConfig, random: Floats, size: int) -> Edits:
+    """[n, number_of_draws(cfg)] random numbers -> the operations on images of `size` x `size` pixels."""
+    operation, level, sign = np.moveaxis(random.reshape(len(random), -1, 3), 2, 0)
+    operations = np.floor(operation * len(OPERATIONS)).astype(np.int64)
+    if isinstance(cfg, RandAugmentConfig):
+        magnitudes = _magnitudes(False, size)[operations, cfg.magnitude]
+    else:
+        magnitudes = _magnitudes(True, size)[operations, np.floor(level * _LEVELS).astype(np.int64)]
     signed = np.isin(operations, np.arange(len(OPERATIONS))[_SIGNED])
-    return Edits(
-        operations,
-        _magnitudes(isinstance(cfg, TrivialAugmentConfig), size)[operations, level] * np.where(signed, sign, 1.0),
-    )
+    return Edits(operations, np.where(signed & (sign < 0.5), -magnitudes, magnitudes))
 
 
 @cache
 def _magnitudes(wide: bool, size: int) -> Floats:
-    """[operations, levels]: torchvision's own float32 sums, since some operations round what they are given."""
+    """[operations, levels]: torchvision's magnitudes, of TrivialAugment where `wide`, else of RandAugment.
+
+    In float32, as torchvision computes them: some operations round their magnitude.
+    """
     shear, shift, turn, change = (0.99, 32.0, 135.0, 0.99) if wide else (0.3, 150.0 / 331.0 * size, 30.0, 0.9)
     ends = (0.0, shear, shear, shift, shift, turn, change, change, change, change)
     rows = [torch.linspace(0.0, end, _LEVELS) for end in ends]
-    rows.append((8 - torch.arange(_LEVELS) / ((_LEVELS - 1) / (6 if wide else 4))).round())  # bits that are kept
-    rows.append(torch.linspace(1.0, 0.0, _LEVELS))  # the brightness from which colours are inverted
+    rows.append((8 - torch.arange(_LEVELS) / ((_LEVELS - 1) / (6 if wide else 4))).round())  # bits of Posterize
+    rows.append(torch.linspace(1.0, 0.0, _LEVELS))  # the threshold of Solarize
     rows += [torch.zeros(_LEVELS)] * 2
     return torch.stack(rows).double().numpy()
 
 
 def apply(images: ImageArray, edits: Edits) -> None:
-    """Edit images [n, H, W, C] of 1 or 3 channels in place.
+    """Edit images [n, H, W, C] of 1 or 3 channels in place. Pixels that were moved away become black.
 
-    By Pillow, which is twice as fast as torch here, bilinear, and black where the image was moved away.
+    By Pillow, which is twice as fast here as torch; bilinear.
     """
     for image, operations, magnitudes in zip(images, *edits, strict=True):
         if operations.any():
@@ -89,8 +95,8 @@ def apply(images: ImageArray, edits: Edits) -> None:
 
 @cache
 def _functions() -> tuple[Callable[[Any, float], Any], ...]:
-    """In the order of `OPERATIONS`: image and magnitude -> image."""
-    # Here, because it takes seconds, and most recipes need none of it.
+    """Functions of an image and a magnitude, in the order of `OPERATIONS`."""
+    # Imported here since it takes seconds, and most recipes do not need it.
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as tv
 

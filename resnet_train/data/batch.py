@@ -1,53 +1,61 @@
-"""What travels to the device: the images of a batch, their labels, and what is to be done to them there."""
+"""Batches: what the loaders give to the device."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """What travels to the device."""
+    """Images and labels, and the augmentation that is applied to them on the device."""
 
     images: Tensor
     """uint8 [n, H, W, C]."""
     labels: Tensor
     """int64 [n]."""
     shift: Tensor
-    """float32 [n, 3 or 1]: the colour augmentation, to add to RGB in [0, 1]."""
+    """float32 [n, C]: the PCA lighting of each image, added to its pixels on a scale of 0 to 1."""
     skipped: tuple[str, ...] = ()
-    """Files that could not be decoded and in whose place the next one stands."""
+    """Paths of image files that could not be decoded; each was replaced by the next one that could."""
     erase_boxes: Tensor | None = None
-    """int64 [n, 4]: what `mix.erase` leaves out of each normalised image."""
+    """int64 [n, 4]: the box of each normalised image that `mixup.erase` sets to zero."""
     mix_params: Tensor | None = None
-    """float32 [5]: how `mix.mix` mixes them."""
+    """float32 [5]: how `mixup.mix` mixes the images; `mixup.plan` draws it."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
+        """This batch on a device, copied asynchronously from pinned memory."""
         return self.with_tensors(tensor.to(device, non_blocking=True) for tensor in self.tensors())
 
     def tensors(self) -> list[Tensor]:
-        """All that it has."""
+        """The tensors of this batch, in the order of the fields."""
         return [value for value in self if isinstance(value, Tensor)]
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> "Batch":
-        """The same with other tensors, in the order of its own."""
+        """This batch with other tensors in place of its own, in the order of `tensors()`."""
         others = iter(tensors)
         return Batch(*(next(others) if isinstance(value, Tensor) else value for value in self))  # type: ignore[arg-type]
 
-    def split(self, parts: int) -> list["Batch"]:
-        """As many equal parts, before it is planned what to erase and to mix; the first names what was skipped."""
-        pieces = zip(*(tensor.chunk(parts) for tensor in (self.images, self.labels, self.shift)), strict=True)
-        return [Batch(*piece)._replace(skipped=() if i else self.skipped) for i, piece in enumerate(pieces)]
+    def split(self, count: int) -> list["Batch"]:
+        """`count` equal micro-batches. The first one carries `skipped`; erasing and mixing are not planned yet."""
+        columns = zip(*(tensor.chunk(count) for tensor in (self.images, self.labels, self.shift)), strict=True)
+        first, *others = (Batch(*tensors) for tensors in columns)
+        return [first._replace(skipped=self.skipped), *others]
 
 
 class StepBatches(NamedTuple):
-    """One rank's share of one step."""
+    """The micro-batches of one rank in one step."""
 
     micro_batches: list[Batch]
-    """One for each pass of the accumulation, on the device."""
+    """One for each pass of gradient accumulation, on the device."""
     seeds: list[int]
-    """One for each batch: what dropout may draw from."""
+    """One for each micro-batch, for dropout."""
     data_wait_seconds: float
-    """Seconds that the loop stood still for them."""
+    """Seconds that the training loop waited for this step's images."""
+
+
+def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor on a device, copied asynchronously; on the CPU it shares the array's memory."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

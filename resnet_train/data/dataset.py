@@ -1,8 +1,36 @@
-"""What the rest of the program knows of a data set."""
+"""The interface of a data set. There are two kinds, which differ in how their batches are made.
 
+`fixed_size.FixedSizeDataset`: images of one size, cropped and mirrored on the device.
+`image_files.ImageFileDataset`: image files of any size, decoded and cropped by worker processes.
+
+A new data set is a subclass of one of them, and a case in `datasets.open_data`.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self
 
+import torch
+
+from resnet_train.config.data import AugmentConfig
+from resnet_train.data.batch import Batch
 from resnet_train.data.rng import Ints
+from resnet_train.data.sampler import Sampler
+from resnet_train.data.views import View, ViewBatch
+
+SizeAt = Callable[[int], int | None]
+"""Height and width in pixels of the training images of a step, under progressive resizing; None: those of the crop."""
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are loaded."""
+
+    device: torch.device
+    workers: int = 0
+    """Worker processes. With 0, images are decoded in this process."""
+    skip_bad: bool = False
+    """Whether the next image file takes the place of one that cannot be decoded."""
 
 
 class Dataset(Protocol):
@@ -13,11 +41,35 @@ class Dataset(Protocol):
     classes: tuple[str, ...]
     channels: int
     """1 (grey) or 3 (RGB)."""
+    size: int | None
+    """Height and width of every image in pixels; None where images may have any size."""
+    from_files: bool
+    """Whether each image is read from the disk, which takes time."""
+    has_raw_images: bool
+    """Whether some images are stored as raw pixels, which need no decoding."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """The number of samples."""
 
     def name(self, index: int) -> str:
-        """The path of a sample's file, or its number where it has none."""
+        """The path of a sample's file, or the sample's number where it has no file."""
 
     def subset(self, indices: Ints) -> Self:
         """These samples alone, in this order."""
+
+    def training_batches(
+        self, sampler: Sampler, augment: AugmentConfig, steps: range, size_at: SizeAt, options: LoaderOptions
+    ) -> Generator[Batch]:
+        """The samples of one rank, augmented: one batch for each step, valid until the next one is requested.
+
+        Only crops that are resized follow `size_at`. Closing the generator ends its workers. Raises `BadInput` where
+        an image cannot be decoded or a worker was killed.
+        """
+
+    def view_batches(
+        self, batches: Sequence[Ints], views: Sequence[View], options: LoaderOptions
+    ) -> Iterator[ViewBatch]:
+        """The samples of each of `batches` in each of `views`. Raises `BadInput` as `training_batches` does."""
+
+    def check_device_memory(self, ranks: int) -> None:
+        """Raise `BadInput` where the images do not fit in the memory that the user allows on each rank's device."""

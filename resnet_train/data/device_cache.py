@@ -1,119 +1,130 @@
-"""Image files of one size that are read once and then held: on each rank's device, or each rank's part on its own."""
+"""Image files of one size that are read once and stay on the device: all of them on each rank, or a part on each."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from resnet_train.data.batch import to_device
 from resnet_train.data.decoding import ImageArray
+from resnet_train.data.fixed_size import STEPS_PER_PLAN, FixedSizeDataset
 from resnet_train.data.image_files import ImageFileDataset
 from resnet_train.data.rng import Ints
+from resnet_train.data.sampler import Sampler
 from resnet_train.errors import BadInput
 
-_READ_TOGETHER = 4096
+_IMAGES_PER_COPY = 4096
 """Images that are in the CPU's memory at once, on their way to the device."""
 
 
-class DeviceCachedDataset:
-    """Square images of one size, read when they are first asked for. Threads read, since decoding needs no lock."""
+class DeviceCachedDataset(FixedSizeDataset):
+    """Square image files of one size, read when they are first needed.
+
+    Where one device may not hold all images, each rank holds every `ranks`-th one, and the ranks exchange the images of
+    each step. Threads read the files: decoding releases Python's lock.
+    """
 
     channels = 3
+    from_files = True
 
     def __init__(self, files: ImageFileDataset, size: int, gigabytes: float, threads: int) -> None:
         self.files, self.size, self.gigabytes, self.threads = files, size, gigabytes, max(threads, 1)
         self.labels, self.classes = files.labels, files.classes
-        self._held: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._parts: dict[tuple[int, int, torch.device], Tensor] = {}
         self._subsets: dict[bytes, DeviceCachedDataset] = {}
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def name(self, index: int) -> str:
-        """Of a sample: the path of its file."""
         return self.files.name(index)
 
     def subset(self, indices: Ints) -> "DeviceCachedDataset":
-        """The same source, of these samples only; of the same samples the same, which has read them."""
+        """The same object for the same samples, so that they are read once."""
         key = indices.tobytes()
         if key not in self._subsets:
-            self._subsets[key] = DeviceCachedDataset(
-                self.files.subset(indices), self.size, self.gigabytes, self.threads
-            )
+            files = self.files.subset(indices)
+            self._subsets[key] = DeviceCachedDataset(files, self.size, self.gigabytes, self.threads)
         return self._subsets[key]
 
-    def held(self, indices: Ints, device: torch.device) -> tuple[Tensor, Ints]:
-        """uint8 images [m, H, W, C] on a device, and which of them [n] the samples are. Raises `BadInput`."""
-        return self.part(0, 1, device), indices
+    def batch(self, indices: Ints, device: torch.device) -> tuple[Tensor, Ints]:
+        return self._part(0, 1, device), indices
 
-    def part(self, rank: int, ranks: int, device: torch.device) -> Tensor:
-        """Every `ranks`-th image from the `rank`-th on. Raises `BadInput`, also at an image of another size."""
-        key = rank, ranks, device
-        if key not in self._held:
-            self._held[key] = self._read(np.arange(rank, len(self), ranks), device)
-        return self._held[key]
+    @property
+    def steps_per_plan(self) -> int:
+        return 1 if self.is_split else STEPS_PER_PLAN
 
-    def divided(self, ranks: int) -> bool:
-        """Whether each rank holds a part, since none may hold the whole. Raises `BadInput` if a part is too much."""
-        size = len(self) * self.size**2 * self.channels / 1e9
-        if size > self.gigabytes * ranks:
+    def rank_batch(self, indices: Ints, sampler: Sampler, steps: range, device: torch.device) -> tuple[Tensor, Ints]:
+        if not self.is_split:
+            return self.batch(indices, device)
+        [step] = steps
+        part = self._part(sampler.rank, sampler.ranks, device)
+        return exchange(part, sampler.all_rank_indices(step), sampler.rank)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether each rank holds a part of the images, since a device may not hold all of them."""
+        return self._total_gigabytes() > self.gigabytes
+
+    def check_device_memory(self, ranks: int) -> None:
+        total = self._total_gigabytes()
+        if total > self.gigabytes * ranks:
             raise BadInput(
-                f"data.device_cache_gb = {self.gigabytes:g}: the {len(self):,} training images take {size:.3g} GB, "
-                f"over {ranks} ranks {size / ranks:.3g} GB each: raise it, or use more ranks"
+                f"data.device_cache_gb = {self.gigabytes:g}: the {len(self):,} training images take {total:.3g} GB, "
+                f"over {ranks} ranks {total / ranks:.3g} GB each: raise it, or use more ranks"
             )
-        return size > self.gigabytes
+
+    def _total_gigabytes(self) -> float:
+        return len(self) * self.size**2 * self.channels / 1e9
+
+    def _part(self, rank: int, ranks: int, device: torch.device) -> Tensor:
+        """Every `ranks`-th image from number `rank` on. Raises `BadInput`, also for an image of another size."""
+        key = rank, ranks, device
+        if key not in self._parts:
+            self._parts[key] = self._read(np.arange(rank, len(self), ranks), device)
+        return self._parts[key]
 
     def _read(self, indices: Ints, device: torch.device) -> Tensor:
         images = torch.empty(len(indices), self.size, self.size, self.channels, dtype=torch.uint8, device=device)
         with ThreadPoolExecutor(self.threads) as pool:
-            for first in range(0, len(indices), _READ_TOGETHER):
-                read = np.stack(list(pool.map(self._pixels, indices[first : first + _READ_TOGETHER].tolist())))
-                images[first : first + len(read)] = torch.from_numpy(read).to(device)
+            for first in range(0, len(indices), _IMAGES_PER_COPY):
+                decoded = np.stack(list(pool.map(self._pixels, indices[first : first + _IMAGES_PER_COPY].tolist())))
+                images[first : first + len(decoded)] = torch.from_numpy(decoded).to(device)
         return images
 
     def _pixels(self, index: int) -> ImageArray:
-        picture = self.files.encoded(index)
-        _check_square(picture.size, self.size, self.name(index))
-        return picture.region((0, 0, *picture.size)).pixels
+        image = self.files.encoded(index)
+        _check_square(image.size, self.size, self.name(index))
+        return image.region((0, 0, *image.size)).pixels
 
 
-def resident(files: ImageFileDataset, gigabytes: float, threads: int) -> DeviceCachedDataset:
-    """Files of one size. Raises `BadInput` where the first is not square."""
+def device_cached(files: ImageFileDataset, gigabytes: float, threads: int) -> DeviceCachedDataset:
+    """Files of the first one's size. Raises `BadInput` where that is not square."""
     first = files.encoded(0).size
     _check_square(first, first[0], files.name(0))
     return DeviceCachedDataset(files, first[0], gigabytes, threads)
 
 
-def _check_square(size: tuple[int, int], wanted: int, name: str) -> None:
-    """Raises `BadInput` where an image is not `wanted` pixels wide and high."""
-    if size != (wanted, wanted):
+def _check_square(size: tuple[int, int], expected: int, name: str) -> None:
+    """Raise `BadInput` where an image is not `expected` pixels wide and high."""
+    if size != (expected, expected):
         raise BadInput(
-            f"data.device_cache_gb holds square images of one size, {wanted} x {wanted} pixels like the first, "
-            f"and {name} is {size[0]} x {size[1]}: make them so by resnet-train prepare --square"
+            f"data.device_cache_gb needs square images of one size, {expected} x {expected} pixels like the first, "
+            f"and {name} is {size[0]} x {size[1]}: convert them with resnet-train prepare --square"
         )
 
 
-def sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """An array on a device, without waiting for it."""
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+def exchange(part: Tensor, all_rank_indices: Ints, rank: int) -> tuple[Tensor, Ints]:
+    """The images of one rank's samples, each from the rank that holds it, and the row of each sample in them.
 
-
-def exchanged(part: Tensor, wanted: Ints, rank: int) -> tuple[Tensor, Ints]:
-    """The images that this rank wants, each from the rank that holds it, and which of them [n] its samples are.
-
-    `part` is this rank's part of divided images, `wanted` [ranks, n] what each rank wants: known to all, so that nobody
-    has to ask. Every rank calls this at the same time.
+    part: uint8 [m, H, W, C], the images that this rank holds: every `ranks`-th one of the data set.
+    all_rank_indices: int64 [ranks, n], the samples of every rank. Each rank knows them, so none has to send requests.
+    Returns images [n, H, W, C] and rows [n]. A collective: every rank calls it at the same time.
     """
-    ranks = len(wanted)
-    owner = wanted % ranks
-    asked = [indices[owns == rank] // ranks for indices, owns in zip(wanted, owner, strict=True)]
-    counts = np.bincount(owner[rank], minlength=ranks).tolist()
-    received = part.new_empty(wanted.shape[1], *part.shape[1:])
-    dist.all_to_all_single(
-        received, part[sent(np.concatenate(asked), part.device)], counts, [len(indices) for indices in asked]
-    )
-    return received, owner[rank].argsort(kind="stable").argsort()
+    ranks = len(all_rank_indices)
+    holders = all_rank_indices % ranks
+    requested = [indices[held_by == rank] // ranks for indices, held_by in zip(all_rank_indices, holders, strict=True)]
+    received_counts = np.bincount(holders[rank], minlength=ranks).tolist()
+    received = part.new_empty(all_rank_indices.shape[1], *part.shape[1:])
+    sent = part[to_device(np.concatenate(requested), part.device)]
+    dist.all_to_all_single(received, sent, received_counts, [len(indices) for indices in requested])
+    return received, holders[rank].argsort(kind="stable").argsort()

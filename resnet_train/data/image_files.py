@@ -1,66 +1,198 @@
-"""Samples that are image files of any size, wherever their bytes lie."""
+"""Image files of any size, which worker processes decode and crop."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Self, TypeVar
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils import data as torch_data
 
-from resnet_train.data.decoding import EncodedImage
-from resnet_train.data.rng import Ints
+from resnet_train.config.data import AugmentConfig
+from resnet_train.data import augment as augmentation
+from resnet_train.data import auto_augment, prefetch, rng
+from resnet_train.data.batch import Batch
+from resnet_train.data.dataset import Dataset, LoaderOptions, SizeAt
+from resnet_train.data.decoding import EncodedImage, ImageArray
+from resnet_train.data.eval_workers import load_batches
+from resnet_train.data.prefetch import Buffer, Shape
+from resnet_train.data.rng import Floats, Ints
+from resnet_train.data.sampler import Sampler
+from resnet_train.data.views import View, ViewBatch, ViewGroup, apply_views
 from resnet_train.errors import BadInput
 
 _T = TypeVar("_T")
 
 
-class ImageFileDataset(ABC):
-    """Image files of any size, in RGB."""
+class ImageFileDataset(Dataset):
+    """Image files of any size, in RGB. A subclass gives `labels`, `classes`, `name`, `encoded` and `subset`."""
 
     channels = 3
+    size = None
+    from_files = True
+    has_raw_images = False
     hint = ""
-    """What a user may do about one that cannot be decoded."""
-    labels: Ints
-    classes: tuple[str, ...]
+    """Ends the message for a file that cannot be decoded."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
-    def name(self, index: int) -> str:
-        """Of a sample: the path of its file."""
-
-    @abstractmethod
     def encoded(self, index: int) -> EncodedImage:
-        """A sample, read and not yet decoded. Raises `BadInput` that names a file which cannot be."""
-
-    @abstractmethod
-    def subset(self, indices: Ints) -> Self:
-        """The same source, of these samples only."""
+        """A sample, read and not yet decoded. Raises `BadInput` that names the file where it cannot be read."""
 
     def decoded(self, index: int) -> Image.Image:
-        """One decoded image. Raises `BadInput` that names a file which cannot be decoded."""
+        """A sample, decoded as a whole. Raises `BadInput` that names the file where it cannot be decoded."""
         return decode(self.encoded(index))
 
+    def check_device_memory(self, ranks: int) -> None:
+        return
 
-def decode(picture: EncodedImage) -> Image.Image:
-    """The whole of a picture, in RGB. Raises `BadInput`."""
-    return Image.fromarray(picture.region((0, 0, *picture.size)).pixels)
+    def training_batches(
+        self, sampler: Sampler, augment: AugmentConfig, steps: range, size_at: SizeAt, options: LoaderOptions
+    ) -> Generator[Batch]:
+        """Workers write the crops into shared buffers; on a GPU a CUDA stream of its own copies them to the device."""
+        crops = _TrainingCrops(self, augment, sampler.seed, options.skip_bad)
+        shape = Shape(sampler.rank_batch_size, augmentation.resized_crop_of(augment).size, self.channels)
+        samples = (sampler.rank_samples(step) for step in steps)
+        device = options.device
+        copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        filled = prefetch.fill(crops, samples, shape, options.workers, device, lambda number: size_at(steps[number]))
+        with closing(filled) as buffers:
+            for buffer, skipped in buffers:
+                images, labels, shift = map(torch.from_numpy, (buffer.images, buffer.labels, buffer.shift))
+                batch = Batch(images, labels, shift, skipped)
+                if copying is None:
+                    yield batch
+                    continue
+                with torch.cuda.stream(copying):
+                    on_device = batch.to(device)
+                copied = copying.record_event()
+                torch.cuda.current_stream().wait_event(copied)
+                for tensor in on_device.tensors():
+                    tensor.record_stream(torch.cuda.current_stream())
+                try:
+                    yield on_device
+                finally:  # the buffer is about to be overwritten, or unpinned
+                    # Only the copy is waited for: a collective of the step may never end once another rank has failed.
+                    copied.synchronize()
+
+    def view_batches(
+        self, batches: Sequence[Ints], views: Sequence[View], options: LoaderOptions
+    ) -> Iterator[ViewBatch]:
+        return load_batches(_ViewBatches(self, views, options.skip_bad), batches, options.workers, options.device)
 
 
-def usable(
-    source: ImageFileDataset, index: int, skip_bad: bool, use: Callable[[EncodedImage], _T]
+def decode(image: EncodedImage) -> Image.Image:
+    """The whole image, in RGB. Raises `BadInput`."""
+    return Image.fromarray(image.region((0, 0, *image.size)).pixels)
+
+
+def first_usable(
+    dataset: ImageFileDataset, index: int, skip_bad: bool, use: Callable[[EncodedImage], _T]
 ) -> tuple[_T, int, list[str]]:
-    """What `use` makes of a sample or, where that cannot be decoded and may be skipped, of the next one that can.
+    """Apply `use` to a sample or, where that raises `BadInput` and `skip_bad` is set, to the next one that it accepts.
 
-    Also that one's index, and the names of those skipped. Raises `BadInput`.
+    Returns the result, the index of the sample that was used, and the names of those that were skipped. Raises
+    `BadInput`.
     """
     skipped: list[str] = []
-    for other in range(index, index + len(source)):
-        number = other % len(source)
+    for position in range(index, index + len(dataset)):
+        candidate = position % len(dataset)
         try:
-            return use(source.encoded(number)), number, skipped
+            return use(dataset.encoded(candidate)), candidate, skipped
         except BadInput as error:
             if not skip_bad:
-                raise BadInput(f"{error}{source.hint}") from None
-            skipped.append(source.name(number))
-    raise BadInput(f"not one image can be decoded, from {source.name(0)} to {source.name(len(source) - 1)}")
+                raise BadInput(f"{error}{dataset.hint}") from None
+            skipped.append(dataset.name(candidate))
+    raise BadInput(f"not one image can be decoded, from {dataset.name(0)} to {dataset.name(len(dataset) - 1)}")
+
+
+@dataclass(frozen=True)
+class _TrainingCrops:
+    """Writes augmented samples into a buffer; a `CollateFn`.
+
+    The files' headers are read first, since a crop depends on the image's size; then no more is decoded than the crop
+    covers.
+    """
+
+    dataset: ImageFileDataset
+    augment: AugmentConfig
+    seed: int
+    skip_bad: bool
+
+    def __call__(self, buffer: Buffer) -> tuple[str, ...]:
+        dataset, augment = self.dataset, self.augment
+        random = rng.uniform(self.seed, buffer.epochs, buffer.indices, augmentation.columns(augment))
+        opened = [first_usable(dataset, index, self.skip_bad, _itself) for index in buffer.indices.tolist()]
+        plan = augmentation.plan(augment, random, np.array([image.size for image, _, _ in opened], float))
+        indices, skipped = [], []
+        for row, (image, index, names) in enumerate(opened):
+            flip, out = bool(plan.flip[row]), buffer.images[row]
+            try:
+                self._crop(image, plan.boxes[row], flip, out)
+            except BadInput:  # the header could be read, and the image cannot be decoded
+                index, more = self._replace(index, random[[row]], flip, out)
+                names += more
+            indices.append(index)
+            skipped += names
+        if augment.auto_augment is not None:
+            edits = auto_augment.plan(augment.auto_augment, random[:, augmentation.POLICY], buffer.images.shape[1])
+            auto_augment.apply(buffer.images, edits)
+        buffer.labels[:] = dataset.labels[indices]
+        buffer.shift[:] = plan.shift
+        return tuple(skipped)
+
+    def _crop(self, image: EncodedImage, box: Floats, flip: bool, out: ImageArray) -> None:
+        augmentation.resized_crop(image, box, flip, augmentation.resized_crop_of(self.augment), out)
+
+    def _replace(self, index: int, random: Floats, flip: bool, out: ImageArray) -> tuple[int, list[str]]:
+        """Crop the next image that can be decoded, by the same random numbers: its index, and the names of the others.
+
+        Raises `BadInput` where none may be skipped.
+        """
+
+        def crop(image: EncodedImage) -> None:
+            plan = augmentation.plan(self.augment, random, np.array([image.size], float))
+            self._crop(image, plan.boxes[0], flip, out)
+
+        _, index, skipped = first_usable(self.dataset, index, self.skip_bad, crop)
+        return index, skipped
+
+
+def _itself(image: EncodedImage) -> EncodedImage:
+    return image
+
+
+@dataclass(frozen=True)
+class _ViewBatches(torch_data.Dataset[ViewBatch | BadInput]):
+    """Batches of samples in each view, by the samples' indices."""
+
+    dataset: ImageFileDataset
+    views: Sequence[View]
+    skip_bad: bool
+
+    def __getitem__(self, indices: Ints) -> ViewBatch | BadInput:
+        """A `BadInput` is returned, not raised, since torch's DataLoader would add its own traceback to the message."""
+        try:
+            usable = [first_usable(self.dataset, index, self.skip_bad, decode) for index in indices.tolist()]
+        except BadInput as error:
+            return error
+        labels = torch.from_numpy(self.dataset.labels[[index for _, index, _ in usable]])
+        images = [apply_views(image, self.views) for image, _, _ in usable]
+        return ViewBatch(labels, tuple(self._groups(labels, images)))
+
+    def _groups(self, labels: Tensor, images: Sequence[Sequence[ImageArray]]) -> Iterator[ViewGroup]:
+        """Of each view the images of one shape together."""
+        for number in range(len(self.views)):
+            rows_by_shape: dict[tuple[int, ...], list[int]] = {}
+            for row, views in enumerate(images):
+                rows_by_shape.setdefault(views[number].shape, []).append(row)
+            for rows in rows_by_shape.values():
+                stacked = torch.from_numpy(np.stack([images[row][number] for row in rows]))
+                shift = torch.zeros(len(rows), self.dataset.channels)
+                yield ViewGroup(number, torch.tensor(rows), Batch(stacked, labels[rows], shift))

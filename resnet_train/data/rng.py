@@ -1,6 +1,7 @@
-"""Uniform numbers and permutations as pure functions of what they are for: no generator, no state, no order of calls.
+"""Random numbers and permutations as pure functions of their keys: no generator, no state, no order of calls.
 
-A counter-based generator: SplitMix64's finaliser (Steele et al. 2014, table 1) absorbs the keys one after the other.
+A counter-based generator (Salmon et al. 2011): the finaliser of SplitMix64 (Steele et al. 2014, table 1) absorbs the
+keys one after the other.
 """
 
 import numpy as np
@@ -21,16 +22,16 @@ def uniform(seed: int, epoch: Ints, index: Ints, count: int) -> Floats:
 
 
 def permutation(seed: int, epoch: int, n: int) -> Ints:
-    """The order of `n` samples in an epoch. Different from every stream of `uniform`."""
+    """The order of `n` samples in an epoch, int64 [n]. Independent of the numbers of `uniform`."""
     key = _absorb(_absorb(_words(1), _words(seed)), _words(epoch))
     index = np.arange(n, dtype=np.uint64)
     low = np.uint64((1 << n.bit_length()) - 1)
-    # Sorted with the index in its lowest bits, a word tells where it came from; much faster than to sort indirectly.
+    # The index is in the lowest bits of each word, so sorting the words sorts it along: much faster than argsort.
     return (np.sort(_absorb(key, index) & ~low | index) & low).astype(np.int64)
 
 
 def seeds(seed: int, numbers: Ints) -> list[int]:
-    """A seed of a generator for each of `numbers`. Different from every stream of the others."""
+    """A seed for each of `numbers`, for torch's generator. Independent of `uniform` and `permutation`."""
     return [int(word >> np.uint64(1)) for word in _absorb(_absorb(_words(2), _words(seed)), _words(numbers))]
 
 
@@ -39,7 +40,8 @@ def _words(values: int | Ints) -> _Words:
 
 
 def _absorb(key: _Words, value: _Words) -> _Words:
-    x = (key ^ value) * _GOLDEN + _GOLDEN  # arrays of unsigned words wrap, as they must
+    """A new key from a key and a value. Unsigned arithmetic wraps, as the algorithm requires."""
+    x = (key ^ value) * _GOLDEN + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

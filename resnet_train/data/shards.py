@@ -1,14 +1,14 @@
-"""Packed images: ordinary WebDataset tar files and an index of them.
+"""Packed images: WebDataset tar files and an index of them.
 
-index.json           format, classes, shards with their sizes, and how it was made
-classes.txt          a class's name a line, in the order of the labels
-odd.csv              what was noticed while packing: part, image, what
+index.json           format, classes, shards with their sizes in bytes, and the options of `prepare`
+classes.txt          the name of each class, one a line, in the order of the labels
+odd.csv              peculiarities found while packing: split, image, what
 train/000000.tar     members KEY.jpg (or .png, .ppm …) and KEY.cls, the label as a decimal number
-train/index.npy      one ENTRY a sample, in the order of class folders: classes, then names
+train/index.npy      one ENTRY a sample, in the order of class folders: sorted by class, then by name
 val/                 the same
 
-Samples are read by position, not by memory map: a file that is cut short or lost is then an error with a name, not a
-signal that kills the process. The index is mapped: all processes share it, and none reads more of it than it uses.
+Shards are read by `pread`, not by memory map: a shard that is cut short or lost is then an error with a name, and not a
+signal that kills the process. The index is mapped: processes share its pages, and load only those that they use.
 """
 
 import functools
@@ -25,15 +25,16 @@ import numpy.typing as npt
 from resnet_train.data import decoding
 from resnet_train.data.decoding import Box, EncodedImage, Region
 from resnet_train.data.image_files import ImageFileDataset
-from resnet_train.data.jpeg_tiles import Tiled
+from resnet_train.data.image_folder import skip_hint
+from resnet_train.data.jpeg_tiles import TiledJpeg
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
 
 FORMAT = 1
 ENCODED, TILED, RAW = range(3)
-"""How an image is stored: as an image file, as restart-tiled JPEG, as bare pixels (PPM)."""
+"""Forms of a stored image: an image file, restart-tiled JPEG, raw pixels (PPM)."""
 BLOCK = 512
-"""Bytes of a tar member's header."""
+"""Bytes of the header of a tar member."""
 ENTRY = np.dtype(
     [
         ("offset", "<i8"),
@@ -46,22 +47,22 @@ ENTRY = np.dtype(
         ("form", "<u4"),
     ]
 )
-"""A sample: where its bytes lie in which shard, its label, its size in pixels, the checksum of its bytes, its form."""
+"""A sample in index.npy: offset and length in bytes, width and height in pixels; crc32 is that of its bytes."""
 
 INDEX = "index.json"
 """Describes a packed folder. `prepare` writes it last, so a folder that has it is complete."""
 PLAN = "unfinished/plan.json"
-"""What is being packed; beside it are the records of finished shards, until the index is made of them."""
-_AGAIN = "; pack it again by the same resnet-train prepare command"
-"""What mends a shard that is missing or of another size."""
-_ANEW = "; delete the folder and pack it anew with resnet-train prepare"
-"""What mends an index."""
-_OPEN = 256
-"""Shards that a process holds open: well below what a system allows."""
+"""The list of what is being packed. Beside it are the records of finished shards, until the index is written."""
+_REPACK_HINT = "; pack it again by the same resnet-train prepare command"
+"""For a shard that is missing or of another size."""
+_DELETE_HINT = "; delete the folder and pack it again with resnet-train prepare"
+"""For a damaged index."""
+_MAX_OPEN_SHARDS = 256
+"""Files that a process keeps open: well below the limit of any system."""
 
 
 class Entry(NamedTuple):
-    """Where one sample's bytes are: an ENTRY as numbers."""
+    """An ENTRY as Python numbers."""
 
     offset: int
     label: int
@@ -74,7 +75,7 @@ class Entry(NamedTuple):
 
 
 class OpenFile:
-    """A file that is open for reading, closed when nothing refers to it."""
+    """A file that is open for reading, and closed when nothing refers to this object."""
 
     def __init__(self, path: Path | str) -> None:
         self.number = os.open(path, os.O_RDONLY)
@@ -85,161 +86,166 @@ class OpenFile:
 
 
 class ShardDataset(ImageFileDataset):
-    """One part, train or val, of a packed set. Pickled it is its paths, and its rows where it is a subset."""
+    """One split, train or val, of a packed data set. Pickled, it is its paths, and its rows where it is a subset."""
 
     def __init__(self, folder: Path, shards: Sequence[str], classes: Sequence[str], rows: Ints | None = None) -> None:
         self.folder, self.shards, self.classes, self.rows = folder, tuple(shards), tuple(classes), rows
-        self.entries = _mapped(folder / "index.npy")
+        self.entries = _map_index(folder / "index.npy")
         labels = self.entries["label"]
         self.labels = labels if rows is None else labels[rows]
-        self._paths = [f"{folder}/{name}" for name in self.shards]  # Path's own arithmetic is slow
-        self._file = functools.lru_cache(_OPEN)(OpenFile)
-        if folder.name == "train":
-            self.hint = "; data.on_bad_image=skip leaves it out"
+        self.hint = skip_hint(folder)
+        self._paths = [f"{folder}/{name}" for name in self.shards]  # joining Paths for each sample is slow
+        self._file = functools.lru_cache(_MAX_OPEN_SHARDS)(OpenFile)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardDataset, (self.folder, self.shards, self.classes, self.rows)
 
+    @property
+    def has_raw_images(self) -> bool:  # type: ignore[override]
+        return bool((self.entries["form"] == RAW).any())
+
     def subset(self, indices: Ints) -> "ShardDataset":
-        return ShardDataset(
-            self.folder, self.shards, self.classes, indices if self.rows is None else self.rows[indices]
-        )
+        rows = indices if self.rows is None else self.rows[indices]
+        return ShardDataset(self.folder, self.shards, self.classes, rows)
 
     def entry(self, index: int) -> Entry:
-        """Where a sample is. Raises `BadInput`."""
-        place = Entry(*self.entries[index if self.rows is None else self.rows[index]].item())
-        if place.shard >= len(self.shards):
-            raise BadInput(f"the index of {self.folder} names shard {place.shard} of {len(self.shards)}{_ANEW}")
-        return place
+        """A sample's entry in the index. Raises `BadInput` where it names a shard that does not exist."""
+        entry = Entry(*self.entries[index if self.rows is None else self.rows[index]].item())
+        if entry.shard >= len(self.shards):
+            raise BadInput(f"the index of {self.folder} names shard {entry.shard} of {len(self.shards)}{_DELETE_HINT}")
+        return entry
 
     def name(self, index: int) -> str:
+        """SHARD:MEMBER, by which `tar` finds the file."""
         return self._name(self.entry(index))
 
     def encoded(self, index: int) -> EncodedImage:
-        place = self.entry(index)
-        name, size = self._name(place), (place.width, place.height)
-        if place.form == RAW:
-            return _Raw(self, place, name, size)
-        data = self.read_bytes(place)
-        return Tiled(data, name, size) if place.form == TILED else decoding.open_bytes(data, name)
+        entry = self.entry(index)
+        name, size = self._name(entry), (entry.width, entry.height)
+        if entry.form == RAW:
+            return _RawImage(self, entry, name, size)
+        data = self.read_bytes(entry)
+        return TiledJpeg(data, name, size) if entry.form == TILED else decoding.open_bytes(data, name)
 
-    def read_bytes(self, place: Entry, start: int = 0, length: int | None = None) -> bytes:
-        """A sample's stored bytes, or a part of them. Raises `BadInput`."""
-        path = self._paths[place.shard]
-        length = place.length - start if length is None else length
+    def read_bytes(self, entry: Entry, start: int = 0, length: int | None = None) -> bytes:
+        """The stored bytes of a sample; `length` of them from `start` on. Raises `BadInput`."""
+        path = self._paths[entry.shard]
+        length = entry.length - start if length is None else length
         try:
-            file = self._file(path)  # by a name, or another thread may close it, and open another under its number
-            data = os.pread(file.number, length, place.offset + start)
+            # The name keeps the file open: another thread may drop it from the cache, and reuse its number.
+            file = self._file(path)
+            data = os.pread(file.number, length, entry.offset + start)
         except OSError as error:
             raise BadInput(f"cannot read {path}: {error.strerror}") from None
         if len(data) != length:
-            raise BadInput(f"cannot read {path}: it is cut short{_AGAIN}")
+            raise BadInput(f"cannot read {path}: it is cut short{_REPACK_HINT}")
         return data
 
-    def _name(self, place: Entry) -> str:
-        """The shard and its member, by which `tar` finds it."""
+    def _name(self, entry: Entry) -> str:
         try:
-            header = self.read_bytes(place, -BLOCK, BLOCK)
+            header = self.read_bytes(entry, -BLOCK, BLOCK)
         except BadInput:
             header = b""
         if header[257:262] != b"ustar":
-            return f"{self._paths[place.shard]}, where the index has an image at byte {place.offset} and there is none"
+            return f"{self._paths[entry.shard]}, where the index has an image at byte {entry.offset} and there is none"
         member = header[:100].partition(b"\0")[0]
-        return f"{self._paths[place.shard]}:{os.fsdecode(member)}"
+        return f"{self._paths[entry.shard]}:{os.fsdecode(member)}"
 
 
 @dataclass(frozen=True)
-class _Raw:
-    """Bare pixels, of which only the rows of a box are read."""
+class _RawImage:
+    """Raw pixels, of which only the rows of a box are read."""
 
     shards: ShardDataset
-    place: Entry
+    entry: Entry
     name: str
     size: tuple[int, int]
 
     def region(self, box: Box) -> Region:
-        """Exactly the box. Raises `BadInput`."""
+        """The box itself. Raises `BadInput`."""
         left, top, right, bottom = box
         width, height = self.size
-        start = self.place.length - 3 * width * height  # after the PPM's header
+        start = self.entry.length - 3 * width * height  # after the header of the PPM
         if start <= 0:
-            raise BadInput(f"cannot decode {self.name}: by the index it has more pixels than bytes{_ANEW}")
-        rows = self.shards.read_bytes(self.place, start + 3 * width * top, 3 * width * (bottom - top))
+            raise BadInput(f"cannot decode {self.name}: by the index it has more pixels than bytes{_DELETE_HINT}")
+        rows = self.shards.read_bytes(self.entry, start + 3 * width * top, 3 * width * (bottom - top))
         pixels = np.frombuffer(rows, np.uint8).reshape(-1, width, 3)
         return Region(pixels[:, left:right].copy(), left, top)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """What `index.json` says. Raises `BadInput` where there is none, or one of another format."""
+    """The content of `index.json`. Raises `BadInput` where it is missing, damaged or of another format."""
     try:
-        told: dict[str, Any] = json.loads((folder / INDEX).read_text())
-        version = told["format"]
+        index: dict[str, Any] = json.loads((folder / INDEX).read_text())
+        version = index["format"]
     except OSError as error:
         if os.access(folder / PLAN, os.F_OK):
-            said = "is not packed to its end: run the same resnet-train prepare command again"
-            raise BadInput(f"data.path: {folder} {said}") from None
-        said = f"{error.strerror}; expected a folder made by resnet-train prepare"
-        raise BadInput(f"data.path: cannot read {folder / INDEX}: {said}") from None
+            raise BadInput(
+                f"data.path: {folder} is not packed to its end: run the same resnet-train prepare command again"
+            ) from None
+        reason = f"{error.strerror}; expected a folder made by resnet-train prepare"
+        raise BadInput(f"data.path: cannot read {folder / INDEX}: {reason}") from None
     except (ValueError, TypeError, KeyError):
-        raise BadInput(f"data.path: {folder / INDEX} is damaged{_ANEW}") from None
+        raise BadInput(f"data.path: {folder / INDEX} is damaged{_DELETE_HINT}") from None
     if version != FORMAT:
-        raise BadInput(f"data.path: {folder} is of format {version}, this program reads {FORMAT}{_ANEW}")
-    return told
+        raise BadInput(f"data.path: {folder} is of format {version}, this program reads {FORMAT}{_DELETE_HINT}")
+    return index
 
 
 def describe_changes(folder: Path) -> str | None:
-    """What packing did to the pixels of a set, in words; `None` where they are the source's. Raises `BadInput`."""
+    """How packing changed the pixels, in words; None where it did not. Raises `BadInput`."""
     options = read_index(folder)["report"]["options"]
     if options["short_side"]:
         return f"shorter sides reduced to {options['short_side']} px"
     return f"made {options['square']} x {options['square']} px" if options["square"] else None
 
 
-def open_shards(folder: Path, part: str) -> ShardDataset:
-    """The `train` or `val` part of a packed set. Raises `BadInput` where its shards are not those of its index.
+def open_shards(folder: Path, split: str) -> ShardDataset:
+    """The `train` or `val` split of a packed data set. Raises `BadInput` where its shards do not match its index.
 
-    A shard that is missing or of another size is noticed, by its size alone: `prepare --verify` reads everything.
+    Only the sizes of the shards are compared with the index; `prepare --verify` reads everything.
     """
-    told = read_index(folder)
-    if part not in told["parts"]:
-        raise BadInput(f"data.path: {folder} was packed without its {part} part")
-    for wrong in damaged_shards(folder, part, told).values():
-        raise BadInput(f"data.path: {wrong}{_AGAIN}")
-    return open_shards_unchecked(folder, part, told)
+    index = read_index(folder)
+    if split not in index["parts"]:
+        raise BadInput(f"data.path: {folder} was packed without its {split} part")
+    for problem in damaged_shards(folder, split, index).values():
+        raise BadInput(f"data.path: {problem}{_REPACK_HINT}")
+    return open_shards_unchecked(folder, split, index)
 
 
-def damaged_shards(folder: Path, part: str, told: dict[str, Any]) -> dict[str, str]:
-    """The shards of a part that are missing or of another size than by the index, and what is wrong with each."""
-    found = {}
-    for name, size in told["parts"][part]["shards"]:
-        path = folder / part / name
+def damaged_shards(folder: Path, split: str, index: dict[str, Any]) -> dict[str, str]:
+    """The shards that are missing or whose size differs from the index, each with a message."""
+    problems = {}
+    for name, size in index["parts"][split]["shards"]:
+        path = folder / split / name
         try:
             if (length := path.stat().st_size) != size:
-                found[name] = f"{path} has {length:,} bytes, and {size:,} by the index"
+                problems[name] = f"{path} has {length:,} bytes, and {size:,} by the index"
         except OSError as error:
-            found[name] = f"the index of {folder} names {path}: {error.strerror}"
-    return found
+            problems[name] = f"the index of {folder} names {path}: {error.strerror}"
+    return problems
 
 
-def open_shards_unchecked(folder: Path, part: str, told: dict[str, Any]) -> ShardDataset:
-    """What a packed set lists of a part, whether or not its shards are there. Raises `BadInput`."""
-    listed = told["parts"][part]
-    source = ShardDataset(folder / part, [name for name, _ in listed["shards"]], [id_ for id_, _ in told["classes"]])
-    if len(source) != listed["images"]:
+def open_shards_unchecked(folder: Path, split: str, index: dict[str, Any]) -> ShardDataset:
+    """A split as the index lists it, whether or not its shards exist. Raises `BadInput` where the index is damaged."""
+    listed = index["parts"][split]
+    shards, classes = [name for name, _ in listed["shards"]], [class_id for class_id, _ in index["classes"]]
+    dataset = ShardDataset(folder / split, shards, classes)
+    if len(dataset) != listed["images"]:
         raise BadInput(
-            f"data.path: {folder / part / 'index.npy'} lists {len(source):,} images, and {folder / INDEX} "
-            f"{listed['images']:,}{_ANEW}"
+            f"data.path: {folder / split / 'index.npy'} lists {len(dataset):,} images, and {folder / INDEX} "
+            f"{listed['images']:,}{_DELETE_HINT}"
         )
-    return source
+    return dataset
 
 
-def _mapped(path: Path) -> npt.NDArray[np.void]:
+def _map_index(path: Path) -> npt.NDArray[np.void]:
     try:
         entries = np.asarray(np.load(path, mmap_mode="r"))
     except OSError as error:
-        raise BadInput(f"data.path: cannot read {path}: {error.strerror or error}{_ANEW}") from None
+        raise BadInput(f"data.path: cannot read {path}: {error.strerror or error}{_DELETE_HINT}") from None
     except ValueError:
-        raise BadInput(f"data.path: {path} is damaged{_ANEW}") from None
+        raise BadInput(f"data.path: {path} is damaged{_DELETE_HINT}") from None
     if entries.dtype != ENTRY or entries.ndim != 1:
-        raise BadInput(f"data.path: {path} is no index of samples{_ANEW}")
+        raise BadInput(f"data.path: {path} is no index of samples{_DELETE_HINT}")
     return entries

@@ -1,4 +1,4 @@
-"""What evaluation sees of an image: one or several views, each a resized and cropped copy of it."""
+"""What evaluation sees of an image: one or several views, each resized, cropped or mirrored in its own way."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,50 +9,63 @@ from PIL import Image
 from torch import Tensor
 
 from resnet_train.data.batch import Batch
+from resnet_train.data.decoding import ImageArray
 
 
 class View(NamedTuple):
-    """One view of an image."""
+    """One view of an image. Lengths are in pixels."""
 
     short_side: int | None = None
-    """What the shorter side is resized to; None leaves the image as it is."""
+    """The length that the shorter side is resized to; None: no resizing."""
     crop: int | None = None
-    """Height and width of the square that is cut out; None is the whole."""
+    """Height and width of the square crop; None: the whole image."""
     place: tuple[float, float] = (0.5, 0.5)
-    """Of the square: (0, 0) is left and top, (1, 1) right and bottom."""
+    """Where the crop is: (0, 0) is left and top, (1, 1) is right and bottom."""
     flip: bool = False
+    """Mirror left and right."""
 
 
-def apply_views(image: Image.Image, these: Sequence[View]) -> list[np.ndarray]:
-    """One image of any size -> each look at it, [H, W, 3]."""
-    resized = {side: _resized(image, side) for side in dict.fromkeys(look.short_side for look in these)}
-    return [_cut(resized[look.short_side], look) for look in these]
+class ViewGroup(NamedTuple):
+    """Images of one view that have one shape."""
+
+    view: int
+    """The number of the view."""
+    rows: Tensor
+    """int64 [m]: which samples of the batch these images are of."""
+    batch: Batch
 
 
-def _resized(image: Image.Image, short_side: int | None) -> Image.Image:
+class ViewBatch(NamedTuple):
+    """Samples in each of their views."""
+
+    labels: Tensor
+    """int64 [n]."""
+    groups: tuple[ViewGroup, ...]
+
+    def to(self, device: torch.device) -> "ViewBatch":
+        """This batch on a device, copied asynchronously from pinned memory."""
+        groups = (
+            ViewGroup(view, rows.to(device, non_blocking=True), batch.to(device)) for view, rows, batch in self.groups
+        )
+        return ViewBatch(self.labels.to(device, non_blocking=True), tuple(groups))
+
+
+def apply_views(image: Image.Image, views: Sequence[View]) -> list[ImageArray]:
+    """One image of any size -> each view of it, uint8 [H, W, 3], or [H, W] of a grey image."""
+    resized = {side: _resize(image, side) for side in dict.fromkeys(view.short_side for view in views)}
+    return [_crop(resized[view.short_side], view) for view in views]
+
+
+def _resize(image: Image.Image, short_side: int | None) -> Image.Image:
     if short_side is None:
         return image
     width, height = (short_side * side // min(image.size) for side in image.size)
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _cut(image: Image.Image, look: View) -> np.ndarray:
-    if look.crop is not None:
-        left, top = (round((side - look.crop) * place) for side, place in zip(image.size, look.place, strict=True))
-        image = image.crop((left, top, left + look.crop, top + look.crop))
+def _crop(image: Image.Image, view: View) -> ImageArray:
+    if view.crop is not None:
+        left, top = (round((side - view.crop) * place) for side, place in zip(image.size, view.place, strict=True))
+        image = image.crop((left, top, left + view.crop, top + view.crop))
     pixels = np.asarray(image)
-    return pixels[:, ::-1] if look.flip else pixels
-
-
-class ViewBatch(NamedTuple):
-    """Images of an evaluation, each in every look at it."""
-
-    labels: Tensor
-    """int64 [n]."""
-    groups: tuple[tuple[int, Tensor, Batch], ...]
-    """The number of a look, which of the n images [m], and those; images of one shape together."""
-
-    def to(self, device: torch.device) -> "ViewBatch":
-        """The same on a device."""
-        moved = [(look, rows.to(device, non_blocking=True), batch.to(device)) for look, rows, batch in self.groups]
-        return ViewBatch(self.labels.to(device, non_blocking=True), tuple(moved))
+    return pixels[:, ::-1] if view.flip else pixels

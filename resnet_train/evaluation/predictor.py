@@ -12,8 +12,8 @@ from torch import nn
 
 from resnet_train.data import decoding
 from resnet_train.data.batch import Batch
-from resnet_train.data.datasets import IMAGE_SUFFIXES
 from resnet_train.data.decoding import ImageArray
+from resnet_train.data.image_folder import IMAGE_SUFFIXES
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.views import apply_views
 from resnet_train.errors import BadInput

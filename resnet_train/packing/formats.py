@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_train.data import datasets, detect, shards
+from resnet_train.data import detect, image_folder, shards
 from resnet_train.errors import BadInput
 from resnet_train.packing import labels, parquet, tars
 from resnet_train.packing.manifest import InFolder, InMemory, Listing, stored
@@ -105,7 +105,7 @@ def _folders(path: Path, held: list[str], used: _Labels, class_names: Path | Non
             named = [os.fsencode(f"{classes[label]}/{name}") for label, name in zip(found, loose, strict=True)]
             parts[part] = InFolder(np.array(named, np.bytes_), found, root, np.array([*map(os.fsencode, loose)]))
             continue
-        folder = datasets.open_image_folder(root)
+        folder = image_folder.open_image_folder(root)
         if classes and list(folder.classes) != classes:
             odd = min(set(folder.classes) ^ set(classes))
             where = path / "train" if odd in classes else root
@@ -123,7 +123,7 @@ def _loose(root: Path) -> list[str]:
         raise BadInput(f"cannot read {root}: {error.strerror}") from None
     if any(entry.is_dir() for entry in entries):
         return []
-    return sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in datasets.IMAGE_SUFFIXES)
+    return sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in image_folder.IMAGE_SUFFIXES)
 
 
 def _imagenet(path: Path, held: list[str], used: _Labels, class_names: Path | None) -> Source:

@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet_train.data import decoding
 from resnet_train.data.decoding import ImageArray
-from resnet_train.data.jpeg_tiles import END, MARK, RESTART, TABLE, Tiled
+from resnet_train.data.jpeg_tiles import END, MARK, RESTART, TABLE, TiledJpeg
 from resnet_train.errors import BadInput
 
 _MOST = (0xFFFF - 2 - len(MARK) - TABLE.size) // 2
@@ -47,7 +47,7 @@ def tiled(data: bytes, pixels: ImageArray, chances: np.ndarray) -> bytes:
     whole = decoding.open_bytes(made, "the tiled image")
     if whole.size != (width, height) or not np.array_equal(whole.region((0, 0, width, height)).pixels, pixels):
         raise ValueError("its pixels are not the same")
-    image = Tiled(made, "the tiled image", (width, height))
+    image = TiledJpeg(made, "the tiled image", (width, height))
     for left, top, right, bottom in boxes(chances, width, height):
         found = image.region((left, top, right, bottom))
         x, y = left - found.left, top - found.top

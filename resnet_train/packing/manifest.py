@@ -148,9 +148,7 @@ class InMemory(Listing):
 def stored(path: Path, kind: str, train: bool) -> datasets.InMemoryDataset:
     """One of torchvision's small sets, read once a process."""
     section = TorchvisionConfig.model_validate({"kind": kind, "path": str(path)})
-    found = datasets.open_data(section)[0 if train else 1]
-    assert isinstance(found, datasets.InMemoryDataset)
-    return found
+    return datasets.open_torchvision(section, train)
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ class CheckpointMeta:
     train_images: int
     normalization: Normalization
     image_size: int | None = None
-    """Height and width of the training images, where they are of one size that the run itself does not tell."""
+    """Height and width of the training images in pixels; None where they may have any size."""
     changed: str | None = None
     """What packing did to their pixels, in words."""
 

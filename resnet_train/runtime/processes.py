@@ -31,7 +31,7 @@ Count = Callable[[int], object]
 
 _JOB_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that may reach all processes of a job."""
-_PRELOADED = ["resnet_train.data.loader"]
+_PRELOADED = ["resnet_train.data.image_files"]
 """What the fork server imports once, with torch, so that each child need not."""
 _GRACE = 30
 """Seconds that a worker goes on after SIGTERM."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
 from resnet_train.data.dataset import Dataset
-from resnet_train.data.device_cache import DeviceCachedDataset
 from resnet_train.data.loader import TrainingData
 from resnet_train.errors import BadInput, Diverged, Interrupted
 from resnet_train.evaluation import evaluator, protocols
@@ -40,8 +39,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     set_precision(run.train.precision, world.device)
     train_set, val_set = distributed.main_first(world, lambda: datasets.open_data(run.data))
     data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
-    if isinstance(train_set, DeviceCachedDataset):
-        train_set.divided(world.size)  # complains now, before anything is made, where the ranks cannot hold it
+    train_set.check_device_memory(world.size)  # now, before any file is written
     clean_set = train_set.subset(datasets.evenly_spaced(len(train_set), run.eval.clean_train_images))
     plan = build_schedule(run, data.steps_per_epoch)
 
@@ -50,9 +48,8 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     saved = None if fresh else checkpoint.load_latest(checkpoints, world)
     if saved is None:
         statistics = distributed.broadcast_from_main(world, lambda: normalize.statistics(run, train_set))
-        size = train_set.size if isinstance(train_set, DeviceCachedDataset) else None
         changed = datasets.describe_changes(run.data)
-        about = CheckpointMeta(run, tuple(train_set.classes), len(train_set), statistics, size, changed)
+        about = CheckpointMeta(run, tuple(train_set.classes), len(train_set), statistics, train_set.size, changed)
         if run.train.init_from is not None:
             load_initial_weights(run.train.init_from, run.network, state, world)
     else:
@@ -180,7 +177,7 @@ def stop_if_diverged(
         log.write("end", step, {"status": "diverged"})
         log.flush()
     last, listed = checkpoints / "last.pt", checkpoints.with_name(f"diverged-at-step-{step}.txt")
-    samples = data.describe(step)
+    samples = data.sample_names(step)
     if world.is_main:
         listed.write_text("\n".join(samples) + "\n")
     diverged = Diverged(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from resnet_train.config.data import DataConfig, DigitsConfig, ImageFolderConfig, SyntheticConfig, TorchvisionConfig
-from resnet_train.data import datasets
+from resnet_train.data import datasets, image_folder
 from resnet_train.errors import BadInput
 
 Folders = Callable[..., Path]
@@ -42,14 +42,14 @@ def test_holdout_is_taken_from_training_evenly() -> None:
 def test_synthetic_images_depend_on_their_number_alone() -> None:
     train, val = datasets.open_data(SyntheticConfig(kind="synthetic", size=6))
     assert isinstance(train, datasets.SyntheticDataset)
-    assert np.array_equal(train.read(np.array([5, 9]))[1], train.read(np.array([9]))[0])
+    assert np.array_equal(train.generate(np.array([5, 9]))[1], train.generate(np.array([9]))[0])
     assert len(val) == 256
-    assert not np.array_equal(train.read(np.array([0])), train.read(np.array([10])))  # of the same class
+    assert not np.array_equal(train.generate(np.array([0])), train.generate(np.array([10])))  # of the same class
 
 
 def test_folders_are_read_in_order(folders: Folders) -> None:
     train, val = datasets.open_data(ImageFolderConfig(kind="imagefolder", path=str(folders())))
-    assert isinstance(train, datasets.ImageFolderDataset)
+    assert isinstance(train, image_folder.ImageFolderDataset)
     assert (len(train), len(val), train.classes) == (12, 6, ("apple", "pear"))
     assert train.labels.tolist() == [0] * 6 + [1] * 6
     assert train.decoded(0).size == (60, 40)
@@ -88,9 +88,11 @@ def test_real_cifar10(real_images: Path) -> None:
 
 def test_real_odd_images_decode_or_are_named(real_images: Path) -> None:
     root = real_images / "imagenet-odd"
-    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in datasets.IMAGE_SUFFIXES)
+    files = sorted(
+        path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in image_folder.IMAGE_SUFFIXES
+    )
     names = np.array([str(file).encode() for file in files])
-    folder = datasets.ImageFolderDataset(root, names, np.zeros(len(files), np.int64), ["odd"])
+    folder = image_folder.ImageFolderDataset(root, names, np.zeros(len(files), np.int64), ["odd"])
     assert len(folder) > 100
     assert all(folder.decoded(i).mode == "RGB" for i in range(len(folder)))
 
@@ -105,7 +107,7 @@ def test_cmyk_png_in_jpeg_and_truncated_files(tmp_path: Path) -> None:
     (tmp_path / "half.JPEG").write_bytes((tmp_path / "half.JPEG").read_bytes()[:500])
     (tmp_path / "text.JPEG").write_text("not an image")
     names = ["cmyk.JPEG", "png.JPEG", "grey.JPEG", "half.JPEG", "text.JPEG"]
-    folder = datasets.ImageFolderDataset(tmp_path, np.array(names, "S"), np.zeros(5, np.int64), ["odd"])
+    folder = image_folder.ImageFolderDataset(tmp_path, np.array(names, "S"), np.zeros(5, np.int64), ["odd"])
     assert [folder.decoded(i).size for i in range(3)] == [(20, 30)] * 3
     assert np.array_equal(np.asarray(folder.decoded(1)), pixels)
     for i in (3, 4):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from resnet_train.data import decoding, jpeg_tiles
 from resnet_train.data.decoding import ImageArray
-from resnet_train.data.jpeg_tiles import Tiled
+from resnet_train.data.jpeg_tiles import TiledJpeg
 from resnet_train.errors import BadInput
 from resnet_train.packing import jpeg_restart
 
@@ -32,7 +32,7 @@ def jpeg(pixels: ImageArray, mode: str, restart: int = 0) -> bytes:
 def assert_every_crop_is_exact(data: bytes, whole: ImageArray, crops: int = 60) -> float:
     """Compare random crops and those in the corners with the whole image; the share of it that was decoded."""
     height, width = whole.shape[:2]
-    image = Tiled(data, "it", (width, height))
+    image = TiledJpeg(data, "it", (width, height))
     boxes = jpeg_restart.boxes(np.random.default_rng(1).random((crops, 4)), width, height)
     boxes += [(0, 0, 1, 1), (width - 1, height - 1, width, height), (0, 0, width, height)]
     decoded = []
@@ -128,7 +128,7 @@ def test_a_damaged_tile_is_named() -> None:
     ):
         damaged = data[:begin] + bytes([byte]) * length + data[begin + length :]
         with pytest.raises(BadInput, match="cannot decode it: "):
-            Tiled(bytes(damaged), "it", (200, 200)).region((150, 150, 200, 200))
+            TiledJpeg(bytes(damaged), "it", (200, 200)).region((150, 150, 200, 200))
 
 
 @needs_jpegtran

@@ -156,9 +156,10 @@ def test_images_that_cannot_be_held_are_told(tiny_run: Callable[..., Run], squar
     little = tiny_run(data={**section, "device_cache_gb": 3e-6})  # of 37 x 192 bytes
     train, _ = datasets.open_data(little.data)
     assert isinstance(train, DeviceCachedDataset)
-    assert train.divided(3)
+    assert train.is_split
+    train.check_device_memory(3)
     with pytest.raises(BadInput, match=r"device_cache_gb = 3e-06: the 37 training images take .* use more ranks"):
-        train.divided(2)
+        train.check_device_memory(2)
     Image.new("RGB", (8, 9)).save(squares / "train/class-2/20.png")
     with pytest.raises(BadInput, match=r"8 x 8 pixels like the first, and .*20.png is 8 x 9: .* prepare --square"):
         batches(tiny_run(data={**section, "device_cache_gb": 1}), 0, 1)
@@ -258,11 +259,11 @@ def test_statistics_are_those_of_float64(kind: str, tiny_run: Callable[..., Run]
     run = tiny_run(data={"normalize": kind})
     source, _ = datasets.open_data(run.data)
     assert isinstance(source, datasets.SyntheticDataset)
-    pixels = source.read(np.arange(40)).astype(np.float64)
+    pixels = source.generate(np.arange(40)).astype(np.float64)
     norm = normalize.statistics(run, source)
     mean = pixels.mean(0) if kind == "pixel-mean" else pixels.mean((0, 1, 2))
     std = pixels.std((0, 1, 2)) if kind == "channel-mean-std" else 255.0
-    batch = Batch(torch.from_numpy(source.read(np.arange(3))), torch.zeros(3), torch.full((3, 3), 0.1))
+    batch = Batch(torch.from_numpy(source.generate(np.arange(3))), torch.zeros(3), torch.full((3, 3), 0.1))
     found = norm(batch).permute(0, 2, 3, 1).double().numpy()
     assert np.allclose(found, (pixels[:3] + 25.5 - mean) / std, atol=1e-5)
     assert norm(batch).is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,100 @@
+"""Images of one size, which are cropped and mirrored on the device."""
+
+from abc import abstractmethod
+from collections.abc import Generator, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnet_train.config.data import AugmentConfig, PadCropConfig
+from resnet_train.data import augment as augmentation
+from resnet_train.data import auto_augment, rng
+from resnet_train.data.batch import Batch, to_device
+from resnet_train.data.dataset import Dataset, LoaderOptions, SizeAt
+from resnet_train.data.rng import Ints
+from resnet_train.data.sampler import Sampler
+from resnet_train.data.views import View, ViewBatch, ViewGroup
+
+STEPS_PER_PLAN = 64
+"""Steps that are planned together where the images of all are on the device: planning each step by itself would take
+as long as training a small network."""
+
+
+class FixedSizeDataset(Dataset):
+    """Square images of one size. A subclass gives `labels`, `classes`, `channels`, `size`, `subset` and `batch`."""
+
+    size: int
+    from_files = False
+    has_raw_images = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    @abstractmethod
+    def batch(self, indices: Ints, device: torch.device) -> tuple[Tensor, Ints]:
+        """[n] samples -> uint8 images [m, size, size, C] on a device, and the row of each sample in them, int64 [n].
+
+        There may be more images than samples: a data set that is on the device returns all of them and copies nothing.
+        Raises `BadInput` where an image cannot be read.
+        """
+
+    @property
+    def steps_per_plan(self) -> int:
+        """Steps whose batches are planned together."""
+        return 1
+
+    def rank_batch(self, indices: Ints, sampler: Sampler, steps: range, device: torch.device) -> tuple[Tensor, Ints]:
+        """`batch` of the samples that one rank takes in `steps`. All ranks call it at the same time."""
+        return self.batch(indices, device)
+
+    def check_device_memory(self, ranks: int) -> None:
+        return
+
+    def training_batches(
+        self, sampler: Sampler, augment: AugmentConfig, steps: range, size_at: SizeAt, options: LoaderOptions
+    ) -> Generator[Batch]:
+        self.check_device_memory(sampler.ranks)
+        # The operations of auto_augment are Pillow's, so the images go to the device after them.
+        device = options.device if augment.auto_augment is None else torch.device("cpu")
+        n, together = sampler.rank_batch_size, self.steps_per_plan
+        padding = augment.crop.mode if isinstance(augment.crop, PadCropConfig) else "zero"
+        for first in range(0, len(steps), together):
+            planned = steps[first : first + together]
+            samples = [sampler.rank_samples(step) for step in planned]
+            epochs = np.concatenate([sample.epochs for sample in samples])
+            indices = np.concatenate([sample.indices for sample in samples])
+            random = rng.uniform(sampler.seed, epochs, indices, augmentation.columns(augment))
+            plan = augmentation.plan(augment, random, np.full((len(indices), 2), self.size, float))
+            images, rows = self.rank_batch(indices, sampler, planned, device)
+
+            corners, shift = plan.boxes[:, :2].astype(np.int64), plan.shift[:, : self.channels]
+            arrays = (rows, corners, plan.flip, self.labels[indices], shift)
+            batches = zip(*(to_device(array, device).split(n) for array in arrays), strict=True)
+            for i, (row, corner, flip, labels, color) in enumerate(batches):
+                if augment.crop is None and not augment.flip:
+                    cropped = images[row]
+                else:
+                    cropped = augmentation.pad_and_crop(images, row, corner, flip, padding)
+                if augment.auto_augment is not None:
+                    numbers = random[i * n : (i + 1) * n, augmentation.POLICY]
+                    auto_augment.apply(cropped.numpy(), auto_augment.plan(augment.auto_augment, numbers, self.size))
+                yield Batch(cropped, labels, color).to(options.device)
+
+    def view_batches(
+        self, batches: Sequence[Ints], views: Sequence[View], options: LoaderOptions
+    ) -> Iterator[ViewBatch]:
+        return (self._view_batch(indices, views, options.device) for indices in batches)
+
+    def _view_batch(self, indices: Ints, views: Sequence[View], device: torch.device) -> ViewBatch:
+        """Consecutive samples. Views of images of one size differ in `flip` alone."""
+        images, rows = self.batch(indices, device)
+        images = images[rows[0] : rows[-1] + 1]  # a slice, so nothing is copied
+        labels = torch.from_numpy(self.labels[indices]).to(device)
+        shift = images.new_zeros(len(rows), self.channels, dtype=torch.float32)
+        batches = [Batch(images.flip(2) if view.flip else images, labels, shift) for view in views]
+        groups = (ViewGroup(number, torch.arange(len(rows)), batch) for number, batch in enumerate(batches))
+        return ViewBatch(labels, tuple(groups))
