@@ -1,6 +1,15 @@
-"""`python -m resnet_train`, and so `torchrun -m resnet_train`."""
+"""`resnet-train`, `python -m resnet_train`, and so `torchrun -m resnet_train`."""
 
-from resnet_train.cli import main
+from typing import NoReturn
+
+from resnet_train import cli
+from resnet_train.runtime.process_exit import exit_process
+
+
+def main() -> NoReturn:
+    """Run a command, then end the process."""
+    exit_process(cli.main())
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

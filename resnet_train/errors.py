@@ -10,6 +10,8 @@ class Stop(Exception):
     exit_code = 1
     reported = False
     """Whether another process, a rank or a child, shows the message."""
+    on_all_ranks = False
+    """Whether every rank raises it at the same point; the first one shows the message."""
 
 
 class BadInput(Stop):
@@ -21,15 +23,18 @@ class BadInput(Stop):
 class Diverged(Stop):
     """The loss is no longer finite."""
 
+    on_all_ranks = True
+
 
 class RankLost(Stop):
-    """Another rank is gone, and said why."""
+    """Another rank has stopped, and has reported why."""
 
 
 class Interrupted(Stop):
     """A signal asked the run to stop; its state is saved and the same command continues it."""
 
     exit_code = 75
+    on_all_ranks = True
 
 
 def report(error: BaseException) -> int:

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,12 @@ def checkpoint(config: Callable[..., Path], program: Callable[..., tuple[int, st
     return LAST.format("cifar-resnet-8")
 
 
-def spawn(*arguments: object, ranks: int = 1, **options: Any) -> subprocess.Popen[str]:
-    """Start `resnet-train` as a process of its own, under torchrun where there are several ranks."""
+def spawn(
+    *arguments: object, ranks: int = 1, program: Sequence[object] = ("-m", "resnet_train"), **options: Any
+) -> subprocess.Popen[str]:
+    """Start `resnet-train`, or another program, as a process, under torchrun if there are several ranks."""
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    module = ["-m", "resnet_train"]
-    command = [sys.executable, *launcher, *module, *map(str, arguments)]
+    command = [sys.executable, *launcher, *map(str, program), *map(str, arguments)]
     paths = [str(Path(cli.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -1,7 +1,7 @@
-"""The ranks of a run: the only reader of RANK and WORLD_SIZE. With one rank every function here is a no-op."""
+"""The ranks of a run. The only reader of RANK and WORLD_SIZE. With one rank every function here is a no-op."""
 
+import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_train.errors import BadInput, Interrupted, RankLost, report
+from resnet_train.errors import BadInput, RankLost, Stop
+from resnet_train.runtime import process_exit
 
 _T = TypeVar("_T")
+_group_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,17 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes and speaks for all."""
+        """Whether this is the rank that writes files and messages for all."""
         return self.rank == 0
 
 
 @contextmanager
 def start(device: str) -> Iterator[World]:
-    """Join the ranks that torchrun started, if it did, until the end of the block, which then ends the process.
+    """Join the ranks that torchrun started, if it did, until the end of the block.
 
-    `device` is auto, cpu or cuda. Raises `BadInput` where CUDA is asked for and absent.
+    `device` is auto, cpu or cuda. Raises `BadInput` if CUDA is asked for and absent, and `RankLost` in place of the
+    error by which the loss of another rank shows. A rank that fails alone cannot leave the group in good order, since
+    the others may never answer: its process must end next.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInput("train.device = cuda: no CUDA device is visible here; use train.device=cpu or auto")
@@ -45,30 +49,34 @@ def start(device: str) -> Iterator[World]:
     local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if cuda and local_rank >= torch.cuda.device_count():
         raise BadInput(f"rank {local_rank} has no GPU: start {torch.cuda.device_count()} processes on this node")
-    place = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    local_device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(local_device)
     if size == 1:
-        yield World(place)
+        yield World(local_device)
         return
     # gloo beside NCCL carries flags and objects between CPUs without stopping the GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=place if cuda else None)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    store, rank, _ = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"group-{next(_group_numbers)}", store)  # else a second group reads the first one's keys
+    device_id = local_device if cuda else None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
+    # Gloo's threads outlive the group. One that frees a tensor while Python ends would abort the process (pytorch pull
+    # request 179291).
+    process_exit.skip_cleanup()
+    world = World(local_device, rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     try:
-        yield World(place, dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
-    except Interrupted as error:  # all ranks alike
-        code = report(error)
-        dist.destroy_process_group()
-    except BaseException as error:
-        # Perhaps this rank's alone: to part in good order would wait for the others, who wait for this one.
-        lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "onnection" in str(error))
-        code = report(RankLost("another rank has stopped; what it said is the reason") if lost else error)
-    else:
-        code = 0
-        dist.destroy_process_group()
-    # Gloo's threads outlive the group: one that lets go of a tensor while Python ends would abort the process, which
-    # has done all that it should (pytorch pull request 179291).
-    sys.stdout.flush()
-    os._exit(code)
+        yield world
+    except Stop as stop:
+        if stop.on_all_ranks:
+            stop.reported = not world.is_main
+            dist.destroy_process_group()
+        raise
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "onnection" in str(error):
+            raise RankLost("another rank has stopped; its message is the reason") from None
+        raise
+    dist.destroy_process_group()
 
 
 def all_reduce_sum(world: World, tensor: Tensor) -> Tensor:
@@ -79,72 +87,71 @@ def all_reduce_sum(world: World, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def broadcast_from_main(world: World, question: Callable[[], _T]) -> _T:
-    """The first rank's answer, on every rank; if it raises `BadInput`, so does every rank."""
+def broadcast_from_main(world: World, function: Callable[[], _T]) -> _T:
+    """Call `function` on the first rank; its result, or the `BadInput` that it raises, on every rank."""
     if world.size == 1:
-        return question()
-    answer: list[Any] = [None]
+        return function()
+    result: list[Any] = [None]
     if world.is_main:
         try:
-            answer = [question()]
+            result = [function()]
         except BadInput as error:
-            answer = [error]
-    dist.broadcast_object_list(answer, device=torch.device("cpu"))
-    if isinstance(answer[0], BadInput):
-        answer[0].reported = not world.is_main
-        raise answer[0]
-    return answer[0]  # type: ignore[no-any-return]
+            error.on_all_ranks = True
+            result = [error]
+    dist.broadcast_object_list(result, device=torch.device("cpu"))
+    if isinstance(result[0], BadInput):
+        raise result[0]
+    return result[0]  # type: ignore[no-any-return]
 
 
-def main_first(world: World, make: Callable[[], _T]) -> _T:
-    """What `make` makes, on every rank; the first is done before the others begin, and speaks for all if it fails."""
-    made: list[_T] = []
-    broadcast_from_main(world, lambda: made.append(make()))
-    return made[0] if made else make()
+def main_first(world: World, function: Callable[[], _T]) -> _T:
+    """Call `function` on every rank, on the first before the others begin: it may download, and fail for all."""
+    results: list[_T] = []
+    broadcast_from_main(world, lambda: results.append(function()))
+    return results[0] if results else function()
 
 
 def first_step(world: World, step: Tensor) -> int | None:
-    """The smallest step that any rank names; -1 is none. Waits for the device."""
-    never = torch.iinfo(torch.int64).max
-    found = torch.where(step < 0, never, step)
+    """The smallest step of all ranks, where -1 means none. Waits for the device."""
+    none = torch.iinfo(torch.int64).max
+    smallest = torch.where(step < 0, none, step)
     if world.size > 1:
-        dist.all_reduce(found, op=dist.ReduceOp.MIN)
-    return None if (number := int(found.item())) == never else number
+        dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return None if (number := int(smallest.item())) == none else number
 
 
 class AnyRankFlag:
-    """Whether any rank raised its hand, known to all ranks at the same step.
+    """Whether any rank has raised a flag, known to all ranks at the same step.
 
-    A rank's answer travels while the next step runs and is read after it, so nobody waits for it.
+    The flags of a step travel while the next step runs and are read after it, so that no rank waits for another.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.flag = torch.zeros((), dtype=torch.int32)
-        self.sent: dist.Work | None = None
+        self.pending: dist.Work | None = None
 
     def any(self, raised: bool) -> bool:
-        """Call once a step, on every rank. True on all of them alike, one step after the first was raised."""
+        """Call once a step, on every rank. True on all of them alike, one step after the first flag was raised."""
         if self.world.size == 1:
             return raised
-        if self.sent is not None:
-            self.sent.wait()
-        agreed = bool(self.flag.item())
+        self.settle()
+        any_raised = bool(self.flag.item())
         self.flag = torch.tensor(int(raised), dtype=torch.int32)
-        self.sent = dist.all_reduce(self.flag, op=dist.ReduceOp.MAX, async_op=True)
-        return agreed
+        self.pending = dist.all_reduce(self.flag, op=dist.ReduceOp.MAX, async_op=True)
+        return any_raised
 
     def settle(self) -> None:
-        """Wait for the answer that is still on its way; the ranks part only after it."""
-        if self.sent is not None:
-            self.sent.wait()
+        """Wait for the flags that are on their way; call before the ranks leave the group."""
+        if self.pending is not None:
+            self.pending.wait()
 
 
 def parallel(net: nn.Module, world: World, accumulates: bool) -> nn.Module:
-    """The network under DistributedDataParallel where there are several ranks. Its buffers stay each rank's own.
+    """The network under DistributedDataParallel if there are several ranks. Each rank keeps its own buffers.
 
-    The graph of a step is told to be static but where passes grad_accum_steps: torch then reduces no gradient from the
-    second step on (pytorch pull request 187732).
+    The graph is declared static unless gradients are accumulated: torch then reduces no gradient from the second step
+    on (pytorch pull request 187732).
     """
     if world.size == 1:
         return net

@@ -113,9 +113,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     agreement.settle()
     if stop and state.step < plan.total:
         name, again = f"{run.network.name} seed {run.seed}", "run again" + " without --fresh" * fresh
-        interrupted = Interrupted(f"{name} stopped at step {state.step} of {plan.total}, saved; {again} to continue")
-        interrupted.reported = not world.is_main
-        raise interrupted
+        raise Interrupted(f"{name} stopped at step {state.step} of {plan.total}, saved; {again} to continue")
 
 
 @contextmanager
@@ -180,10 +178,8 @@ def stop_if_diverged(
     samples = data.sample_names(step)
     if world.is_main:
         listed.write_text("\n".join(samples) + "\n")
-    diverged = Diverged(
+    raise Diverged(
         f"{run.network.name} seed {run.seed}: the loss or its gradient is not finite at step {step}, of samples "
         f"{', '.join(samples[:4])}, … ({len(samples)}, listed in {listed}); "
         + (f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it")
     )
-    diverged.reported = not world.is_main
-    raise diverged

@@ -13,7 +13,7 @@ import torch
 from conftest import figures, same_weights, spawn
 
 from resnet_train.models import batch_norm
-from resnet_train.runtime import distributed
+from resnet_train.runtime import distributed, process_exit
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import autocast
 from resnet_train.training import checkpoint
@@ -192,14 +192,12 @@ def test_kept_records_are_rewritten_whole(tmp_path: Path) -> None:
 def test_a_node_has_fewer_ranks_than_all(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
-    for name in ("init_process_group", "destroy_process_group", "get_rank"):
-        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: 3)
-
-    def left(code: int) -> None:
-        raise SystemExit(code)
-
-    monkeypatch.setattr(os, "_exit", left)  # with the group, whose threads could end the process otherwise
-    with pytest.raises(SystemExit, match="0"), distributed.start("cpu") as world:
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _: iter([(store, 3, 16)]))
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+    monkeypatch.setattr(process_exit, "skip_cleanup", lambda: None)
+    with distributed.start("cpu") as world:
         pass
     assert (world.rank, world.size, world.local_size) == (3, 16, 8)
 
@@ -213,3 +211,23 @@ def test_a_rank_probes_and_recomputes_alone(config: Callable[..., Path]) -> None
     assert process.returncode == 0, err
     kinds = [record["kind"] for record in figures(Path("runs/tiny/cifar-resnet-8/seed-0"))]
     assert (kinds.count("gradients"), kinds.count("lesion")) == (3, 1)
+
+
+TWICE = """
+import sys
+from resnet_train import cli
+from resnet_train.runtime.process_exit import exit_process
+
+codes = [cli.main(["run", *sys.argv[1:], f"train.batch_size={size}"]) for size in (16, 15, 16)]
+print("exit codes", *codes)
+exit_process(0)
+"""
+
+
+def test_what_follows_a_command_runs_on_every_rank(config: Config, tmp_path: Path) -> None:
+    """As in a notebook: a command leaves its group, also where it fails on all ranks alike."""
+    (tmp_path / "twice.py").write_text(TWICE)
+    process = spawn(config(train={"steps": 2}), ranks=2, program=[tmp_path / "twice.py"])
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert out.count("exit codes 0 2 0") == 2, (out, err)
