@@ -19,7 +19,7 @@ from resnet_train.data.batch import Batch
 from resnet_train.data.dataset import Dataset, LoaderOptions, SizeAt
 from resnet_train.data.decoding import EncodedImage, ImageArray
 from resnet_train.data.eval_workers import load_batches
-from resnet_train.data.prefetch import Buffer, Shape
+from resnet_train.data.prefetch import Buffer, Request, Shape
 from resnet_train.data.rng import Floats, Ints
 from resnet_train.data.sampler import Sampler
 from resnet_train.data.views import View, ViewBatch, ViewGroup, apply_views
@@ -58,11 +58,10 @@ class ImageFileDataset(Dataset):
         """Workers write the crops into shared buffers; on a GPU a CUDA stream of its own copies them to the device."""
         crops = _TrainingCrops(self, augment, sampler.seed, options.skip_bad)
         shape = Shape(sampler.rank_batch_size, augmentation.resized_crop_of(augment).size, self.channels)
-        samples = (sampler.rank_samples(step) for step in steps)
+        requests = (Request(sampler.rank_samples(step), size_at(step)) for step in steps)
         device = options.device
         copying = torch.cuda.Stream(device) if device.type == "cuda" else None
-        filled = prefetch.fill(crops, samples, shape, options.workers, device, lambda number: size_at(steps[number]))
-        with closing(filled) as buffers:
+        with closing(prefetch.filled_buffers(crops, requests, shape, options.workers, device)) as buffers:
             for buffer, skipped in buffers:
                 images, labels, shift = map(torch.from_numpy, (buffer.images, buffer.labels, buffer.shift))
                 batch = Batch(images, labels, shift, skipped)

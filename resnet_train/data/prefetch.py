@@ -1,13 +1,14 @@
-"""A ring of batches in shared memory, filled by worker processes while the device trains on those before.
+"""Prefetch buffers: batches in shared memory, which worker processes fill while the device trains on earlier ones.
 
-Each slot is one rank's share of a step, cut into parts that whichever worker is free takes on and writes in place:
-nothing is allocated, pickled or collated for a sample. Workers are told which samples to make, and so know no order.
+A buffer holds one rank's samples of a step. Workers take its chunks from one queue, whichever worker is free, and write
+the samples in place: nothing is allocated, pickled or collated for a sample. The buffer names the samples that it is to
+hold, so workers need not know their order.
 """
 
+import logging
 import mmap
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import islice
@@ -26,31 +27,47 @@ from resnet_train.data.sampler import Samples
 from resnet_train.errors import BadInput
 from resnet_train.runtime.processes import Children
 
+logger = logging.getLogger(__name__)
+
 WORKERS_HINT = "lower data.workers, and run again"
 """What to do if a data worker is killed."""
-_SLOTS = 3
-"""One that is trained on, one that is ready, one that is filled."""
+_BUFFERS = 3
+"""One that is trained on, one that is full, one that is being filled."""
+
+
+class Request(NamedTuple):
+    """A batch to be loaded."""
+
+    samples: Samples
+    size: int | None = None
+    """Height and width of its images in pixels; None: the largest."""
 
 
 class Buffer(NamedTuple):
-    """Room for a batch, or for a part of one."""
+    """Memory for a batch or for a chunk of one."""
 
     images: ImageArray
     """[n, size, size, C]."""
     labels: Ints
     """[n]."""
     shift: npt.NDArray[np.float32]
-    """[n, C]: the colour augmentation, to add to pixels in [0, 1]."""
+    """[n, C]: the PCA lighting of each image, to be added to its pixels on a scale of 0 to 1."""
     epochs: Ints
+    """[n]: with `indices`, the samples that the buffer is to hold."""
     indices: Ints
-    """[n] and [n]: the samples that are wanted. Here, so that what a worker is told is no longer than a line."""
+    """[n]."""
 
-    def part(self, rows: slice) -> "Buffer":
-        """Some of its rows, the same memory."""
+    def chunk(self, rows: slice) -> "Buffer":
+        """Some samples of this buffer, in the same memory."""
         return Buffer(*(array[rows] for array in self))  # type: ignore[arg-type]
 
-    def sized(self, size: int | None) -> "Buffer":
-        """For smaller images, which lie one after the other at the beginning of the same memory."""
+    def prepared(self, request: Request) -> "Buffer":
+        """This buffer with the samples and the image size of a request."""
+        self.epochs[:], self.indices[:] = request.samples
+        return self.resized(request.size)
+
+    def resized(self, size: int | None) -> "Buffer":
+        """This buffer with smaller images, at the beginning of the same memory; None: with the largest."""
         if size is None:
             return self
         n, channels = len(self.images), self.images.shape[3]
@@ -59,91 +76,123 @@ class Buffer(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Of the images of a slot, where they are largest."""
+    """The shape of a buffer with the largest images."""
 
     samples: int
     size: int
+    """Height and width of an image in pixels."""
     channels: int
 
     @property
     def bytes(self) -> int:
-        """Of one slot, a whole number of cache lines."""
-        return -(-self.samples * (self.size**2 * self.channels + 3 * 8 + 4 * self.channels) // 64) * 64
+        """Bytes of a buffer, a multiple of 64, so that buffers share no cache line."""
+        bytes_per_sample = self.size**2 * self.channels + 3 * 8 + 4 * self.channels
+        return -(-self.samples * bytes_per_sample // 64) * 64
 
-    def slots(self, memory: ImageArray) -> list[Buffer]:
-        """The slots that a stretch of memory holds."""
-        return [self._slot(memory[at : at + self.bytes]) for at in range(0, len(memory), self.bytes)]
+    def buffers(self, memory: ImageArray) -> list[Buffer]:
+        """The buffers in a stretch of memory."""
+        return [self._buffer(memory[at : at + self.bytes]) for at in range(0, len(memory), self.bytes)]
 
-    def _slot(self, memory: ImageArray) -> Buffer:
+    def _buffer(self, memory: ImageArray) -> Buffer:
+        """Words of 8 bytes lie before those of 4, and these before the pixels, so all are aligned."""
         n, size, channels = self
-        numbers, rest = np.split(memory, [3 * 8 * n])  # in the order of their alignment
-        shift, images, _ = np.split(rest, np.cumsum([4 * n * channels, n * size * size * channels]))
-        return Buffer(
-            images.reshape(n, size, size, channels),
-            shift=shift.view(np.float32).reshape(n, channels),
-            **dict(zip(("labels", "epochs", "indices"), numbers.view(np.int64).reshape(3, n), strict=True)),
-        )
+        ends = np.cumsum([3 * 8 * n, 4 * n * channels, n * size * size * channels])
+        words, shift, images, _ = np.split(memory, ends)
+        labels, epochs, indices = words.view(np.int64).reshape(3, n)
+        images = images.reshape(n, size, size, channels)
+        return Buffer(images, labels, shift.view(np.float32).reshape(n, channels), epochs, indices)
 
 
 CollateFn = Callable[[Buffer], tuple[str, ...]]
-"""Writes the wanted samples into a slot; the names of files that it had to do without. Raises `BadInput`."""
+"""Writes the samples that a buffer names into it. Returns the names of files that it skipped. Raises `BadInput`."""
 
 
-def fill(
-    make: CollateFn,
-    wanted: Iterator[Samples],
+def filled_buffers(
+    collate_fn: CollateFn,
+    requests: Iterator[Request],
     shape: Shape,
     workers: int,
     device: torch.device,
-    size_of: Callable[[int], int | None] = lambda _: None,
 ) -> Generator[tuple[Buffer, tuple[str, ...]]]:
-    """The wanted batches in order, each in a slot that is overwritten once the next one is asked for.
+    """A buffer for each request, in order, and the names of skipped files.
 
-    `size_of` says the size of a batch, by its number, where it is not the largest. The memory is pinned where the
-    device is a GPU: whoever copies from it waits for the copy before asking for the next batch, or closing. Raises
-    `BadInput` where `make` did, at the batch that it concerns, or if a worker was killed.
+    A buffer is overwritten once the next one is taken. On a GPU the memory is pinned: a copy from a buffer must be
+    complete before the next one is taken, or the generator closed. Raises `BadInput` where `collate_fn` did, at that
+    batch, and where a worker was killed.
     """
-    memory = _Memory(shape.bytes * (_SLOTS if workers else 1))
-    slots = shape.slots(memory.bytes)
+    memory = _SharedMemory(shape.bytes * (_BUFFERS if workers else 1))
+    buffers = shape.buffers(memory.bytes)
     with _pinned(memory.bytes, device):
-        if not workers:
-            for number, samples in enumerate(wanted):
-                slot = slots[0].sized(size_of(number))
-                slot.epochs[:], slot.indices[:] = samples
-                yield slot, make(slot)
-            return
-        rows = -(-shape.samples // (2 * workers))  # of a part: small enough for the workers to end a batch together
-        parts = [slice(first, first + rows) for first in range(0, shape.samples, rows)]
-        with _worker_pool(make, shape, memory, workers) as (tasks, children):
-            asked = enumerate(wanted)
-            answers: dict[int, dict[int, tuple[str, ...] | BadInput]] = {}
-
-            def ask(count: int) -> None:
-                for number, samples in islice(asked, count):
-                    answers[number] = {}
-                    slot = slots[number % _SLOTS]
-                    slot.epochs[:], slot.indices[:] = samples
-                    for part in parts:
-                        tasks.put((number, part, size_of(number)))
-
-            ask(_SLOTS)
-            current = 0
-            while current in answers:
-                while len(answers[current]) < len(parts):
-                    for _, (number, first, answer) in children.receive():
-                        answers[number][first] = answer
-                skipped: list[str] = []
-                for _, answer in sorted(answers.pop(current).items()):  # in their order, whoever was the faster
-                    if isinstance(answer, BadInput):
-                        raise answer
-                    skipped += answer
-                yield slots[current % _SLOTS].sized(size_of(current)), tuple(skipped)
-                current += 1
-                ask(1)
+        if workers:
+            with _worker_pool(collate_fn, shape, memory, workers) as (tasks, children):
+                yield from _filled_by_workers(requests, buffers, workers, tasks, children)
+        else:
+            for request in requests:
+                buffer = buffers[0].prepared(request)
+                yield buffer, collate_fn(buffer)
 
 
-class _Memory:
-    """Memory that processes share. Anonymous, so it needs no room in /dev/shm and is gone with its last process."""
+class _Task(NamedTuple):
+    """A chunk of a batch."""
+
+    batch: int
+    """The number of the batch, and so the number of its buffer."""
+    rows: slice
+    size: int | None
+
+
+class _Answer(NamedTuple):
+    """A chunk that was filled, or could not be."""
+
+    batch: int
+    first_row: int
+    result: tuple[str, ...] | BadInput
+    """What the `CollateFn` returned or raised."""
+
+
+class _Pending(NamedTuple):
+    """A batch that workers fill."""
+
+    buffer: Buffer
+    results: dict[int, tuple[str, ...] | BadInput]
+    """By the first row of a chunk."""
+
+
+def _filled_by_workers(
+    requests: Iterator[Request], buffers: list[Buffer], workers: int, tasks: "SimpleQueue[_Task]", children: Children
+) -> Iterator[tuple[Buffer, tuple[str, ...]]]:
+    n = len(buffers[0].labels)
+    rows = -(-n // (2 * workers))  # half of a worker's share of a batch, so that all workers end it together
+    chunks = [slice(first, first + rows) for first in range(0, n, rows)]
+    numbered = enumerate(requests)
+    pending: dict[int, _Pending] = {}
+
+    def send_tasks(batches: int) -> None:
+        for number, request in islice(numbered, batches):
+            pending[number] = _Pending(buffers[number % len(buffers)].prepared(request), {})
+            for chunk in chunks:
+                tasks.put(_Task(number, chunk, request.size))
+
+    send_tasks(len(buffers))
+    current = 0
+    while current in pending:
+        batch = pending[current]
+        while len(batch.results) < len(chunks):
+            for _, answer in children.receive():
+                pending[answer.batch].results[answer.first_row] = answer.result
+        skipped: list[str] = []
+        for _, result in sorted(batch.results.items()):  # in the order of the samples, not of the workers
+            if isinstance(result, BadInput):
+                raise result
+            skipped += result
+        yield batch.buffer, tuple(skipped)
+        del pending[current]
+        send_tasks(1)
+        current += 1
+
+
+class _SharedMemory:
+    """Anonymous memory that processes share: it needs no space in /dev/shm, and is freed with its last process."""
 
     def __init__(self, size: int, handle: int | None = None) -> None:
         self.handle = os.memfd_create("batches") if handle is None else handle
@@ -151,55 +200,58 @@ class _Memory:
         self.bytes: ImageArray = np.frombuffer(mmap.mmap(self.handle, size), np.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _attached, (reduction.DupFd(self.handle), len(self.bytes))
+        return _attach, (reduction.DupFd(self.handle), len(self.bytes))
 
     def __del__(self) -> None:
         os.close(self.handle)
 
 
-def _attached(handle: Any, size: int) -> _Memory:
-    return _Memory(size, handle.detach())
+def _attach(handle: Any, size: int) -> _SharedMemory:
+    return _SharedMemory(size, handle.detach())
 
 
 @contextmanager
 def _pinned(memory: ImageArray, device: torch.device) -> Iterator[None]:
-    """Within the block a GPU copies from this memory by itself; where it may not be pinned, with the CPU's help."""
+    """Pin memory for a GPU, which then copies from it without the CPU; with a warning, go on where CUDA refuses."""
     if device.type != "cuda":
         yield
         return
     cuda = torch.cuda.cudart()
-    refused = int(cuda.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
-    if refused:
-        print(f"warning: batches cannot be pinned (CUDA error {refused}), so copying them is slower", file=sys.stderr)
+    error = int(cuda.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
+    if error:
+        logger.warning("batches cannot be pinned (CUDA error %d), so copying them is slower", error)
         with suppress(RuntimeError):
-            torch.zeros(1, device=device)  # CUDA tells the error again, to whoever launches next
+            torch.zeros(1, device=device)  # CUDA reports the error once more, at the next launch
     try:
         yield
     finally:
-        if not refused:
+        if not error:
             cuda.cudaHostUnregister(memory.ctypes.data)
 
 
 @contextmanager
 def _worker_pool(
-    make: CollateFn, shape: Shape, memory: _Memory, workers: int
-) -> Iterator[tuple["SimpleQueue[Any]", Children]]:
-    """Workers that take tasks from one queue and answer each through a pipe of its own; ended with the block."""
+    collate_fn: CollateFn, shape: Shape, memory: _SharedMemory, workers: int
+) -> Iterator[tuple["SimpleQueue[_Task]", Children]]:
+    """Workers that take tasks from one queue and send an `_Answer` for each. They end with the block."""
     tasks = multiprocessing.get_context("forkserver").SimpleQueue()
     with closing(tasks), Children(WORKERS_HINT) as children:
         for _ in range(workers):
-            children.start("a data worker", _work, make, shape, memory, tasks)
+            children.start("a data worker", _work, collate_fn, shape, memory, tasks)
         yield tasks, children
 
 
-def _work(connection: Connection, make: CollateFn, shape: Shape, memory: _Memory, tasks: "SimpleQueue[Any]") -> None:
+def _work(
+    connection: Connection, collate_fn: CollateFn, shape: Shape, memory: _SharedMemory, tasks: "SimpleQueue[_Task]"
+) -> None:
     torch.set_num_threads(1)
-    slots = shape.slots(memory.bytes)
+    buffers = shape.buffers(memory.bytes)
     while True:
-        number, rows, size = tasks.get()
-        answer: tuple[str, ...] | BadInput
+        task = tasks.get()
+        buffer = buffers[task.batch % len(buffers)].resized(task.size).chunk(task.rows)
+        result: tuple[str, ...] | BadInput
         try:
-            answer = make(slots[number % _SLOTS].sized(size).part(rows))
+            result = collate_fn(buffer)
         except BadInput as error:
-            answer = error
-        connection.send((number, rows.start, answer))
+            result = error
+        connection.send(_Answer(task.batch, task.rows.start, result))

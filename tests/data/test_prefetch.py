@@ -1,4 +1,4 @@
-"""The ring of batches: worker processes that fill it, and their end."""
+"""Prefetch buffers: worker processes that fill them, and how these end."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from resnet_train.data import eval_workers, prefetch
-from resnet_train.data.prefetch import Buffer, Shape
+from resnet_train.data.prefetch import Buffer, Request, Shape
 from resnet_train.data.sampler import Samples
 from resnet_train.errors import BadInput
 
@@ -19,84 +19,88 @@ CPU = torch.device("cpu")
 SHAPE = Shape(samples=5, size=3, channels=1)
 
 
-def write(slot: Buffer) -> tuple[str, ...]:
-    """Every pixel is its sample's index; 13 is missing, 66 is broken, and at 99 the worker is killed."""
-    slot.images[:] = slot.indices[:, None, None, None]
-    slot.labels[:] = slot.epochs
-    slot.shift[:] = os.getpid()
-    if 66 in slot.indices:
+def write_indices(buffer: Buffer) -> tuple[str, ...]:
+    """Every pixel is its sample's index; 13 is skipped, 66 is broken, and at 99 the worker is killed."""
+    buffer.images[:] = buffer.indices[:, None, None, None]
+    buffer.labels[:] = buffer.epochs
+    buffer.shift[:] = os.getpid()
+    if 66 in buffer.indices:
         raise BadInput("66 is broken")
-    if 99 in slot.indices:
+    if 99 in buffer.indices:
         os.kill(os.getpid(), signal.SIGKILL)
-    return tuple("13" for index in slot.indices if index == 13)
+    return tuple("13" for index in buffer.indices if index == 13)
 
 
-def wanted(*firsts: int) -> Iterator[Samples]:
-    return (Samples(np.full(5, first), np.arange(first, first + 5)) for first in firsts)
+def requests(*firsts: int) -> Iterator[Request]:
+    """Five samples from each of `firsts` on."""
+    return (Request(Samples(np.full(5, first), np.arange(first, first + 5))) for first in firsts)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_batches_come_whole_and_in_order(workers: int) -> None:
+def test_batches_are_complete_and_in_order(workers: int) -> None:
     firsts = [0, 50, 10, 70, 20, 30]
-    for first, (slot, skipped) in zip(firsts, prefetch.fill(write, wanted(*firsts), SHAPE, workers, CPU), strict=True):
-        assert np.array_equal(slot.images[:, 0, 0, 0], np.arange(first, first + 5))
-        assert (slot.images == slot.images[:, :1, :1]).all()
-        assert (slot.labels == first).all()
+    for first, (buffer, skipped) in zip(
+        firsts, prefetch.filled_buffers(write_indices, requests(*firsts), SHAPE, workers, CPU), strict=True
+    ):
+        assert np.array_equal(buffer.images[:, 0, 0, 0], np.arange(first, first + 5))
+        assert (buffer.images == buffer.images[:, :1, :1]).all()
+        assert (buffer.labels == first).all()
         assert skipped == (("13",) if first == 10 else ())
-        assert (os.getpid() in slot.shift) == (workers == 0)
+        assert (os.getpid() in buffer.shift) == (workers == 0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_of_smaller_images_lie_in_the_same_memory(workers: int) -> None:
+def test_smaller_images_use_the_same_memory(workers: int) -> None:
     sizes, firsts = [1, 3, 2, 2, 1, 3], [0, 10, 20, 30, 40, 50]
-    filled = prefetch.fill(write, wanted(*firsts), SHAPE, workers, CPU, sizes.__getitem__)
-    for first, size, (slot, _) in zip(firsts, sizes, filled, strict=True):
-        assert slot.images.shape == (5, size, size, 1)
-        assert slot.images.flags.c_contiguous
-        assert (slot.images == np.arange(first, first + 5)[:, None, None, None]).all()
-        assert (slot.labels == first).all()
+    resized = (request._replace(size=size) for request, size in zip(requests(*firsts), sizes, strict=True))
+    filled = prefetch.filled_buffers(write_indices, resized, SHAPE, workers, CPU)
+    for first, size, (buffer, _) in zip(firsts, sizes, filled, strict=True):
+        assert buffer.images.shape == (5, size, size, 1)
+        assert buffer.images.flags.c_contiguous
+        assert (buffer.images == np.arange(first, first + 5)[:, None, None, None]).all()
+        assert (buffer.labels == first).all()
 
 
-def test_a_slot_stays_as_it_is_until_the_next_is_asked_for() -> None:
-    batches = prefetch.fill(write, wanted(*range(0, 200, 5)), SHAPE, 2, CPU)
-    for number, (slot, _) in enumerate(batches):
-        before = slot.images.copy()
+def test_a_buffer_is_not_overwritten_before_the_next_is_taken() -> None:
+    batches = prefetch.filled_buffers(write_indices, requests(*range(0, 200, 5)), SHAPE, 2, CPU)
+    for number, (buffer, _) in enumerate(batches):
+        before = buffer.images.copy()
         assert (before.ravel()[0], len(multiprocessing.active_children())) == (5 * number, 2)
         if number == 4:
             break
     batches.close()
-    assert np.array_equal(slot.images, before)
+    assert np.array_equal(buffer.images, before)
     assert not multiprocessing.active_children()
 
 
-def first_is_slowest(slot: Buffer) -> tuple[str, ...]:
-    names = tuple(map(str, slot.indices))
-    if 0 in slot.indices:
+def slow_at_zero(buffer: Buffer) -> tuple[str, ...]:
+    names = tuple(map(str, buffer.indices))
+    if 0 in buffer.indices:
         select.select([], [], [], 0.3)
     return names
 
 
-def test_skipped_files_are_told_in_their_order() -> None:
-    [(_, skipped)] = prefetch.fill(first_is_slowest, wanted(0), SHAPE, 2, CPU)
+def test_skipped_files_are_named_in_the_order_of_samples() -> None:
+    [(_, skipped)] = prefetch.filled_buffers(slow_at_zero, requests(0), SHAPE, 2, CPU)
     assert skipped == ("0", "1", "2", "3", "4")
 
 
-def test_a_bad_image_is_told_at_its_batch() -> None:
-    batches = prefetch.fill(write, wanted(0, 5, 66), SHAPE, 2, CPU)
-    assert [slot.images[0, 0, 0, 0] for slot, _ in (next(batches), next(batches))] == [0, 5]
+def test_a_bad_image_raises_at_its_batch() -> None:
+    batches = prefetch.filled_buffers(write_indices, requests(0, 5, 66), SHAPE, 2, CPU)
+    assert [buffer.images[0, 0, 0, 0] for buffer, _ in (next(batches), next(batches))] == [0, 5]
     with pytest.raises(BadInput, match="66 is broken"):
         next(batches)
     assert not multiprocessing.active_children()
 
 
-def test_a_killed_worker_is_told_and_nothing_hangs() -> None:
+def test_a_killed_worker_raises_and_nothing_hangs() -> None:
     with pytest.raises(BadInput, match=r"killed by SIGKILL, .* lower data.workers"):
-        list(prefetch.fill(write, wanted(0, 99), SHAPE, 2, CPU))
+        list(prefetch.filled_buffers(write_indices, requests(0, 99), SHAPE, 2, CPU))
     assert not multiprocessing.active_children()
 
 
-def test_arrays_of_a_slot_are_aligned_and_their_own() -> None:
-    one, other = Shape(3, 5, 3).slots(np.zeros(2 * Shape(3, 5, 3).bytes, np.uint8))
+def test_arrays_of_a_buffer_are_aligned_and_do_not_overlap() -> None:
+    one, other = Shape(3, 5, 3).buffers(np.zeros(2 * Shape(3, 5, 3).bytes, np.uint8))
     for number, array in enumerate(one, 1):
         assert array.flags.aligned
         array[:] = number
@@ -114,7 +118,7 @@ class KilledAt(torch.utils.data.Dataset[torch.Tensor]):
         return torch.tensor(index)
 
 
-def test_a_killed_worker_of_an_evaluation_is_told() -> None:
+def test_a_killed_worker_of_an_evaluation_raises() -> None:
     with pytest.raises(BadInput, match=r"a data worker was killed by SIGKILL, .* lower data.workers"):
         list(eval_workers.load_batches(KilledAt(), range(6), 2, CPU))
     assert not multiprocessing.active_children()
