@@ -22,9 +22,9 @@ from resnet_train.data.rng import Floats
 _FLIP, _LEFT, _TOP, _SIDE, _COLOR, _TRIES = 0, 1, 2, 3, slice(4, 8), slice(8, 28)
 DRAWS = 28
 """Random numbers of an image for its crop, mirroring and lighting."""
-ERASE = slice(DRAWS, DRAWS + mixup.ERASE_DRAWS)
+ERASE_COLUMNS = slice(DRAWS, DRAWS + mixup.ERASE_DRAWS)
 """Columns of random erasing."""
-POLICY = slice(ERASE.stop, None)
+AUTO_AUGMENT_COLUMNS = slice(ERASE_COLUMNS.stop, None)
 """Columns of `auto_augment`."""
 
 # Principal components of the RGB values, on a scale of 0 to 1, of ImageNet's training images: the eigenvalues and
@@ -47,8 +47,8 @@ class Plan(NamedTuple):
 def columns(cfg: AugmentConfig) -> int:
     """Random numbers that a recipe needs for each image."""
     if cfg.auto_augment is not None:
-        return ERASE.stop + auto_augment.number_of_draws(cfg.auto_augment)
-    return ERASE.stop if cfg.random_erasing else DRAWS
+        return ERASE_COLUMNS.stop + auto_augment.number_of_draws(cfg.auto_augment)
+    return ERASE_COLUMNS.stop if cfg.random_erasing else DRAWS
 
 
 def resized_crop_of(cfg: AugmentConfig) -> ScaleCropConfig | RandomResizedCropConfig:

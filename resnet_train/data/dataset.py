@@ -44,7 +44,7 @@ class Dataset(Protocol):
     size: int | None
     """Height and width of every image in pixels; None where images may have any size."""
     from_files: bool
-    """Whether each image is read from the disk, which takes time."""
+    """Whether each image is read from a file, which takes time."""
     has_raw_images: bool
     """Whether some images are stored as raw pixels, which need no decoding."""
 
@@ -72,4 +72,8 @@ class Dataset(Protocol):
         """The samples of each of `batches` in each of `views`. Raises `BadInput` as `training_batches` does."""
 
     def check_device_memory(self, ranks: int) -> None:
-        """Raise `BadInput` where the images do not fit in the memory that the user allows on each rank's device."""
+        """Raise `BadInput` where the images take more memory of each rank's device than the user allows.
+
+        Only a data set that is copied to the device has such a limit.
+        """
+        return

@@ -51,9 +51,6 @@ class FixedSizeDataset(Dataset):
         """`batch` of the samples that one rank takes in `steps`. All ranks call it at the same time."""
         return self.batch(indices, device)
 
-    def check_device_memory(self, ranks: int) -> None:
-        return
-
     def training_batches(
         self, sampler: Sampler, augment: AugmentConfig, steps: range, size_at: SizeAt, options: LoaderOptions
     ) -> Generator[Batch]:
@@ -80,7 +77,7 @@ class FixedSizeDataset(Dataset):
                 else:
                     cropped = augmentation.pad_and_crop(images, row, corner, flip, padding)
                 if augment.auto_augment is not None:
-                    numbers = random[i * n : (i + 1) * n, augmentation.POLICY]
+                    numbers = random[i * n : (i + 1) * n, augmentation.AUTO_AUGMENT_COLUMNS]
                     auto_augment.apply(cropped.numpy(), auto_augment.plan(augment.auto_augment, numbers, self.size))
                 yield Batch(cropped, labels, color).to(options.device)
 

@@ -49,9 +49,6 @@ class ImageFileDataset(Dataset):
         """A sample, decoded as a whole. Raises `BadInput` that names the file where it cannot be decoded."""
         return decode(self.encoded(index))
 
-    def check_device_memory(self, ranks: int) -> None:
-        return
-
     def training_batches(
         self, sampler: Sampler, augment: AugmentConfig, steps: range, size_at: SizeAt, options: LoaderOptions
     ) -> Generator[Batch]:
@@ -140,7 +137,7 @@ class _TrainingCrops:
             indices.append(index)
             skipped += names
         if augment.auto_augment is not None:
-            edits = auto_augment.plan(augment.auto_augment, random[:, augmentation.POLICY], buffer.images.shape[1])
+            edits = auto_augment.plan(augment.auto_augment, random[:, augmentation.AUTO_AUGMENT_COLUMNS], buffer.images.shape[1])
             auto_augment.apply(buffer.images, edits)
         buffer.labels[:] = dataset.labels[indices]
         buffer.shift[:] = plan.shift

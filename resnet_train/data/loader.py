@@ -58,8 +58,8 @@ class TrainingData:
             return micro_batches
         height, width = micro_batches[0].images.shape[1:3]
         samples = self.sampler.rank_samples(step)
-        random = rng.uniform(self.sampler.seed, samples.epochs, samples.indices, augment.ERASE.stop)
-        boxes = mixup.erase_boxes(self.augment.random_erasing, random[:, augment.ERASE], height, width)
+        random = rng.uniform(self.sampler.seed, samples.epochs, samples.indices, augment.ERASE_COLUMNS.stop)
+        boxes = mixup.erase_boxes(self.augment.random_erasing, random[:, augment.ERASE_COLUMNS], height, width)
         parts = to_device(boxes, self.options.device).chunk(len(micro_batches))
         return [batch._replace(erase_boxes=part) for batch, part in zip(micro_batches, parts, strict=True)]
 

@@ -192,7 +192,7 @@ def test_what_is_done_to_a_share_does_not_depend_on_its_rank(tiny_run: Callable[
             assert one.erase_boxes is not None
             assert 0 < (one.erase_boxes[:, 2] > 0).sum() < 8
         samples = Sampler(0, len(source), 16, repeat=2).batch(3)
-        random = rng.uniform(0, samples.epochs, samples.indices, augment.columns(run.augment))[:, augment.ERASE]
+        random = rng.uniform(0, samples.epochs, samples.indices, augment.columns(run.augment))[:, augment.ERASE_COLUMNS]
         boxes = mixup.erase_boxes(0.5, random, *passes[0].images.shape[1:3])
         assert np.array_equal(np.concatenate([np.asarray(share.erase_boxes) for share in shares]), boxes)
         assert passes[0].mix_params is not None
