@@ -132,12 +132,14 @@ class _TrainingCrops:
             try:
                 self._crop(image, plan.boxes[row], flip, out)
             except BadInput:  # the header could be read, and the image cannot be decoded
-                index, more = self._replace(index, random[[row]], flip, out)
+                index, more = self._crop_next(index, random[[row]], flip, out)
                 names += more
             indices.append(index)
             skipped += names
         if augment.auto_augment is not None:
-            edits = auto_augment.plan(augment.auto_augment, random[:, augmentation.AUTO_AUGMENT_COLUMNS], buffer.images.shape[1])
+            edits = auto_augment.plan(
+                augment.auto_augment, random[:, augmentation.AUTO_AUGMENT_COLUMNS], buffer.images.shape[1]
+            )
             auto_augment.apply(buffer.images, edits)
         buffer.labels[:] = dataset.labels[indices]
         buffer.shift[:] = plan.shift
@@ -146,7 +148,7 @@ class _TrainingCrops:
     def _crop(self, image: EncodedImage, box: Floats, flip: bool, out: ImageArray) -> None:
         augmentation.resized_crop(image, box, flip, augmentation.resized_crop_of(self.augment), out)
 
-    def _replace(self, index: int, random: Floats, flip: bool, out: ImageArray) -> tuple[int, list[str]]:
+    def _crop_next(self, index: int, random: Floats, flip: bool, out: ImageArray) -> tuple[int, list[str]]:
         """Crop the next image that can be decoded, by the same random numbers: its index, and the names of the others.
 
         Raises `BadInput` where none may be skipped.
