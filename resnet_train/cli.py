@@ -14,7 +14,6 @@ from resnet_train.errors import BadInput, report
 if TYPE_CHECKING:
     from resnet_train.config.schema import Experiment, Run
 
-_LARGEST_SQUARE = 1024
 _EPILOG = """exit codes:
   0    done
   1    training failed: the loss is no longer finite, or another rank stopped
@@ -164,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         help="JPEGs whose crops are decoded without the rest, same pixels; needs jpegtran (libjpeg-turbo-progs)",
     )
     prepare.add_argument(
-        "--raw-fraction", type=_share, default=0.0, metavar="P", help="bare pixels for this share: the largest files"
+        "--raw-fraction", type=_share, default=0.0, metavar="P", help="raw pixels for this fraction: the largest files"
     )
     prepare.add_argument("--short-side", type=_count, metavar="N", help="reduce images: another recipe, less disk")
     prepare.add_argument(
@@ -297,43 +296,9 @@ def _summary(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    paths, workers = [Path(path) for path in args.paths], args.workers or len(os.sched_getaffinity(0))
-    if len(paths) != (1 if args.verify else 2):
-        raise BadInput("give the packed folder alone with --verify, else SOURCE and DEST")
-    how = (
-        args.tiled,
-        args.raw_fraction,
-        args.short_side,
-        args.square,
-        args.val_labels,
-        args.class_names,
-        args.on_bad_image,
-    )
-    if args.verify:
-        if any(how) or args.shard_images:
-            raise BadInput(
-                "--verify reads what was packed: of the other options only --workers and --json have an effect"
-            )
-        from resnet_train.packing import verify
+    from resnet_train.commands import prepare
 
-        images = verify.verify(paths[0], workers)
-        print(json.dumps(images) if args.json else f"{paths[0]}: {verify.told(images)}")
-        return
-    from resnet_train.packing import encode, prepare, report
-
-    if args.tiled and args.raw_fraction == 1:
-        raise BadInput("--tiled has no effect with --raw-fraction 1, which leaves no JPEG: remove one of them")
-    if args.square and (args.tiled or args.raw_fraction or args.short_side):
-        raise BadInput(
-            "--square stores small bare pixels: --tiled, --raw-fraction and --short-side have no effect on it"
-        )
-    if (args.square or 0) > _LARGEST_SQUARE:
-        raise BadInput(f"--square {args.square}: it is for small images, up to {_LARGEST_SQUARE} pixels wide and high")
-    options = encode.Options(args.tiled, args.short_side, args.square, args.raw_fraction)
-    skip, per_shard = args.on_bad_image == "skip", args.shard_images or 2048
-    source, dest = paths
-    made = prepare.prepare(source, dest, options, per_shard, workers, skip, args.val_labels, args.class_names)
-    print(json.dumps(made, indent=2) if args.json else report.text(made, dest))
+    prepare.main(args)
 
 
 def _schema(args: argparse.Namespace) -> None:

@@ -40,6 +40,8 @@ class Interrupted(Stop):
 def report(error: BaseException) -> int:
     """Tell the user why the program stops: in one line, or with a traceback if it is a bug. Returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
+        if str(error):
+            print(f"resnet-train: {error}", file=sys.stderr)
         return 130
     if not isinstance(error, Stop):
         traceback.print_exception(error)

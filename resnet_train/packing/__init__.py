@@ -1,1 +1,1 @@
-"""From what people hold to shards: the verb `prepare`."""
+"""Pack a data set of any common format into shards: `resnet-train prepare`."""

@@ -1,4 +1,4 @@
-"""From an image file to what is kept of it: the same bytes, restart tiles, a smaller image or bare pixels."""
+"""What is stored of an image file: the same bytes, a restart-tiled JPEG, a smaller image, or raw pixels."""
 
 import io
 import warnings
@@ -16,87 +16,107 @@ from resnet_train.data import decoding, jpeg_tiles, rng
 from resnet_train.data.decoding import ImageArray, ImageFile
 from resnet_train.data.shards import ENCODED, RAW, TILED
 from resnet_train.errors import BadInput
-from resnet_train.packing import jpeg_restart
+from resnet_train.packing.jpeg_restart import add_restart_tiles
 
 QUALITY = 90
-"""Of the JPEG that a smaller image becomes."""
-_CHECKED = 4
-"""Random boxes of a tiled image that are compared with the original's pixels, beside the whole."""
-_ORIENTATION = 0x0112
-_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PPM": "ppm", "TIFF": "tif"}
-_CLAIMS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
-"""What a file's name says that it is."""
+"""JPEG quality of reduced images."""
+_CHECKED_BOXES = 4
+"""Random boxes of a tiled image that are compared with the original, in addition to the whole."""
+_ORIENTATION_TAG = 0x0112
+_SUFFIX_OF_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "PPM": "ppm", "TIFF": "tif"}
+_FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 
 @dataclass(frozen=True)
-class Options:
-    """How images are stored."""
+class PackOptions:
+    """How images are stored. By default each file is copied unchanged."""
 
     tiled: bool = False
+    """Recode JPEGs with restart tiles, where their pixels stay the same."""
     short_side: int | None = None
-    """Longer shorter sides are reduced to this, in pixels."""
+    """Reduce longer shorter sides to this, in pixels."""
     square: int | None = None
-    """Every image becomes so many pixels wide and high, whatever its shape was, and is stored bare: averages of areas,
-    as in downsampled ImageNet (Chrabaszcz et al. 2017)."""
+    """Resize every image to this width and height in pixels, by averages of areas, and store raw pixels.
+
+    As in downsampled ImageNet (Chrabaszcz et al. 2017).
+    """
     raw_fraction: float = 0.0
-    """The share of a shard's images that become bare pixels: the largest files, whose decoding takes the longest."""
+    """The fraction of the images of a shard that are stored as raw pixels: the largest files, the slowest to decode."""
 
 
-class Kept(NamedTuple):
-    """What is stored of an image."""
+class StoredImage(NamedTuple):
+    """What a shard stores of an image."""
 
     data: bytes
     suffix: str
+    """Of the tar member, without a dot."""
     form: int
+    """ENCODED, TILED or RAW."""
     width: int
     height: int
     odd: tuple[str, ...]
-    """What is to be told of it."""
+    """What is unusual about the file, for odd.csv."""
 
 
-def keep(data: bytes, name: str, where: str, options: Options, raw: bool) -> Kept:
-    """What to store of an image file; `raw`: bare pixels. Raises `BadInput`, which says `where`, if it is none."""
-    image = decoding.open_bytes(data, where)
-    pixels = image.region((0, 0, *image.size)).pixels  # decoded whatever is stored: a broken file is told now
-    kind = _format(data)
-    odd = list(_odd(image, kind, Path(name).suffix.lower()))
+def encode_image(data: bytes, name: str, location: str, options: PackOptions, raw: bool) -> StoredImage:
+    """Encode an image file as `options` say, or as raw pixels if `raw`.
+
+    name: CLASS/FILE. location: names the file in messages. Raises BadInput if the file cannot be decoded.
+    """
+    image = decoding.open_bytes(data, location)
+    pixels = _decode(image)  # needed in any case: a damaged file must be found now
+    image_format = _image_format(data)
+    odd = list(_find_odd(image, image_format, Path(name).suffix.lower()))
+
     if options.short_side is not None and min(image.size) > options.short_side:
-        data, pixels, kind = *_smaller(pixels, options.short_side, where), "JPEG"
-        image = decoding.open_bytes(data, where)
+        data, image_format = _reduce(pixels, options.short_side, location), "JPEG"
+        image = decoding.open_bytes(data, location)
+        pixels = _decode(image)
     width, height = image.size
     if options.square is not None:
         width = height = options.square
         pixels = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX))
         raw = True
-    header = f"P6\n{width} {height}\n255\n".encode()
+
+    ppm_header = f"P6\n{width} {height}\n255\n".encode()
     if raw:
-        return Kept(header + pixels.tobytes(), "ppm", RAW, width, height, tuple(odd))
-    if data.startswith(header) and len(data) == len(header) + pixels.size:
-        return Kept(data, "ppm", RAW, width, height, tuple(odd))
+        return StoredImage(ppm_header + pixels.tobytes(), "ppm", RAW, width, height, tuple(odd))
+    if data.startswith(ppm_header) and len(data) == len(ppm_header) + pixels.size:
+        return StoredImage(data, "ppm", RAW, width, height, tuple(odd))
     if options.tiled and image.is_rgb_jpeg:
-        number = np.array([zlib.crc32(name.encode("utf-8", "replace"))])
         try:
-            data = jpeg_restart.tiled(
-                data, pixels, rng.uniform(0, 0 * number, number, 4 * _CHECKED).reshape(_CHECKED, 4)
-            )
+            data = add_restart_tiles(data, pixels, _random_boxes(name))
         except ValueError as error:
             odd.append(f"not tiled: {error}")
     form = TILED if image.is_rgb_jpeg and jpeg_tiles.is_tiled(data) else ENCODED
-    return Kept(data, _SUFFIXES.get(kind, kind.lower()), form, width, height, tuple(odd))
+    suffix = _SUFFIX_OF_FORMAT.get(image_format, image_format.lower())
+    return StoredImage(data, suffix, form, width, height, tuple(odd))
 
 
-def _smaller(pixels: ImageArray, short_side: int, where: str) -> tuple[bytes, ImageArray]:
+def _decode(image: ImageFile) -> ImageArray:
+    return image.region((0, 0, *image.size)).pixels
+
+
+def _reduce(pixels: ImageArray, short_side: int, location: str) -> bytes:
+    """A JPEG of the image, reduced so that its shorter side is `short_side` pixels."""
     image = Image.fromarray(pixels)
     width, height = (round(short_side * side / min(image.size)) for side in image.size)
     file = io.BytesIO()
     try:
         image.resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=QUALITY)
-    except OSError as error:  # JPEG has a limit to width and height
-        raise BadInput(f"cannot encode {where}, {width} x {height} pixels: {error}") from None
-    return file.getvalue(), simplejpeg.decode_jpeg(file.getvalue())
+    except OSError as error:  # JPEG limits width and height
+        raise BadInput(f"cannot encode {location}, {width} x {height} pixels: {error}") from None
+    return file.getvalue()
 
 
-def _format(data: bytes) -> str:
+def _random_boxes(name: str) -> rng.Floats:
+    """Float [n, 4] in [0, 1), a function of the name: packing again compares the same boxes."""
+    checksum = np.array([zlib.crc32(name.encode("utf-8", "replace"))])
+    return rng.uniform(0, np.zeros_like(checksum), checksum, 4 * _CHECKED_BOXES).reshape(_CHECKED_BOXES, 4)
+
+
+def _image_format(data: bytes) -> str:
+    """Pillow's name of the format."""
     if data.startswith(b"\xff\xd8"):
         return "JPEG"
     with warnings.catch_warnings():
@@ -104,26 +124,27 @@ def _format(data: bytes) -> str:
         return Image.open(io.BytesIO(data)).format or "bin"
 
 
-def _odd(image: ImageFile, kind: str, suffix: str) -> Iterator[str]:
-    if kind == "JPEG":
+def _find_odd(image: ImageFile, image_format: str, suffix: str) -> Iterator[str]:
+    """What is unusual about an image file."""
+    if image_format == "JPEG":
         try:
-            colours = simplejpeg.decode_jpeg_header(image.data)[2]
+            colour_space = simplejpeg.decode_jpeg_header(image.data)[2]
         except ValueError:
-            colours = "unknown"
-        if colours in ("CMYK", "YCCK"):
+            colour_space = "unknown"
+        if colour_space in ("CMYK", "YCCK"):
             yield "CMYK"
-        elif colours == "Gray":
+        elif colour_space == "Gray":
             yield "grey"
-        if image.data.find(b"Exif\0", 0, 4096) > 0 and (orientation := _orientation(image.data)) > 1:
+        if image.data.find(b"Exif\0", 0, 4096) > 0 and (orientation := _exif_orientation(image.data)) > 1:
             yield f"EXIF orientation {orientation}, which is ignored"
-    if _CLAIMS.get(suffix, kind) != kind:
-        yield f"{kind} named {suffix}"
+    if _FORMAT_OF_SUFFIX.get(suffix, image_format) != image_format:
+        yield f"{image_format} named {suffix}"
 
 
-def _orientation(data: bytes) -> int:
+def _exif_orientation(data: bytes) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return int(Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1))
-        except Exception:  # whatever Pillow meets in a corrupt one
+            return int(Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION_TAG, 1))
+        except Exception:  # damaged EXIF data make Pillow raise errors of many kinds
             return 1

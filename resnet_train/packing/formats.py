@@ -1,4 +1,4 @@
-"""Which of the forms that people hold a data set in lies in a folder, and what it lists."""
+"""The formats that `prepare` reads: it recognises them by the files in a folder, and makes a manifest of each split."""
 
 import os
 import re
@@ -9,230 +9,274 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_train.data import detect, image_folder, shards
+from resnet_train.data import shards
+from resnet_train.data.detect import torchvision_kind
+from resnet_train.data.image_folder import IMAGE_SUFFIXES, open_image_folder
+from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
-from resnet_train.packing import labels, parquet, tars
-from resnet_train.packing.manifest import InFolder, InMemory, Listing, stored
-from resnet_train.packing.tars import Found
+from resnet_train.packing.labels import (
+    DEVKIT,
+    ClassLabels,
+    find_devkit,
+    label_images,
+    read_class_labels,
+    read_class_names,
+)
+from resnet_train.packing.manifest import FolderManifest, InMemoryManifest, Manifest, load_torchvision
+from resnet_train.packing.parquet import read_parquet
+from resnet_train.packing.tars import TarSample, read_class_tars, read_members, read_webdataset, tar_manifest
 
 EXPECTED = (
     "train/CLASS/IMAGE and val/CLASS/IMAGE, ILSVRC2012_img_train.tar and _val.tar, parquet files or WebDataset tar "
     "files with train and val in their names, or torchvision's files of CIFAR"
 )
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-_PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Words in the names of files, and the split that they stand for."""
 
 
-class Source(NamedTuple):
-    """A data set that is to be packed."""
+class SourceDataset(NamedTuple):
+    """A data set to be packed."""
 
-    kind: str
-    """In words."""
-    parts: dict[str, Listing]
-    """Of train and val, those that there are."""
+    format: str
+    """In words, such as `parquet files`."""
+    manifests: dict[str, Manifest]
+    """By split: train, val or both."""
     classes: list[str]
-    """Ids, in the order of the labels: synsets, names of folders."""
-    names: list[str]
-    """What people call them; the ids where nothing says."""
+    """Ids in the order of the labels: synsets, or names of folders."""
+    class_names: list[str]
+    """Human-readable names in the order of the labels; the ids if the source has none."""
 
 
-def open_source(path: Path, val_labels: Path | None = None, class_names: Path | None = None) -> Source:
-    """What a folder holds. Raises `BadInput`, also where val's classes are not known."""
+def open_source(path: Path, val_labels: Path | None = None, class_names: Path | None = None) -> SourceDataset:
+    """Recognise the format of the data set in a folder, and list its samples.
+
+    val_labels: classes of validation images that lie in no class folder. class_names: see `read_class_names`.
+    Raises BadInput if nothing is recognised, a file is missing or damaged, or an image has no class.
+    """
     try:
-        held = sorted(entry.name for entry in os.scandir(path))
+        entries = sorted(entry.name for entry in os.scandir(path))
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; expected a folder that holds {EXPECTED}") from None
-    if shards.INDEX not in held and (path / shards.PLAN).exists():
-        shards.read_index(path)  # complains: it is a half of something
-    used = _Labels(path, val_labels)
+    if shards.INDEX not in entries and (path / shards.PLAN).exists():
+        shards.read_index(path)  # raises: this is an unfinished packing
+    labeller = _ValLabeller(path, val_labels)
 
-    if _TRAIN_TAR in held or _VAL_TAR in held:
-        found = _imagenet(path, held, used, class_names)
-    elif kind := detect.torchvision_kind(path):
-        found = _stored(path, kind, class_names)
-    elif files := _files(path, ".parquet"):
-        found = _parquet(files, class_names)
-    elif files := _files(path, ".tar"):
-        found = _webdataset(path, files, class_names)
-    elif "train" in held or "val" in held:
-        found = _folders(path, held, used, class_names)
+    if _TRAIN_TAR in entries or _VAL_TAR in entries:
+        source = _open_ilsvrc(path, entries, labeller, class_names)
+    elif kind := torchvision_kind(path):
+        source = _open_torchvision(path, kind, class_names)
+    elif files := _files_by_split(path, ".parquet"):
+        source = _open_parquet(files, class_names)
+    elif files := _files_by_split(path, ".tar"):
+        source = _open_webdataset(path, files, class_names)
+    elif "train" in entries or "val" in entries:
+        source = _open_folders(path, entries, labeller, class_names)
     else:
         raise BadInput(f"{path} holds nothing that can be packed; expected {EXPECTED}")
-    if val_labels is not None and not used.asked:
-        raise BadInput(f"--val-labels has no effect: {path} holds {found.kind}, which know their classes")
-    for part, listing in found.parts.items():
-        if not len(listing):
-            raise BadInput(f"{path} holds no image of its {part} part")
-    return found
+    if val_labels is not None and not labeller.used:
+        raise BadInput(f"--val-labels has no effect: the {source.format} in {path} give the class of each image")
+    for split, manifest in source.manifests.items():
+        if not len(manifest):
+            raise BadInput(f"{path} has no image in its {split} split")
+    return source
 
 
-class _Labels:
-    """The classes of validation images, looked for when they are needed."""
+class _ValLabeller:
+    """Labels validation images that lie in no class folder. Reads `--val-labels` or the development kit when asked."""
 
-    def __init__(self, source: Path, given: Path | None) -> None:
-        self.source, self.given, self.asked = source, given, False
+    def __init__(self, source: Path, val_labels: Path | None) -> None:
+        self.source, self.val_labels, self.used = source, val_labels, False
 
-    def known(self) -> labels.ClassLabels | None:
-        self.asked = True
-        path = self.given or labels.find_devkit(self.source)
-        return None if path is None else labels.read_class_labels(path)
+    def class_labels(self) -> ClassLabels | None:
+        self.used = True
+        path = self.val_labels or find_devkit(self.source)
+        return None if path is None else read_class_labels(path)
 
-    def of(self, where: Path, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-        known = self.known()
-        if known is None:
+    def label(self, images: Sequence[str], classes: Sequence[str], location: Path) -> Ints:
+        """The labels of image files in `location`, int64 [n]. Raises BadInput if a class is unknown."""
+        class_labels = self.class_labels()
+        if class_labels is None:
             raise BadInput(
-                f"nothing says which classes the images of {where} are of: put {labels.DEVKIT}.tar.gz beside it, or "
-                "give --val-labels FILE with lines IMAGE,CLASS"
+                f"the classes of the images in {location} are unknown: put {DEVKIT}.tar.gz beside it, or give "
+                "--val-labels FILE with lines IMAGE,CLASS"
             )
-        given = f"--val-labels: {self.given}" if self.given else "the development kit"
-        return labels.label_images(known, names, classes, given)
+        origin = f"--val-labels: {self.val_labels}" if self.val_labels else "the development kit"
+        return label_images(class_labels, images, classes, origin)
 
 
-def _folders(path: Path, held: list[str], used: _Labels, class_names: Path | None) -> Source:
-    parts: dict[str, Listing] = {}
+# --- class folders ----------------------------------------------------------------------------------------------------
+
+
+def _open_folders(path: Path, entries: list[str], labeller: _ValLabeller, class_names: Path | None) -> SourceDataset:
+    manifests: dict[str, Manifest] = {}
     classes: list[str] = []
-    for part in ("train", "val"):
-        if part not in held:
+    for split in ("train", "val"):
+        root = path / split
+        if split not in entries:
             continue
-        root = path / part
-        loose = [] if part == "train" else _loose(root)
-        if loose:
+        if split == "val" and (images := _images_without_folders(root)):
             if not classes:
-                raise BadInput(
-                    f"{root} holds images but no class folders, and there is no {path / 'train'} to name them"
-                )
-            found = used.of(root, loose, classes)
-            named = [os.fsencode(f"{classes[label]}/{name}") for label, name in zip(found, loose, strict=True)]
-            parts[part] = InFolder(np.array(named, np.bytes_), found, root, np.array([*map(os.fsencode, loose)]))
+                raise BadInput(f"{root} holds images but no class folders, and without {path / 'train'} no class names")
+            manifests[split] = _label_folder(root, images, classes, labeller)
             continue
-        folder = image_folder.open_image_folder(root)
+        folder = open_image_folder(root)
         if classes and list(folder.classes) != classes:
             odd = min(set(folder.classes) ^ set(classes))
             where = path / "train" if odd in classes else root
             raise BadInput(f"train and val have different classes: {odd} is only in {where}")
         classes = list(folder.classes)
-        parts[part] = InFolder(folder.names, folder.labels, root, folder.names)
-    return Source("class folders", parts, *labels.read_class_names(class_names, classes))
+        manifests[split] = FolderManifest(folder.names, folder.labels, root, folder.names)
+    return SourceDataset("class folders", manifests, *read_class_names(class_names, classes))
 
 
-def _loose(root: Path) -> list[str]:
-    """The images of a folder that has no folders in it."""
+def _images_without_folders(root: Path) -> list[str]:
+    """The image files of a folder, or nothing if there is a folder among them."""
     try:
         entries = list(os.scandir(root))
     except OSError as error:
         raise BadInput(f"cannot read {root}: {error.strerror}") from None
     if any(entry.is_dir() for entry in entries):
         return []
-    return sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in image_folder.IMAGE_SUFFIXES)
+    return sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _imagenet(path: Path, held: list[str], used: _Labels, class_names: Path | None) -> Source:
-    parts: dict[str, Listing] = {}
-    if _TRAIN_TAR in held:
-        parts["train"], classes = tars.of_tars(path / _TRAIN_TAR)
-    known = used.known()
-    if _VAL_TAR in held:
-        if _TRAIN_TAR not in held:
-            classes = sorted(set((known or labels.ClassLabels({}, {})).class_of_image.values()))
-        members = list(tars.members(path / _VAL_TAR))
-        names = [Path(member.name).name for member in members]
-        found = used.of(path / _VAL_TAR, names, classes).tolist()
-        listed = zip(members, names, found, strict=True)
-        made = [Found(f"{classes[i]}/{name}", i, 0, one.offset, one.length) for one, name, i in listed]
-        parts["val"] = tars.listed([path / _VAL_TAR], made)
-    ids, names = labels.read_class_names(class_names, classes)
+def _label_folder(root: Path, images: list[str], classes: list[str], labeller: _ValLabeller) -> FolderManifest:
+    labels = labeller.label(images, classes, root)
+    names = [os.fsencode(f"{classes[label]}/{image}") for label, image in zip(labels, images, strict=True)]
+    paths = np.array([os.fsencode(image) for image in images])
+    return FolderManifest(np.array(names, np.bytes_), labels, root, paths)
+
+
+# --- ILSVRC2012 -------------------------------------------------------------------------------------------------------
+
+
+def _open_ilsvrc(path: Path, entries: list[str], labeller: _ValLabeller, class_names: Path | None) -> SourceDataset:
+    manifests: dict[str, Manifest] = {}
+    if _TRAIN_TAR in entries:
+        manifests["train"], classes = read_class_tars(path / _TRAIN_TAR)
+    class_labels = labeller.class_labels() or ClassLabels({}, {})
+    if _VAL_TAR in entries:
+        if _TRAIN_TAR not in entries:
+            classes = sorted(set(class_labels.class_of_image.values()))
+        members = read_members(path / _VAL_TAR)
+        images = [Path(member.name).name for member in members]
+        labels = labeller.label(images, classes, path / _VAL_TAR).tolist()
+        samples = [
+            TarSample(f"{classes[label]}/{image}", label, 0, member.offset, member.length)
+            for image, label, member in zip(images, labels, members, strict=True)
+        ]
+        manifests["val"] = tar_manifest([path / _VAL_TAR], samples)
+    class_ids, names = read_class_names(class_names, classes)
     if class_names is None:
-        names = [(known.class_names if known else {}).get(id_, id_) for id_ in ids]
-    return Source("ILSVRC2012's tar files", parts, ids, names)
+        names = [class_labels.class_names.get(class_id, class_id) for class_id in class_ids]
+    return SourceDataset("ILSVRC2012's tar files", manifests, class_ids, names)
 
 
-def _parquet(files: dict[str, list[Path]], class_names: Path | None) -> Source:
-    parts: dict[str, Listing] = {}
+# --- parquet, WebDataset, torchvision ---------------------------------------------------------------------------------
+
+
+def _open_parquet(files: dict[str, list[Path]], class_names: Path | None) -> SourceDataset:
+    manifests: dict[str, Manifest] = {}
     classes: list[str] = []
-    for part, paths in files.items():
-        parts[part], found = parquet.read(paths)
-        if found and classes and found != classes:
-            raise BadInput(f"{paths[0]} and the files of the training part name different classes")
-        highest = int(parts[part].labels.max(initial=-1))
-        classes = found or [str(i) for i in range(max(highest + 1, len(classes)))]
-    ids, names = labels.read_class_names(class_names, classes, by_line=True)
-    return Source("parquet files", {part: _in_classes(parts[part], ids) for part in parts}, ids, names)
+    for split, paths in files.items():
+        manifests[split], file_classes = read_parquet(paths)
+        if file_classes and classes and file_classes != classes:
+            raise BadInput(f"{paths[0]} and the files of the training split name different classes")
+        highest = int(manifests[split].labels.max(initial=-1))
+        classes = file_classes or [str(i) for i in range(max(highest + 1, len(classes)))]
+    class_ids, names = read_class_names(class_names, classes, by_line=True)
+    manifests = {split: _add_classes(manifest, class_ids) for split, manifest in manifests.items()}
+    return SourceDataset("parquet files", manifests, class_ids, names)
 
 
-def _in_classes(listing: Listing, classes: Sequence[str]) -> Listing:
-    """A list of bare names, each put into its class."""
-    folders = [os.fsencode(name.replace("/", "_")) for name in classes]
-    found = [folders[label] + b"/" + name for label, name in zip(listing.labels, listing.names, strict=True)]
-    return replace(listing, names=np.array(found, np.bytes_))
+def _add_classes(manifest: Manifest, classes: Sequence[str]) -> Manifest:
+    """Names FILE become CLASS/FILE."""
+    folders = [os.fsencode(class_id.replace("/", "_")) for class_id in classes]
+    names = [folders[label] + b"/" + name for label, name in zip(manifest.labels, manifest.names, strict=True)]
+    return replace(manifest, names=np.array(names, np.bytes_))
 
 
-def _webdataset(path: Path, files: dict[str, list[Path]], class_names: Path | None) -> Source:
-    ours = (path / shards.INDEX).is_file()  # to be packed in another way
-    for part in shards.read_index(path)["parts"] if ours else ():
-        shards.open_shards(path, part)  # complains of what is missing
-    found = {
-        part: [(number, pair) for number, tar in enumerate(paths) for pair in tars.pairs(tar)]
-        for part, paths in files.items()
+def _open_webdataset(path: Path, files: dict[str, list[Path]], class_names: Path | None) -> SourceDataset:
+    """WebDataset shards, those that `prepare` wrote included, to pack them in another way."""
+    packed = (path / shards.INDEX).is_file()
+    if packed:
+        index = shards.read_index(path)
+        for split in index["parts"]:
+            shards.open_shards(path, split)  # raises if a shard is missing or damaged
+    samples = {
+        split: [(number, sample) for number, tar in enumerate(tars) for sample in read_webdataset(tar)]
+        for split, tars in files.items()
     }
-    highest = max((pair.label for pairs in found.values() for _, pair in pairs), default=-1)
-    if ours:
-        classes, names = ([*column] for column in zip(*shards.read_index(path)["classes"], strict=True))
+    if packed:
+        classes, names = ([*column] for column in zip(*index["classes"], strict=True))
     else:
-        classes, names = labels.read_class_names(class_names, [str(i) for i in range(highest + 1)], by_line=True)
-    parts: dict[str, Listing] = {}
-    for part, pairs in found.items():
-        made = []
-        for number, (key, suffix, image, label) in pairs:
-            name = key.removeprefix(f"{classes[label]}/").replace("/", "_")
-            made.append(Found(f"{classes[label]}/{name}.{suffix}", label, number, image.offset, image.length))
-        parts[part] = tars.listed(files[part], made)
-    return Source("WebDataset shards", parts, classes, names)
+        highest = max((sample.label for rows in samples.values() for _, sample in rows), default=-1)
+        classes, names = read_class_names(class_names, [str(i) for i in range(highest + 1)], by_line=True)
+    manifests: dict[str, Manifest] = {}
+    for split, rows in samples.items():
+        tar_samples = []
+        for number, (key, suffix, image, label) in rows:
+            file = key.removeprefix(f"{classes[label]}/").replace("/", "_")
+            tar_samples.append(
+                TarSample(f"{classes[label]}/{file}.{suffix}", label, number, image.offset, image.length)
+            )
+        manifests[split] = tar_manifest(files[split], tar_samples)
+    return SourceDataset("WebDataset shards", manifests, classes, names)
 
 
-def _stored(path: Path, kind: str, class_names: Path | None) -> Source:
-    parts: dict[str, Listing] = {}
-    for part in ("train", "val"):
-        held = stored(path, kind, part == "train")
-        numbers = np.arange(len(held))
-        names = np.array(
-            [f"{held.classes[label].replace('/', '_')}/{i:05}.png" for i, label in enumerate(held.labels)], "S"
-        )
-        parts[part] = InMemory(names, held.labels, path, kind, part == "train", numbers)
-    return Source(f"torchvision's files of {kind}", parts, *labels.read_class_names(class_names, list(held.classes)))
+def _open_torchvision(path: Path, kind: str, class_names: Path | None) -> SourceDataset:
+    manifests: dict[str, Manifest] = {}
+    for split in ("train", "val"):
+        dataset = load_torchvision(path, kind, split == "train")
+        folders = [class_id.replace("/", "_") for class_id in dataset.classes]
+        files = [f"{folders[label]}/{i:05}.png" for i, label in enumerate(dataset.labels)]
+        names, indices = np.array(files, np.bytes_), np.arange(len(dataset))
+        manifests[split] = InMemoryManifest(names, dataset.labels, path, kind, split == "train", indices)
+    classes = read_class_names(class_names, list(dataset.classes))
+    return SourceDataset(f"torchvision's files of {kind}", manifests, *classes)
 
 
-def _files(path: Path, suffix: str) -> dict[str, list[Path]]:
-    """Files below a folder whose paths say which part they are of; test stands for val where there is no val."""
-    found: dict[str, list[Path]] = {}
+# --- numbered files ---------------------------------------------------------------------------------------------------
+
+
+def _files_by_split(path: Path, suffix: str) -> dict[str, list[Path]]:
+    """The files in a folder whose paths name a split. A test split stands for a missing validation split.
+
+    Raises BadInput if a numbered file is missing.
+    """
+    files: dict[str, list[Path]] = {}
     for file in sorted([*path.glob(f"*{suffix}"), *path.glob(f"*/*{suffix}")]):
         words: Iterable[str] = re.split(r"[^a-z]+", str(file.relative_to(path)).lower())
-        part = next((_PARTS[word] for word in words if word in _PARTS), None)
-        if part is not None:
-            found.setdefault(part, []).append(file)
-    test = found.pop("test", None)
-    if test and "val" not in found:
-        found["val"] = test
-    for files in found.values():
-        _check_complete(files)
-    return {part: found[part] for part in ("train", "val") if part in found}
+        split = next((_SPLITS[word] for word in words if word in _SPLITS), None)
+        if split is not None:
+            files.setdefault(split, []).append(file)
+    test = files.pop("test", None)
+    if test and "val" not in files:
+        files["val"] = test
+    for split_files in files.values():
+        _check_complete(split_files)
+    return {split: files[split] for split in ("train", "val") if split in files}
 
 
 def _check_complete(files: Sequence[Path]) -> None:
-    """Refuse a part of which a numbered file is missing, as after a download that was interrupted.
+    """Raises BadInput if a numbered file is missing, as after an interrupted download.
 
-    Numbers are those of NAME-00001-of-00294, else the last in a name, from 0 or 1 to the highest that there is.
+    Numbers are those of NAME-00001-of-00294. Otherwise the last number in a name counts, from 0 or 1 to the highest.
     """
     series: dict[tuple[str, str, str], dict[int, str]] = {}
     for file in files:
-        if found := re.match(r"(.*-)(\d+)(-of-\d+)", file.name) or re.match(r"(.*?)(\d+)()$", file.stem):
-            before, digits, after = found.groups()
+        if match := re.match(r"(.*-)(\d+)(-of-\d+)", file.name) or re.match(r"(.*?)(\d+)()$", file.stem):
+            before, digits, after = match.groups()
             series.setdefault((f"{file.parent}/{before}", after, file.suffix), {})[int(digits)] = digits
-    for (before, after, suffix), held in series.items():
-        count = int(after.removeprefix("-of-") or max(held) + (0 in held))
-        first = int(0 not in held and count in held)  # such as count from 1
-        missing = next((number for number in range(first, first + count) if number not in held), None)
-        if missing is not None and (after or len(held) > 1):
-            width = min(map(len, held.values()))
+    for (before, after, suffix), digits_of_number in series.items():
+        starts_at_zero = 0 in digits_of_number
+        count = int(after.removeprefix("-of-")) if after else max(digits_of_number) + (1 if starts_at_zero else 0)
+        first = 0 if starts_at_zero or count not in digits_of_number else 1
+        missing = next((number for number in range(first, first + count) if number not in digits_of_number), None)
+        if missing is not None and (after or len(digits_of_number) > 1):
+            width = min(len(digits) for digits in digits_of_number.values())
             raise BadInput(
-                f"{before}{missing:0{width}}{after}{suffix} is missing: {len(held)} of {count} such files are here"
+                f"{before}{missing:0{width}}{after}{suffix} is missing: {len(digits_of_number)} of {count} such files "
+                "are here"
             )

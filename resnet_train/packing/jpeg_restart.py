@@ -1,4 +1,7 @@
-"""From any JPEG to a restart-tiled one with the same pixels: `jpegtran` keeps every coefficient."""
+"""Make a restart-tiled JPEG with the same pixels of any JPEG. `jpegtran` recodes it and keeps every coefficient.
+
+The format is described in `data/jpeg_tiles.py`.
+"""
 
 import shutil
 import struct
@@ -8,12 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from resnet_train.data import decoding
-from resnet_train.data.decoding import ImageArray
+from resnet_train.data.decoding import Box, ImageArray
 from resnet_train.data.jpeg_tiles import END, MARK, RESTART, TABLE, TiledJpeg
+from resnet_train.data.rng import Floats
 from resnet_train.errors import BadInput
 
-_MOST = (0xFFFF - 2 - len(MARK) - TABLE.size) // 2
-"""Tiles that a segment has room for."""
+_MAX_TILES = (0xFFFF - 2 - len(MARK) - TABLE.size) // 2
+"""The largest table that a segment of 64 KiB can hold."""
+_START_OF_SCAN, _RESTART_INTERVAL = 0xDA, 0xDD
+_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+_JFIF_SEGMENT, _TABLE_SEGMENT = 0xE0, 0xEF
 
 
 def jpegtran_available() -> bool:
@@ -30,114 +37,133 @@ def check_jpegtran() -> None:
         )
 
 
-def tiled(data: bytes, pixels: ImageArray, chances: np.ndarray) -> bytes:
-    """A JPEG, its [h, w, 3] pixels and [n, 4] numbers in [0, 1) -> the same image, restart-tiled.
+def add_restart_tiles(data: bytes, pixels: ImageArray, random: Floats) -> bytes:
+    """Recode a JPEG with restart tiles, and compare the result with the original's pixels.
 
-    Its whole is compared with the pixels, and so are n boxes that the numbers choose. Raises `ValueError`, which says
-    why, where it cannot be made or is not exact.
+    pixels: uint8 [h, w, 3], the decoded original. random: float [n, 4] in [0, 1), which choose n boxes to compare in
+    addition to the whole image. Raises ValueError with the reason if the JPEG cannot be recoded exactly.
     """
-    units = interval(frame(data))
-    command = ["jpegtran", "-copy", "none", "-optimize", "-restart", f"{units}B"]
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise ValueError(said[0] if said else f"jpegtran ended with {done.returncode}")
-    made = with_table(done.stdout)
+    interval = choose_interval(read_header(data))
+    command = ["jpegtran", "-copy", "none", "-optimize", "-restart", f"{interval}B"]
+    process = subprocess.run(command, input=data, capture_output=True, check=False)
+    if process.returncode:
+        messages = process.stderr.decode(errors="replace").strip().splitlines()
+        raise ValueError(messages[0] if messages else f"jpegtran ended with exit code {process.returncode}")
+    tiled = add_tile_table(process.stdout)
+    _check_pixels(tiled, pixels, random)
+    return tiled
+
+
+def _check_pixels(tiled: bytes, pixels: ImageArray, random: Floats) -> None:
+    """Raises ValueError if the tiled image, or a random box of it, is not exactly that of `pixels`."""
     height, width = pixels.shape[:2]
-    whole = decoding.open_bytes(made, "the tiled image")
+    whole = decoding.open_bytes(tiled, "the tiled image")
     if whole.size != (width, height) or not np.array_equal(whole.region((0, 0, width, height)).pixels, pixels):
         raise ValueError("its pixels are not the same")
-    image = TiledJpeg(made, "the tiled image", (width, height))
-    for left, top, right, bottom in boxes(chances, width, height):
-        found = image.region((left, top, right, bottom))
-        x, y = left - found.left, top - found.top
-        part = found.pixels[y : y + bottom - top, x : x + right - left]
-        if not np.array_equal(part, pixels[top:bottom, left:right]):
-            raise ValueError("a part of it is not exact")
-    return made
+    image = TiledJpeg(tiled, "the tiled image", (width, height))
+    for left, top, right, bottom in random_boxes(random, width, height):
+        region = image.region((left, top, right, bottom))
+        x, y = left - region.left, top - region.top
+        crop = region.pixels[y : y + bottom - top, x : x + right - left]
+        if not np.array_equal(crop, pixels[top:bottom, left:right]):
+            raise ValueError("a crop of it is not exact")
 
 
-def boxes(chances: np.ndarray, width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """[n, 4] numbers in [0, 1) -> n boxes of at least a pixel within an image."""
-    x, y = np.sort(chances[:, :2] * width, axis=1).astype(int), np.sort(chances[:, 2:] * height, axis=1).astype(int)
-    return [
-        (left, top, right + 1, bottom + 1) for left, top, right, bottom in np.stack([x, y], 2).reshape(-1, 4).tolist()
-    ]
+def random_boxes(random: Floats, width: int, height: int) -> list[Box]:
+    """Float [n, 4] in [0, 1) -> n boxes of at least one pixel within an image."""
+    x = np.sort(random[:, :2] * width, axis=1).astype(int)
+    y = np.sort(random[:, 2:] * height, axis=1).astype(int)
+    boxes = np.stack([x, y], 2).reshape(-1, 4).tolist()
+    return [(left, top, right + 1, bottom + 1) for left, top, right, bottom in boxes]
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What a JPEG's header says of how its pixels are coded."""
+class JpegHeader:
+    """What the header of a JPEG says about how its pixels are coded (ITU T.81, annex B)."""
 
-    place: int
-    """Where the height stands."""
+    height_offset: int
+    """Where the image's height is stored, in bytes."""
     size: tuple[int, int]
-    block: tuple[int, int]
-    """Width and height in pixels of the smallest unit that is coded (MCU)."""
-    interval: int
-    """Units from restart to restart; 0: none."""
-    scan: int
-    """Where the coded pixels begin."""
-    baseline: bool
+    """Width and height in pixels."""
+    mcu_size: tuple[int, int]
+    """Width and height in pixels of a minimum coded unit (MCU)."""
+    restart_interval: int
+    """MCUs from one restart to the next; 0 without restarts."""
+    scan_offset: int
+    """Where the coded pixels begin, in bytes."""
+    is_baseline: bool
+    """Whether the coding is sequential, not progressive."""
 
     @property
-    def across(self) -> int:
-        """Units in a row."""
-        return -(-self.size[0] // self.block[0])
+    def mcus_per_row(self) -> int:
+        """The number of MCUs in a row, the last one perhaps partly outside of the image."""
+        return -(-self.size[0] // self.mcu_size[0])
 
 
-def frame(data: bytes) -> Frame:
-    """Read a JPEG's header. Raises `ValueError` where it has none, or is cut short."""
-    at, place, interval, baseline = 2, 0, 0, False
+def read_header(data: bytes) -> JpegHeader:
+    """Read the segments up to the first scan. Raises ValueError if they are damaged or truncated."""
+    at, frame_offset, restart_interval, is_baseline = 2, 0, 0, False
     try:
-        while data[at + 1] != 0xDA:
+        while data[at + 1] != _START_OF_SCAN:
             if data[at] != 0xFF:
-                raise ValueError("no marker where one belongs")
+                raise ValueError("the header has no marker where one belongs")
             marker, (length,) = data[at + 1], struct.unpack_from(">H", data, at + 2)
-            if marker in (0xC0, 0xC1, 0xC2):
-                place, baseline = at + 5, marker != 0xC2
-            elif marker == 0xDD:
-                (interval,) = struct.unpack_from(">H", data, at + 4)
+            if marker in (_BASELINE, _EXTENDED, _PROGRESSIVE):
+                frame_offset, is_baseline = at + 5, marker != _PROGRESSIVE
+            elif marker == _RESTART_INTERVAL:
+                (restart_interval,) = struct.unpack_from(">H", data, at + 4)
             at += 2 + length
-        height, width, colours = struct.unpack_from(">HHB", data, place)
-        scan = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+        height, width, components = struct.unpack_from(">HHB", data, frame_offset)
+        scan_offset = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+        # With a single component an MCU is one block, whatever its sampling factors are (ITU T.81, A.2.2).
+        sampling = [data[frame_offset + 6 + 3 * i] for i in range(components)] if components > 1 else [0x11]
     except (IndexError, struct.error):
-        raise ValueError("the header is cut short") from None
-    # Of a single component, a unit is one block whatever its sampling factors say (ITU T.81, A.2.2).
-    factors = [data[place + 6 + 3 * colour] for colour in range(colours)] if colours > 1 else [0x11]
-    block = 8 * max(f >> 4 for f in factors), 8 * max(f & 15 for f in factors)
-    return Frame(place, (width, height), block, interval, scan, baseline and place > 0)
+        raise ValueError("the header is truncated") from None
+    mcu_size = 8 * max(factors >> 4 for factors in sampling), 8 * max(factors & 15 for factors in sampling)
+    return JpegHeader(frame_offset, (width, height), mcu_size, restart_interval, scan_offset, is_baseline)
 
 
-def interval(frame: Frame, aim: int = 64, narrowest: int = 40, widest: int = 112) -> int:
-    """Units of a tile: the number that divides a row and is nearest to `aim` pixels; a whole row where none is near.
+def choose_interval(header: JpegHeader, target: int = 64, narrowest: int = 40, widest: int = 112) -> int:
+    """The width of a tile in MCUs: the divisor of a row that is nearest to `target` pixels.
 
-    So no restart straddles rows, and the image need not be padded to whole tiles, which would change its right rim.
+    Without one between `narrowest` and `widest` pixels, a tile is a whole row. A divisor lets no restart straddle rows,
+    and the image need not be padded to whole tiles, which would change its right border.
     """
-    width = frame.block[0]
-    fits = [n for n in range(1, frame.across + 1) if frame.across % n == 0 and narrowest <= n * width <= widest]
-    return min(fits, key=lambda n: abs(n * width - aim), default=frame.across)
+    mcu_width = header.mcu_size[0]
+    divisors = [n for n in range(1, header.mcus_per_row + 1) if header.mcus_per_row % n == 0]
+    fitting = [n for n in divisors if narrowest <= n * mcu_width <= widest]
+    return min(fitting, key=lambda n: abs(n * mcu_width - target), default=header.mcus_per_row)
 
 
-def with_table(data: bytes) -> bytes:
-    """A baseline JPEG whose restarts divide its rows, with a table of its tiles. Raises `ValueError`."""
-    f = frame(data)
-    if not f.baseline or not f.interval or f.across % f.interval:
-        raise ValueError("its restarts do not divide its rows")
-    coded = np.frombuffer(data, np.uint8, offset=f.scan)
-    marks = np.flatnonzero((coded[:-1] == 0xFF) & (coded[1:] >= RESTART) & (coded[1:] <= END))
-    wide, high = f.interval * f.block[0], f.block[1]
-    count = -(-f.size[0] // wide) * -(-f.size[1] // high)
-    lengths = np.diff(marks + 2, prepend=0)
-    numbers = np.append(RESTART + np.arange(count - 1) % 8, END)
-    if not np.array_equal(coded[marks + 1], numbers) or f.scan + marks[-1] + 2 != len(data):
-        raise ValueError("it has not the restarts that its header announces")
-    if count > _MOST or lengths.max() > 0xFFFF:
+def add_tile_table(data: bytes) -> bytes:
+    """Insert the table of tiles into a baseline JPEG whose restart interval divides its rows.
+
+    Raises ValueError if it is another JPEG, or damaged.
+    """
+    header = read_header(data)
+    if not header.is_baseline or not header.restart_interval or header.mcus_per_row % header.restart_interval:
+        raise ValueError("the restart interval does not divide a row")
+    mcu_width, mcu_height = header.mcu_size
+    tile_width, tile_height = header.restart_interval * mcu_width, mcu_height
+    count = -(-header.size[0] // tile_width) * -(-header.size[1] // tile_height)
+
+    scan = np.frombuffer(data, np.uint8, offset=header.scan_offset)
+    marker_offsets = np.flatnonzero((scan[:-1] == 0xFF) & (scan[1:] >= RESTART) & (scan[1:] <= END))
+    expected_markers = np.append(RESTART + np.arange(count - 1) % 8, END)
+    ends_with_marker = header.scan_offset + marker_offsets[-1] + 2 == len(data)
+    if not np.array_equal(scan[marker_offsets + 1], expected_markers) or not ends_with_marker:
+        raise ValueError("restart markers do not match the header")
+    tile_lengths = np.diff(marker_offsets + 2, prepend=0)
+    if count > _MAX_TILES or tile_lengths.max() > 0xFFFF:
         raise ValueError("its tiles are too many or too large for a table")
-    beside, above = (size // 8 if size > 8 else 0 for size in f.block)
-    at = 4 + struct.unpack_from(">H", data, 4)[0] if data[3] == 0xE0 else 2  # a JFIF header must be the first
-    segment = len(MARK) + TABLE.size + 2 * count + 2
-    moved = segment + 2
-    table = TABLE.pack(f.scan + moved, f.place + moved, wide, high, beside, above)
-    made = [b"\xff\xef", struct.pack(">H", segment), MARK, table, lengths.astype("<u2").tobytes()]
-    return b"".join([data[:at], *made, data[at:]])
+
+    # A JFIF segment must be the first. All offsets behind the table grow by the bytes that it adds.
+    at = 4 + struct.unpack_from(">H", data, 4)[0] if data[3] == _JFIF_SEGMENT else 2
+    segment_length = 2 + len(MARK) + TABLE.size + 2 * count
+    shift = 2 + segment_length
+    context_x, context_y = (size // 8 if size > 8 else 0 for size in header.mcu_size)
+    table = TABLE.pack(
+        header.scan_offset + shift, header.height_offset + shift, tile_width, tile_height, context_x, context_y
+    )
+    segment = struct.pack(">BBH", 0xFF, _TABLE_SEGMENT, segment_length)
+    return b"".join([data[:at], segment, MARK, table, tile_lengths.astype("<u2").tobytes(), data[at:]])

@@ -1,4 +1,4 @@
-"""What is to be packed: lists of samples, each with a name and a label, whose bytes are read when they are due."""
+"""Manifests: what is to be packed. Each lists samples with names and labels, and reads an image when it is due."""
 
 import functools
 import hashlib
@@ -25,44 +25,45 @@ Names = npt.NDArray[np.bytes_]
 
 
 @dataclass(frozen=True)
-class Listing(ABC):
-    """Samples in the order in which they lie in their source: nothing is sought for twice."""
+class Manifest(ABC):
+    """Samples in the order in which the source stores them, so that it is read from front to back."""
 
     names: Names
-    """[n], CLASS/FILE as class folders would have it."""
+    """[n], CLASS/FILE, as in class folders."""
     labels: Ints
-    cure: ClassVar[str] = ""
-    """What a user may do about a file that is no image, beside leaving it out."""
+    """int64 [n]."""
+    hint: ClassVar[str] = ""
+    """What a user can do about an unreadable image other than leave it out; ends with `, or `."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
     def read(self, row: int) -> bytes:
-        """A sample's file. Raises `BadInput` where it cannot be read."""
+        """The bytes of a sample's image file. Raises BadInput if it cannot be read."""
 
     def name(self, row: int) -> str:
-        """Of a sample."""
+        """The name of a sample, CLASS/FILE."""
         return os.fsdecode(self.names[row])
 
-    def where(self, row: int) -> str:
-        """The file that a user would open to see a sample."""
+    def location(self, row: int) -> str:
+        """Where a user finds the sample, for messages."""
         return self.name(row)
 
     def size(self, row: int) -> int:
-        """Of a sample's file, in bytes. Raises `BadInput` where it cannot be read."""
+        """The number of bytes of a sample's image file. Raises BadInput if it cannot be read."""
         return len(self.read(row))
 
-    def part(self, rows: slice | Ints) -> Self:
-        """These samples only."""
+    def subset(self, rows: slice | Ints) -> Self:
+        """A manifest of these rows only."""
         return replace(self, **{name: array[rows] for name, array in self._arrays()})
 
     def digest(self) -> str:
-        """What tells this list from any other."""
-        found = hashlib.sha256()
+        """A checksum of all names, labels and locations, but not of the images."""
+        checksum = hashlib.sha256()
         for _, array in self._arrays():
-            found.update(str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
-        return found.hexdigest()
+            checksum.update(str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
+        return checksum.hexdigest()
 
     def _arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         for field in fields(self):
@@ -72,13 +73,13 @@ class Listing(ABC):
 
 
 @dataclass(frozen=True)
-class InFolder(Listing):
-    """Image files."""
+class FolderManifest(Manifest):
+    """Image files in folders."""
 
     root: Path
     paths: Names
-    """[n], below the root."""
-    cure = "put a good file in its place (without it the source would be another), or "
+    """[n], relative to the root."""
+    hint = "replace the file (do not delete it, which would change the source), or "
 
     def read(self, row: int) -> bytes:
         with self._path(row) as path:
@@ -88,12 +89,12 @@ class InFolder(Listing):
         with self._path(row) as path:
             return path.stat().st_size
 
-    def where(self, row: int) -> str:
+    def location(self, row: int) -> str:
         return f"{self.root}/{os.fsdecode(self.paths[row])}"
 
     @contextmanager
     def _path(self, row: int) -> Iterator[Path]:
-        path = Path(self.where(row))
+        path = Path(self.location(row))
         try:
             yield path
         except OSError as error:
@@ -101,56 +102,62 @@ class InFolder(Listing):
 
 
 @dataclass(frozen=True)
-class InTars(Listing):
-    """Members of tar files, or of tar files in them."""
+class TarManifest(Manifest):
+    """Image files in tar files, or in tar files within tar files. They are read by position, without unpacking."""
 
     tars: tuple[Path, ...]
-    tar: Ints
-    """[n], which of them."""
+    tar_indices: Ints
+    """[n], an index into `tars`."""
     offsets: Ints
+    """[n], in bytes."""
     lengths: Ints
+    """[n], in bytes."""
 
     def read(self, row: int) -> bytes:
-        path, length = self.tars[self.tar[row]], int(self.lengths[row])
+        path, length = self._tar(row), int(self.lengths[row])
         try:
-            file = _open(path)
-            data = os.pread(file.number, length, int(self.offsets[row]))
+            data = os.pread(_open_file(path).number, length, int(self.offsets[row]))
         except OSError as error:
             raise BadInput(f"cannot read {path}: {error.strerror}") from None
         if len(data) < length:
-            raise BadInput(f"cannot read {self.where(row)}: the file is cut short")
+            raise BadInput(f"cannot read {self.location(row)}: the tar file is truncated")
         return data
 
-    def where(self, row: int) -> str:
-        return f"{self.name(row)} in {self.tars[self.tar[row]]}"
+    def location(self, row: int) -> str:
+        return f"{self.name(row)} in {self._tar(row)}"
 
     def size(self, row: int) -> int:
         return int(self.lengths[row])
 
+    def _tar(self, row: int) -> Path:
+        return self.tars[int(self.tar_indices[row])]
+
 
 @dataclass(frozen=True)
-class InMemory(Listing):
-    """Images of torchvision's small sets, which become PNG files: the pixels are the same."""
+class InMemoryManifest(Manifest):
+    """Images of a torchvision data set that is kept in memory. They become PNG files of the same pixels."""
 
     path: Path
     kind: str
+    """As in `data.kind`."""
     train: bool
-    numbers: Ints
+    indices: Ints
+    """[n], indices into the data set."""
 
     def read(self, row: int) -> bytes:
-        pixels = stored(self.path, self.kind, self.train).images[self.numbers[row]]
+        pixels = load_torchvision(self.path, self.kind, self.train).images[self.indices[row]]
         file = io.BytesIO()
         Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).save(file, "PNG")
         return file.getvalue()
 
 
 @functools.lru_cache(maxsize=2)
-def stored(path: Path, kind: str, train: bool) -> datasets.InMemoryDataset:
-    """One of torchvision's small sets, read once a process."""
+def load_torchvision(path: Path, kind: str, train: bool) -> datasets.InMemoryDataset:
+    """One split of a torchvision data set, read once in each process. Raises BadInput."""
     section = TorchvisionConfig.model_validate({"kind": kind, "path": str(path)})
     return datasets.open_torchvision(section, train)
 
 
 @functools.lru_cache(maxsize=64)
-def _open(path: Path) -> OpenFile:
+def _open_file(path: Path) -> OpenFile:
     return OpenFile(path)

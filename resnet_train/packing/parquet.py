@@ -12,65 +12,66 @@ import numpy as np
 
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
-from resnet_train.packing.manifest import Listing
+from resnet_train.packing.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class InParquet(Listing):
+class ParquetManifest(Manifest):
     """Rows of parquet files."""
 
     files: tuple[Path, ...]
-    file: Ints
-    """[n], which of them."""
-    groups: Ints
-    """[n], the row group."""
+    file_indices: Ints
+    """[n], an index into `files`."""
+    row_groups: Ints
+    """[n], the row group in the file."""
     rows: Ints
-    """[n], the row in it."""
+    """[n], the row in the row group."""
 
     def read(self, row: int) -> bytes:
-        images = _group(self.files[self.file[row]], int(self.groups[row]))
+        images = _read_images(self._file(row), int(self.row_groups[row]))
         data: bytes | None = images[int(self.rows[row])]["bytes"].as_py()
         return data or b""
 
-    def where(self, row: int) -> str:
-        return f"{self.name(row)} in {self.files[self.file[row]]}"
+    def location(self, row: int) -> str:
+        return f"{self.name(row)} in {self._file(row)}"
+
+    def _file(self, row: int) -> Path:
+        return self.files[int(self.file_indices[row])]
 
 
-def _library() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise BadInput("parquet files need pyarrow: pip install 'resnet-train[parquet]'") from None
-    return pyarrow
+def read_parquet(files: Sequence[Path]) -> tuple[ParquetManifest, list[str] | None]:
+    """The rows of some files, named without a class, and the names of the classes if the files give them.
 
-
-def read(files: Sequence[Path]) -> tuple[InParquet, list[str] | None]:
-    """The rows of some files, their names without a class, and the names of the classes, if any. Raises `BadInput`."""
+    Raises BadInput.
+    """
     names: list[str] = []
-    columns: list[list[Any]] = [[], [], [], []]
+    labels: list[int] = []
+    locations = [np.zeros((3, 0), np.int64)]
     classes: list[str] | None = None
-    for number, path in enumerate(files):
+    for file_index, path in enumerate(files):
         file = _open(path)
-        classes = classes or _classes(file.schema_arrow.metadata)
+        classes = classes or _class_names(file.schema_arrow.metadata)
         for group in range(file.num_row_groups):
-            table = _rows(path, file, group, ["image.path", "label"])
-            labels = table.column("label").to_pylist()
-            for row, (image, label) in enumerate(zip(table.column("image").to_pylist(), labels, strict=True)):
+            table = _read_row_group(path, file, group, ["image.path", "label"])
+            images, image_labels = table.column("image").to_pylist(), table.column("label").to_pylist()
+            for row, (image, label) in enumerate(zip(images, image_labels, strict=True)):
                 if not isinstance(label, int) or label < 0:
                     raise BadInput(f"{path}: row {len(names)} has label {label}: expected a number from 0 on")
-                # A path may be one of the machine that made the file; only its last part names the image.
-                given = Path((image or {}).get("path") or "").name
-                names.append(given or f"{path.stem}-{group:04}-{row:06}")
-            for column, values in zip(columns, (labels, number, group, range(len(labels))), strict=True):
-                column += [values] * len(labels) if isinstance(values, int) else values
-    label, *places = (np.array(column, np.int64) for column in columns)
-    if classes is not None and label.max(initial=-1) >= len(classes):
-        raise BadInput(f"{files[0]}: label {label.max()} is not one of its {len(classes)} class names")
-    return InParquet(np.array([*map(os.fsencode, names)], np.bytes_), label, tuple(files), *places), classes
+                # A path may belong to the machine that wrote the file: only its last part names the image.
+                file_name = Path((image or {}).get("path") or "").name
+                names.append(file_name or f"{path.stem}-{group:04}-{row:06}")
+            labels += image_labels
+            rows = np.arange(len(image_labels))
+            locations.append(np.stack([np.full_like(rows, file_index), np.full_like(rows, group), rows]))
+    if classes is not None and max(labels, default=-1) >= len(classes):
+        raise BadInput(f"{files[0]}: label {max(labels)} is not one of its {len(classes)} class names")
+    encoded_names = np.array([os.fsencode(name) for name in names], np.bytes_)
+    columns = np.concatenate(locations, axis=1)
+    return ParquetManifest(encoded_names, np.array(labels, np.int64), tuple(files), *columns), classes
 
 
-def _classes(metadata: dict[bytes, bytes] | None) -> list[str] | None:
-    """The names of the `ClassLabel` column."""
+def _class_names(metadata: dict[bytes, bytes] | None) -> list[str] | None:
+    """The names of the `ClassLabel` column, if there is one."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return [str(name) for name in features["label"]["names"]]
@@ -79,28 +80,36 @@ def _classes(metadata: dict[bytes, bytes] | None) -> list[str] | None:
 
 
 def _open(path: Path) -> Any:
-    library = _library()
+    pyarrow = _import_pyarrow()
     try:
-        file = library.parquet.ParquetFile(path)
-    except (OSError, library.ArrowException) as error:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
         raise BadInput(f"cannot read {path}: {str(error).splitlines()[0]}") from None
-    paths = {file.schema.column(i).path for i in range(len(file.schema))}
-    if not {"image.bytes", "image.path", "label"} <= paths:
+    columns = {file.schema.column(i).path for i in range(len(file.schema))}
+    if not {"image.bytes", "image.path", "label"} <= columns:
         raise BadInput(
             f"{path} has the columns {', '.join(file.schema_arrow.names)}; expected image (bytes, path) and label"
         )
     return file
 
 
-@functools.lru_cache(maxsize=1)
-def _group(path: Path, number: int) -> Any:
-    """The images of a row group; the last one is kept, since samples are packed in the order of their rows."""
-    return _rows(path, _open(path), number, ["image"]).column("image")
+@functools.lru_cache(maxsize=1)  # samples are packed in the order of their rows: the last row group is enough
+def _read_images(path: Path, row_group: int) -> Any:
+    """The column `image` of a row group."""
+    return _read_row_group(path, _open(path), row_group, ["image"]).column("image")
 
 
-def _rows(path: Path, file: Any, group: int, columns: list[str]) -> Any:
-    library = _library()
+def _read_row_group(path: Path, file: Any, row_group: int, columns: list[str]) -> Any:
+    pyarrow = _import_pyarrow()
     try:
-        return file.read_row_group(group, columns=columns)
-    except (OSError, library.ArrowException) as error:
+        return file.read_row_group(row_group, columns=columns)
+    except (OSError, pyarrow.ArrowException) as error:
         raise BadInput(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+
+
+def _import_pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise BadInput("parquet files need pyarrow: pip install 'resnet-train[parquet]'") from None
+    return pyarrow

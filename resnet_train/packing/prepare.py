@@ -1,4 +1,8 @@
-"""The verb `prepare`: from what people hold to shards and their index."""
+"""Pack a data set of any format that `formats.py` reads into shards and their index.
+
+While it runs, DEST/unfinished/ holds the plan, which is all that decides the shards, and a record of each finished one.
+A run with the same plan continues from there. index.json is written last: it says that the packing is complete.
+"""
 
 import csv
 import hashlib
@@ -6,236 +10,279 @@ import io
 import json
 import os
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resnet_train.data import shards
-from resnet_train.data.shards import FORMAT, PLAN
+from resnet_train.data.shards import FORMAT, INDEX, PLAN
 from resnet_train.errors import BadInput
-from resnet_train.packing import jpeg_restart
-from resnet_train.packing.encode import Options
-from resnet_train.packing.formats import Source, open_source
-from resnet_train.packing.manifest import Listing
-from resnet_train.packing.shard_writer import KEPT, Job, indexed, member, pack
+from resnet_train.packing.encode import PackOptions
+from resnet_train.packing.formats import SourceDataset, open_source
+from resnet_train.packing.jpeg_restart import check_jpegtran
+from resnet_train.packing.manifest import Manifest
+from resnet_train.packing.report import PackReport, SplitReport
+from resnet_train.packing.shard_writer import (
+    CONTINUE_HINT,
+    Entries,
+    ShardJob,
+    ShardRecord,
+    index_entries,
+    member_key,
+    write_shard,
+)
 from resnet_train.runtime.atomic import atomic_write, atomic_write_text, temporary_path
 from resnet_train.runtime.lock import claimed
 from resnet_train.runtime.processes import run_jobs
 from resnet_train.runtime.progress import Progress
 
-Report = dict[str, Any]
+Plan = dict[str, Any]
 
 
 def prepare(
     path: Path,
     dest: Path,
-    options: Options,
-    per_shard: int,
+    options: PackOptions,
+    shard_images: int,
     workers: int,
     skip_bad: bool,
     val_labels: Path | None = None,
     class_names: Path | None = None,
-) -> Report:
-    """Pack a data set; what there is to tell of it, which is also in its `index.json`.
+) -> PackReport:
+    """Pack the data set in the folder `path` into shards of `shard_images` images in the folder `dest`.
 
-    If `dest` holds a part of the same packing, that goes on; if all of it, then shards that are missing or of another
-    size are packed again, which the report says. Raises `BadInput`.
+    An unfinished packing in `dest` is continued. Of a finished one, shards that are missing or of the wrong size are
+    written again. skip_bad: leave out images that cannot be decoded. val_labels, class_names: see `open_source`.
+    Raises BadInput, and KeyboardInterrupt with a message that says what is kept.
     """
-    _check_place(path, dest)
-    with _interruptible(dest):
-        source = open_source(path, val_labels, class_names)
-        for part, listing in source.parts.items():
-            _check_names(part, listing)
-        plan = _plan(source, options, per_shard)
-        jobs = {
-            part: list(_jobs(dest, part, listing, options, per_shard, skip_bad))
-            for part, listing in source.parts.items()
-        }
-        told = shards.read_index(dest) if os.access(dest / shards.INDEX, os.F_OK) else None
-        if told is None:
-            left = [job for part in jobs.values() for job in part]
-        else:
-            _same(told["plan"], plan, dest)
-            left = [job for part in jobs for job in _lost(dest, part, told, jobs[part])]
-            again = [f"{job.path.parent.name}/{job.path.name}" for job in left]
-            if not left:
-                return {**told["report"], "packed_again": again}
-        if options.tiled:
-            jpeg_restart.check_jpegtran()
-        with _claimed(dest, plan, told is not None):
-            for part in jobs:
-                (dest / part).mkdir(exist_ok=True)
-            _pack_all(left, workers)
-            if told is None:
-                return _finish(source, dest, plan, jobs, options)
-            shutil.rmtree((dest / PLAN).parent)
-            return {**told["report"], "packed_again": again}
-
-
-def _check_place(path: Path, dest: Path) -> None:
-    """Refuse a destination that would be a class, or a part, of the source when the same command is run again."""
-    for part in ("train", "val"):
-        if Path(os.path.realpath(dest)).is_relative_to(os.path.realpath(path / part)):
-            raise BadInput(f"{dest} lies in {path / part}, which is for images of the source: give another folder")
-
-
-@contextmanager
-def _interruptible(dest: Path) -> Iterator[None]:
-    """Say what becomes of the destination at Ctrl-C."""
+    _check_destination(path, dest)
     try:
-        yield
+        source = open_source(path, val_labels, class_names)
+        for split, manifest in source.manifests.items():
+            _check_names(split, manifest)
+        plan = _make_plan(source, options, shard_images)
+        jobs = {
+            split: _make_jobs(dest / split, manifest, options, shard_images, skip_bad)
+            for split, manifest in source.manifests.items()
+        }
+        if os.access(dest / INDEX, os.F_OK):
+            return _repair(dest, plan, jobs, options, workers)
+        return _pack(source, dest, plan, jobs, options, workers)
     except KeyboardInterrupt:
-        print(f"resnet-train: interrupted{_kept(dest) or '; nothing was written'}", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(f"interrupted; {_continue_hint(dest) or 'nothing was written'}") from None
 
 
-def _kept(dest: Path) -> str:
-    return f"; {KEPT}" if os.access(dest / PLAN, os.F_OK) else ""
+def _pack(
+    source: SourceDataset, dest: Path, plan: Plan, jobs: dict[str, list[ShardJob]], options: PackOptions, workers: int
+) -> PackReport:
+    if options.tiled:
+        check_jpegtran()
+    with _unfinished(dest, plan):
+        _write_shards([job for split_jobs in jobs.values() for job in split_jobs], workers)
+        return _write_index(source, dest, plan, jobs, options)
 
 
-def _check_names(part: str, listing: Listing) -> None:
-    """Refuse names that a tar file cannot hold, or holds twice."""
+def _repair(dest: Path, plan: Plan, jobs: dict[str, list[ShardJob]], options: PackOptions, workers: int) -> PackReport:
+    """Write the shards of a finished packing again that are missing or of the wrong size."""
+    index = shards.read_index(dest)
+    _check_same_plan(index["plan"], plan, dest)
+    damaged = [job for split in jobs for job in _damaged_jobs(dest, split, index, jobs[split])]
+    if damaged:
+        if options.tiled:
+            check_jpegtran()
+        with _unfinished(dest, plan):
+            _write_shards(damaged, workers)
+    names = tuple(f"{job.path.parent.name}/{job.path.name}" for job in damaged)
+    return replace(PackReport.from_json(index["report"]), packed_again=names)
+
+
+def _check_destination(path: Path, dest: Path) -> None:
+    """Refuse a destination within a split of the source, where it would be a class or an image of the next run."""
+    for split in ("train", "val"):
+        if Path(os.path.realpath(dest)).is_relative_to(os.path.realpath(path / split)):
+            raise BadInput(f"{dest} lies in {path / split}, which holds images of the source: give another folder")
+
+
+def _check_names(split: str, manifest: Manifest) -> None:
+    """Refuse names that lead outside of a tar file, and two samples of the same name."""
     keys = []
-    for row in range(len(listing)):
-        name = listing.name(row)
+    for row in range(len(manifest)):
+        name = manifest.name(row)
         if name.startswith("/") or {"", ".", ".."} & set(name.split("/")):
-            raise BadInput(f"{part}: an image is named {name}, which leads outside: refused")
-        keys.append(os.fsencode(member(name)))
-    found = np.array(keys, np.bytes_)
-    order = np.argsort(found, kind="stable")
-    for twin in np.flatnonzero(found[order][1:] == found[order][:-1])[:1]:
-        one, other = (listing.name(int(order[i])) for i in (twin, twin + 1))
-        raise BadInput(f"{part}: {one} and {other} would have the same name in a shard: rename one")
+            raise BadInput(f"{split}: an image is named {name}, which leads outside of the shard: refused")
+        keys.append(os.fsencode(member_key(name)))
+    order = np.argsort(np.array(keys, np.bytes_), kind="stable").tolist()
+    for row, next_row in pairwise(order):
+        if keys[row] == keys[next_row]:
+            one, other = manifest.name(row), manifest.name(next_row)
+            raise BadInput(f"{split}: {one} and {other} would have the same name in a shard: rename one")
 
 
-def _plan(source: Source, options: Options, per_shard: int) -> dict[str, Any]:
-    """All that decides what is in the shards."""
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def _make_plan(source: SourceDataset, options: PackOptions, shard_images: int) -> Plan:
+    """Everything that decides the shards."""
+    classes = json.dumps([source.classes, source.class_names])
     return {
         "--tiled": options.tiled,
         "--short-side": options.short_side,
         "--square": options.square,
         "--raw-fraction": options.raw_fraction,
-        "--shard-images": per_shard,
-        "the source's images": {part: listing.digest()[:16] for part, listing in source.parts.items()},
-        "the source's classes": hashlib.sha256(json.dumps([source.classes, source.names]).encode()).hexdigest()[:16],
+        "--shard-images": shard_images,
+        "the source's images": {split: manifest.digest()[:16] for split, manifest in source.manifests.items()},
+        "the source's classes": hashlib.sha256(classes.encode()).hexdigest()[:16],
     }
 
 
-def _same(held: dict[str, Any], plan: dict[str, Any], dest: Path) -> None:
+def _check_same_plan(earlier: Plan, plan: Plan, dest: Path) -> None:
     for key, value in plan.items():
-        if held.get(key) != value and key.startswith("--"):
+        if earlier.get(key) == value:
+            continue
+        if key.startswith("--"):
             raise BadInput(
-                f"{dest} was packed with {key} = {held.get(key)}, not {value}: set it back, or give another folder"
+                f"{dest} was packed with {key} = {earlier.get(key)}, not {value}: use that value, or another folder"
             )
-        if held.get(key) != value:
-            raise BadInput(f"{dest} was packed from another source ({key} differ): give another folder")
+        raise BadInput(f"{dest} was packed from another source ({key} differ): give another folder")
 
 
 @contextmanager
-def _claimed(dest: Path, plan: dict[str, Any], again: bool) -> Iterator[None]:
-    """The destination for this process alone, and for this plan; `again`: it is packed. Raises `BadInput`."""
-    begun = dest / PLAN
+def _unfinished(dest: Path, plan: Plan) -> Iterator[None]:
+    """Write the plan and keep other processes out while the block packs; then remove the plan and the records.
+
+    Raises BadInput if `dest` is in use, has another plan, is a folder of something else, or cannot be written.
+    """
+    plan_path = dest / PLAN
     try:
-        if not begun.exists():
-            if not again and dest.exists() and any(dest.iterdir()):
-                raise BadInput(f"{dest} is not empty, and holds no packing that was begun: give another folder")
-            begun.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(begun, json.dumps(plan))
-        _same(json.loads(begun.read_text()), plan, dest)
-        with claimed(begun, f"another resnet-train prepare is at work on {dest}"):
+        if not plan_path.exists():
+            if not (dest / INDEX).exists() and dest.exists() and any(dest.iterdir()):
+                raise BadInput(f"{dest} is not empty, and holds no unfinished packing: give another folder")
+            plan_path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(plan_path, json.dumps(plan))
+        _check_same_plan(json.loads(plan_path.read_text()), plan, dest)
+        with claimed(plan_path, f"another resnet-train prepare is at work on {dest}"):
             yield
+            shutil.rmtree(plan_path.parent)
     except OSError as error:
-        raise BadInput(f"cannot write {dest}: {error.strerror}{_kept(dest)}") from None
+        hint = _continue_hint(dest)
+        raise BadInput(f"cannot write {dest}: {error.strerror}{f'; {hint}' if hint else ''}") from None
 
 
-def _jobs(dest: Path, part: str, listing: Listing, options: Options, per_shard: int, skip_bad: bool) -> Iterator[Job]:
-    for number, first in enumerate(range(0, len(listing), per_shard)):
-        path = dest / part / f"{number:06}.tar"
-        record = (dest / PLAN).with_name(f"{part}-{number:06}.json")
-        yield Job(path, record, listing.part(slice(first, first + per_shard)), first, options, skip_bad)
+def _continue_hint(dest: Path) -> str:
+    return CONTINUE_HINT if os.access(dest / PLAN, os.F_OK) else ""
 
 
-def _lost(dest: Path, part: str, told: dict[str, Any], jobs: list[Job]) -> Iterator[Job]:
-    """What is to be packed again, into what the index says: shards that are missing or of another size."""
-    entries = shards.open_shards_unchecked(dest, part, told).entries
-    unfit = shards.damaged_shards(dest, part, told)
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def _make_jobs(
+    folder: Path, manifest: Manifest, options: PackOptions, shard_images: int, skip_bad: bool
+) -> list[ShardJob]:
+    """The jobs of a split."""
+    jobs = []
+    for number, first_row in enumerate(range(0, len(manifest), shard_images)):
+        record_path = (folder.parent / PLAN).with_name(f"{folder.name}-{number:06}.json")
+        subset = manifest.subset(slice(first_row, first_row + shard_images))
+        jobs.append(ShardJob(folder / f"{number:06}.tar", record_path, subset, first_row, options, skip_bad))
+    return jobs
+
+
+def _damaged_jobs(dest: Path, split: str, index: dict[str, Any], jobs: Sequence[ShardJob]) -> Iterator[ShardJob]:
+    """The jobs of shards that are missing or of the wrong size, with the entries that they must have."""
+    entries = shards.open_shards_unchecked(dest, split, index).entries
+    damaged = shards.damaged_shards(dest, split, index)
     for number, job in enumerate(jobs):
-        if job.path.name in unfit:
-            wanted = entries[entries["shard"] == number]
-            yield replace(job, wanted=wanted[np.argsort(wanted["offset"])])
+        if job.path.name in damaged:
+            expected = entries[entries["shard"] == number]
+            yield replace(job, expected_entries=expected[np.argsort(expected["offset"])])
 
 
-def _finished(job: Job) -> dict[str, Any] | None:
-    """The record of a shard, if it is there and whole, and no image of it was left out that may not be."""
-    try:
-        record: dict[str, Any] = json.loads(job.record.read_text())
-        complete = job.path.stat().st_size == record["size"]
-    except (OSError, ValueError):
-        return None
-    return record if complete and (job.skip_bad or not record["bad"]) else None
-
-
-def _pack_all(jobs: list[Job], workers: int) -> None:
-    left = [job for job in jobs if _finished(job) is None]
-    total = sum(len(job.listing) for job in jobs)
-    done = total - sum(len(job.listing) for job in left)
+def _write_shards(jobs: Sequence[ShardJob], workers: int) -> None:
+    """Write the shards that are not finished."""
+    pending = [job for job in jobs if _read_record(job) is None]
+    total = sum(len(job.manifest) for job in jobs)
+    done = total - sum(len(job.manifest) for job in pending)
+    for folder in {job.path.parent for job in jobs}:
+        folder.mkdir(exist_ok=True)
     try:
         with Progress("packing", total, "img", initial=done) as bar:
-            for _ in run_jobs(pack, left, workers, bar.update, f"use fewer --workers; {KEPT}"):
+            for _ in run_jobs(write_shard, pending, workers, bar.update, f"use fewer --workers; {CONTINUE_HINT}"):
                 pass
     finally:
-        for job in left:  # of processes that were ended because another met something
+        for job in pending:  # a process that was killed leaves its temporary file
             temporary_path(job.path).unlink(missing_ok=True)
 
 
-def _finish(source: Source, dest: Path, plan: dict[str, Any], jobs: dict[str, list[Job]], options: Options) -> Report:
-    """Make the index of the records, last of all."""
+def _read_record(job: ShardJob) -> ShardRecord | None:
+    """The record of a shard if it is finished, and lacks no image that may not be left out."""
+    try:
+        record = ShardRecord.read(job.record_path)
+        is_whole = job.path.stat().st_size == record.size
+    except (OSError, ValueError):
+        return None
+    return record if is_whole and (job.skip_bad or not record.bad) else None
+
+
+# --- the index --------------------------------------------------------------------------------------------------------
+
+
+def _write_index(
+    source: SourceDataset, dest: Path, plan: Plan, jobs: dict[str, list[ShardJob]], options: PackOptions
+) -> PackReport:
+    """Write the index of each split, odd.csv, classes.txt and, last, index.json."""
     parts: dict[str, Any] = {}
+    split_reports: dict[str, SplitReport] = {}
     odd: list[tuple[str, str, str]] = []
-    report: Report = {"source": source.kind, "classes": len(source.classes), "options": asdict(options), "parts": {}}
-    for part, listed in jobs.items():
-        records = [record for job in listed if (record := _finished(job)) is not None]
-        if not any(record["entries"] for record in records):
-            raise BadInput(f"not one image of {part} can be decoded")
-        entries = _entries(source.parts[part], records)
-        with atomic_write(dest / part / "index.npy") as file:
+    for split, split_jobs in jobs.items():
+        records = [record for job in split_jobs if (record := _read_record(job)) is not None]
+        if not any(record.entries for record in records):
+            raise BadInput(f"no image of the {split} split can be decoded")
+        entries = _sort_entries(source.manifests[split], records)
+        with atomic_write(dest / split / "index.npy") as file:
             np.save(file, entries)
-        sizes = [record["size"] for record in records]
-        parts[part] = {"images": len(entries), "shards": [*zip([job.path.name for job in listed], sizes, strict=True)]}
-        odd += [(part, name, what) for record in records for name, what in record["odd"]]
-        odd += [(part, name, f"left out: {why}") for record in records for name, why in record["bad"]]
-        report["parts"][part] = {
-            "images": len(entries),
-            "shards": len(sizes),
-            "bytes": sum(sizes),
-            "source_bytes": sum(record["source_bytes"] for record in records),
-            "left_out": sum(len(record["bad"]) for record in records),
-            "as_files": int((entries["form"] == shards.ENCODED).sum()),
-            "tiled": int((entries["form"] == shards.TILED).sum()),
-            "raw": int((entries["form"] == shards.RAW).sum()),
-        }
-    report["odd"] = dict(Counter(what.split(":")[0] for _, _, what in odd).most_common())
+        names = [job.path.name for job in split_jobs]
+        sizes = [(name, record.size) for name, record in zip(names, records, strict=True)]
+        parts[split] = {"images": len(entries), "shards": sizes}
+        split_reports[split] = _split_report(entries, records)
+        odd += [(split, name, what) for record in records for name, what in record.odd]
+        odd += [(split, name, f"left out: {why}") for record in records for name, why in record.bad]
+
+    counts = dict(Counter(what.split(":")[0] for _, _, what in odd).most_common())
+    report = PackReport(source.format, len(source.classes), options, split_reports, counts)
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("part", "image", "what"), *odd])
     atomic_write_text(dest / "odd.csv", table.getvalue())
-    atomic_write_text(dest / "classes.txt", "".join(f"{' '.join(name.split())}\n" for name in source.names))
-    classes = [*zip(source.classes, source.names, strict=True)]
-    about = {"format": FORMAT, "classes": classes, "parts": parts, "plan": plan, "report": report}
-    atomic_write_text(dest / shards.INDEX, json.dumps(about))
-    shutil.rmtree((dest / PLAN).parent)
+    atomic_write_text(dest / "classes.txt", "".join(f"{' '.join(name.split())}\n" for name in source.class_names))
+    classes = [*zip(source.classes, source.class_names, strict=True)]
+    index = {"format": FORMAT, "classes": classes, "parts": parts, "plan": plan, "report": report.to_json()}
+    atomic_write_text(dest / INDEX, json.dumps(index))
     return report
 
 
-def _entries(listing: Listing, records: list[dict[str, Any]]) -> np.ndarray:
-    """The index of a part, in the order of class folders: classes, then names."""
-    made = np.concatenate([indexed(record["entries"], number) for number, record in enumerate(records)])
-    rows = np.array([entry[0] for record in records for entry in record["entries"]], np.int64)
-    folders, _, files = np.char.rpartition(listing.names[rows], b"/").T
-    result: np.ndarray = made[np.lexsort((files, folders, listing.labels[rows]))]
-    return result
+def _sort_entries(manifest: Manifest, records: Sequence[ShardRecord]) -> Entries:
+    """The index of a split, in the order of class folders: sorted by class, then by name."""
+    entries = np.concatenate([index_entries(record, number) for number, record in enumerate(records)])
+    rows = np.array([row for record in records for row, *_ in record.entries], np.int64)
+    folders, _, files = np.char.rpartition(manifest.names[rows], b"/").T
+    order = np.lexsort((files, folders, manifest.labels[rows]))
+    return np.asarray(entries[order])
+
+
+def _split_report(entries: Entries, records: Sequence[ShardRecord]) -> SplitReport:
+    forms = entries["form"]
+    return SplitReport(
+        images=len(entries),
+        shards=len(records),
+        bytes=sum(record.size for record in records),
+        source_bytes=sum(record.source_bytes for record in records),
+        left_out=sum(len(record.bad) for record in records),
+        as_files=int((forms == shards.ENCODED).sum()),
+        tiled=int((forms == shards.TILED).sum()),
+        raw=int((forms == shards.RAW).sum()),
+    )

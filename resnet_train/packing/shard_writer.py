@@ -1,134 +1,178 @@
-"""One shard: written whole or not at all, with a record of what is in it that says it is finished."""
+"""Write one shard: the whole or nothing, then a record of its samples, which says that it is finished."""
 
 import json
 import tarfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from resnet_train.data.shards import BLOCK, ENTRY
 from resnet_train.errors import BadInput
-from resnet_train.packing.encode import Options, keep
-from resnet_train.packing.manifest import Listing
+from resnet_train.packing.encode import PackOptions, encode_image
+from resnet_train.packing.manifest import Manifest
 from resnet_train.runtime.atomic import atomic_write, atomic_write_text
 from resnet_train.runtime.processes import Count
 
-KEPT = "finished shards are kept: run the same command again to go on"
-_TOLD = 32
-"""Samples after which progress is told."""
+CONTINUE_HINT = "finished shards are kept: run the same command again to continue"
+_COUNT_EVERY = 32
+"""Samples between two reports of progress."""
+_COLUMNS = ("offset", "label", "length", "width", "height", "crc32", "form")
+"""Fields of ENTRY in the order of a row of `ShardRecord.entries`."""
+
+Entries = npt.NDArray[np.void]
+"""[n] of ENTRY."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """Which samples go into a shard, and where that lies."""
+class ShardJob:
+    """A shard to be written."""
 
     path: Path
-    record: Path
-    listing: Listing
-    first: int
-    """Row of the first one in the whole list."""
-    options: Options
+    record_path: Path
+    manifest: Manifest
+    """The samples of this shard."""
+    first_row: int
+    """The row of the first of them in the manifest of the split."""
+    options: PackOptions
     skip_bad: bool
-    wanted: np.ndarray | None = None
-    """[n] of ENTRY: what an index says of the shard, if it is made a second time; else None."""
+    """Leave out images that cannot be decoded."""
+    expected_entries: Entries | None = None
+    """What the index lists for this shard, if the shard is written again. It must come out the same."""
 
 
-def pack(job: Job, count: Count) -> dict[str, Any]:
-    """Write a shard and its record; the record. Raises `BadInput`.
+@dataclass
+class ShardRecord:
+    """What a shard contains. Stored as JSON while the packing is unfinished."""
 
-    Its `entries` are [row, offset, label, length, width, height, crc32, form].
+    entries: list[list[int]] = field(default_factory=list)
+    """For each image: its row in the manifest of the split, then _COLUMNS."""
+    odd: list[tuple[str, str]] = field(default_factory=list)
+    """Name of an image, and what is unusual about it."""
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    """Name of an image that was left out, and why."""
+    source_bytes: int = 0
+    """The size of the images that were read."""
+    size: int = 0
+    """The size of the shard in bytes."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises OSError if the file cannot be read, ValueError if it is damaged."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
+
+def write_shard(job: ShardJob, count: Count) -> ShardRecord:
+    """Write a shard and its record. `count` is called with the number of samples that are done since the last call.
+
+    Raises BadInput if an image cannot be decoded and may not be skipped, if the shard cannot be written, or if it is
+    not the one that the index lists.
     """
     try:
         with atomic_write(job.path) as file:
-            record = _fill(file, job, count)
-            if job.wanted is not None:
-                _compare(job, record["entries"])
+            record = _write_samples(file, job, count)
+            if job.expected_entries is not None:
+                _check_entries(job, job.expected_entries, record)
             file.write(bytes(2 * BLOCK))
-            record["size"] = file.tell()
-        atomic_write_text(job.record, json.dumps(record))
+            record.size = file.tell()
+        atomic_write_text(job.record_path, json.dumps(asdict(record)))
     except OSError as error:
-        raise BadInput(f"cannot write {job.path}: {error.strerror}; {KEPT}") from None
+        raise BadInput(f"cannot write {job.path}: {error.strerror}; {CONTINUE_HINT}") from None
     return record
 
 
-def indexed(entries: list[list[int]], shard: int) -> np.ndarray:
-    """The entries of a record as an index has them, [n] of ENTRY."""
-    made = np.zeros(len(entries), ENTRY)
-    columns = np.array(entries, np.int64).reshape(-1, 8).T[1:]
-    for name, column in zip(("offset", "label", "length", "width", "height", "crc32", "form"), columns, strict=True):
-        made[name] = column
-    made["shard"] = shard
-    return made
+def index_entries(record: ShardRecord, shard: int) -> Entries:
+    """The entries of a shard as the index stores them, [n] of ENTRY."""
+    entries = np.zeros(len(record.entries), ENTRY)
+    columns = np.array(record.entries, np.int64).reshape(-1, 1 + len(_COLUMNS)).T[1:]
+    for name, column in zip(_COLUMNS, columns, strict=True):
+        entries[name] = column
+    entries["shard"] = shard
+    return entries
 
 
-def _compare(job: Job, entries: list[list[int]]) -> None:
-    """Refuse a shard that is not the one that was lost. Raises `BadInput`."""
-    assert job.wanted is not None
-    found = indexed(entries, int(job.path.stem))
-    if np.array_equal(found, job.wanted):
+def _check_entries(job: ShardJob, expected: Entries, record: ShardRecord) -> None:
+    """Raises BadInput if a shard that is written again is not the one that was lost."""
+    entries = index_entries(record, int(job.path.stem))
+    if np.array_equal(entries, expected):
         return
-    pairs = zip(entries, found, job.wanted, strict=False)
-    changed = next((entry[0] - job.first for entry, one, other in pairs if one != other), None)
-    said = f"it would have {len(found)} images, and had {len(job.wanted)}"
-    if changed is not None:
-        said = f"{job.listing.where(changed)} or what stores it (jpegtran, Pillow) is not what it was"
-    raise BadInput(f"cannot make {job.path} again: {said}; put that back, or pack into another folder")
+    reason = f"it would have {len(entries)} images, and had {len(expected)}"
+    for (row, *_), entry, expected_entry in zip(record.entries, entries, expected, strict=False):
+        if entry != expected_entry:
+            location = job.manifest.location(row - job.first_row)
+            reason = f"{location} has changed, or the program that encodes it (jpegtran, Pillow) has"
+            break
+    raise BadInput(f"cannot write {job.path} again: {reason}; restore it, or pack into another folder")
 
 
-def _fill(file: BinaryIO, job: Job, count: Count) -> dict[str, Any]:
-    entries, odd, bad, read = [], [], [], 0
-    raw = _raw(job)
-    for row in range(len(job.listing)):
-        name, label = job.listing.name(row), int(job.listing.labels[row])
-        if row % _TOLD == 0 and row:
-            count(_TOLD)
+def _write_samples(file: BinaryIO, job: ShardJob, count: Count) -> ShardRecord:
+    record = ShardRecord()
+    raw_rows = _choose_raw_rows(job)
+    uncounted = 0
+    for row in range(len(job.manifest)):
         try:
-            data = job.listing.read(row)
-            kept = keep(data, name, job.listing.where(row), job.options, row in raw)
+            _write_sample(file, job, row, row in raw_rows, record)
         except BadInput as error:
             if not job.skip_bad:
-                raise BadInput(f"{error}; {job.listing.cure}--on-bad-image skip leaves it out; {KEPT}") from None
-            bad.append([name, str(error)])
-            continue
-        read += len(data)
-        odd += [[name, what] for what in kept.odd]
-        key = member(name)
-        offset = _add(file, f"{key}.{kept.suffix}", kept.data)
-        _add(file, f"{key}.cls", str(label).encode())
-        about = [len(kept.data), kept.width, kept.height, zlib.crc32(kept.data), kept.form]
-        entries.append([job.first + row, offset, label, *about])
-    count(len(job.listing) - max(len(job.listing) - 1, 0) // _TOLD * _TOLD)
-    return {"entries": entries, "odd": odd, "bad": bad, "source_bytes": read}
+                hint = f"{job.manifest.hint}leave it out with --on-bad-image skip"
+                raise BadInput(f"{error}; {hint}; {CONTINUE_HINT}") from None
+            record.bad.append((job.manifest.name(row), str(error)))
+        uncounted += 1
+        if uncounted == _COUNT_EVERY:
+            count(uncounted)
+            uncounted = 0
+    count(uncounted)
+    return record
 
 
-def _raw(job: Job) -> set[int]:
-    """The rows that become bare pixels."""
+def _write_sample(file: BinaryIO, job: ShardJob, row: int, raw: bool, record: ShardRecord) -> None:
+    """Append an image and its label to the shard and to its record. Raises BadInput if the image is unreadable."""
+    name, label = job.manifest.name(row), int(job.manifest.labels[row])
+    data = job.manifest.read(row)
+    image = encode_image(data, name, job.manifest.location(row), job.options, raw)
+    key = member_key(name)
+    offset = _append_member(file, f"{key}.{image.suffix}", image.data)
+    _append_member(file, f"{key}.cls", str(label).encode())
+    checksum = zlib.crc32(image.data)
+    columns = offset, label, len(image.data), image.width, image.height, checksum, image.form
+    record.entries.append([job.first_row + row, *columns])
+    record.odd += [(name, what) for what in image.odd]
+    record.source_bytes += len(data)
+
+
+def _choose_raw_rows(job: ShardJob) -> set[int]:
+    """The rows that are stored as raw pixels: the largest files."""
 
     def size(row: int) -> int:
         try:
-            return job.listing.size(row)
-        except BadInput:  # which is told when it is packed
+            return job.manifest.size(row)
+        except BadInput:  # reported when the image is packed
             return 0
 
-    count = round(job.options.raw_fraction * len(job.listing))
-    return set(sorted(range(len(job.listing)), key=size, reverse=True)[:count]) if count else set()
+    count = round(job.options.raw_fraction * len(job.manifest))
+    if not count:
+        return set()
+    return set(sorted(range(len(job.manifest)), key=size, reverse=True)[:count])
 
 
-def member(name: str) -> str:
-    """The key of a sample in a tar file. To WebDataset a dot ends the key, so a name's dots are written as %2E."""
+def member_key(name: str) -> str:
+    """CLASS/FILE -> the key of a sample in a shard. WebDataset ends a key at a dot, so dots in it become %2E."""
     folder, _, file = name.rpartition("/")
     stem = file.rpartition(".")[0] or file
     return f"{folder}/{stem.replace('%', '%25').replace('.', '%2E')}"
 
 
-def _add(file: BinaryIO, name: str, data: bytes) -> int:
-    """Append a member; where its data begin."""
-    about = tarfile.TarInfo(name)  # of no owner and no date: the same samples make the same shard
-    about.size = len(data)
-    file.write(about.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+def _append_member(file: BinaryIO, name: str, data: bytes) -> int:
+    """Append a member to a tar file. Returns where its content begins, in bytes."""
+    header = tarfile.TarInfo(name)  # without owner and date, so that the same samples make the same shard
+    header.size = len(data)
+    file.write(header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
     offset = file.tell()
     file.write(data + bytes(-len(data) % BLOCK))
     return offset

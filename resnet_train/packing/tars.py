@@ -1,124 +1,124 @@
-"""Tar files as sources, read without unpacking: ILSVRC2012's tar of tars, and WebDataset shards."""
+"""Tar files as sources, indexed without unpacking: ILSVRC2012's tar file of tar files, and WebDataset shards."""
 
 import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from resnet_train.data.image_folder import IMAGE_SUFFIXES
 from resnet_train.data.shards import BLOCK
 from resnet_train.errors import BadInput
-from resnet_train.packing.manifest import InTars
+from resnet_train.packing.manifest import TarManifest
 from resnet_train.runtime.progress import Progress
 
 
 class TarMember(NamedTuple):
-    """A file in a tar file."""
+    """A regular file in a tar file."""
 
     name: str
     offset: int
+    """Where its content begins, in bytes."""
     length: int
 
 
-class Found(NamedTuple):
-    """A sample in a tar file."""
+class TarSample(NamedTuple):
+    """A row of a TarManifest."""
 
     name: str
     """CLASS/FILE."""
     label: int
-    tar: int
+    tar_index: int
     offset: int
     length: int
 
 
-def members(path: Path, file: Any = None) -> Iterator[TarMember]:
-    """The files in a tar file, or in one that is open (and lies in `path`).
+def tar_manifest(tars: Sequence[Path], samples: Sequence[TarSample]) -> TarManifest:
+    """The manifest of samples in some tar files."""
+    names = np.array([os.fsencode(sample.name) for sample in samples], np.bytes_)
+    labels, indices, offsets, lengths = np.array([sample[1:] for sample in samples], np.int64).reshape(-1, 4).T
+    return TarManifest(names, labels, tuple(tars), indices, offsets, lengths)
 
-    Raises `BadInput` where it is none, or where a member is no plain file or its path leads outside.
+
+@contextmanager
+def open_tar(path: Path, file: IO[bytes] | None = None) -> Iterator[tarfile.TarFile]:
+    """Open an uncompressed tar file or, with `file`, one that lies within `path`.
+
+    Raises BadInput, also from within the block, if it cannot be read or is no tar file.
     """
     try:
         with tarfile.open(path if file is None else None, "r:", fileobj=file) as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
-                if member.isdir():
-                    continue
-                if member.name.startswith("/") or ".." in member.name.split("/"):
-                    raise BadInput(f"{path}: member {member.name} leads outside: refused")
-                if not member.isfile():
-                    raise BadInput(f"{path}: member {member.name} is a link or a device: refused")
-                yield TarMember(member.name, member.offset_data, member.size)
-            assert tar.fileobj is not None
-            tar.fileobj.seek(tar.offset)  # where tarfile stops, at an end or at what is no member
-            if tar.fileobj.read(BLOCK) != bytes(BLOCK):
-                said = "blocks of zeros end a tar file, and here are none"
-                raise BadInput(f"cannot read {path}: it is cut short, or damaged, after {member.name}: {said}")
+            yield tar
     except (tarfile.TarError, OSError, EOFError) as error:
-        said = getattr(error, "strerror", None) or f"it is cut short, or no tar file ({error})"
-        raise BadInput(f"cannot read {path}: {said}") from None
+        reason = getattr(error, "strerror", None) or f"it is truncated, or no tar file ({error})"
+        raise BadInput(f"cannot read {path}: {reason}") from None
 
 
-def listed(tars: Sequence[Path], found: Sequence[Found]) -> InTars:
-    """A list of samples."""
-    names = np.array([os.fsencode(one.name) for one in found], np.bytes_)
-    label, tar, offset, length = np.array([one[1:] for one in found], np.int64).reshape(-1, 4).T
-    return InTars(names, label, tuple(tars), tar, offset, length)
+def regular_files(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """The members of an open tar file that are not folders.
+
+    Raises BadInput if a member is a link or a device, if its path leads outside, or if the end marker is missing.
+    """
+    for member in tar:
+        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
+        if member.isdir():
+            continue
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            raise BadInput(f"{path}: member {member.name} leads outside of the archive: refused")
+        if not member.isfile():
+            raise BadInput(f"{path}: member {member.name} is a link or a device: refused")
+        yield member
+    # tarfile stops silently at whatever is no member. A whole archive has at least one block of zeros there.
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(BLOCK) != bytes(BLOCK):
+        raise BadInput(f"cannot read {path}: it is truncated or damaged after {member.name}: the end marker is missing")
 
 
-def of_tars(path: Path) -> tuple[InTars, list[str]]:
-    """`ILSVRC2012_img_train.tar`: a tar file for each class, named by its synset. The classes are in order."""
-    found, classes = [], []
-    try:
-        with path.open("rb") as file, Progress(path.name, None, "class") as bar:
-            for outer in members(path):
-                name = Path(outer.name).name
-                if not name.endswith(".tar"):
-                    raise BadInput(f"{path}: member {outer.name} is no tar file of a class")
-                classes.append(name.removesuffix(".tar"))
-                for inner in members(path, _Part(file, outer)):
-                    place = outer.offset + inner.offset
-                    file_name = Path(inner.name).name
-                    found.append(Found(f"{classes[-1]}/{file_name}", len(classes) - 1, 0, place, inner.length))
-                bar.update(1)
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from None
-    order = sorted(range(len(classes)), key=classes.__getitem__)
-    rank = {old: new for new, old in enumerate(order)}
-    return listed([path], [one._replace(label=rank[one.label]) for one in found]), sorted(classes)
+# --- ILSVRC2012 -------------------------------------------------------------------------------------------------------
 
 
-class _Part:
-    """As much of a file object as tarfile needs, over a part of an open file."""
+def read_class_tars(path: Path) -> tuple[TarManifest, list[str]]:
+    """`ILSVRC2012_img_train.tar`: a tar file for each class, named by its synset. The manifest and the sorted classes.
 
-    def __init__(self, file: IO[bytes], member: TarMember) -> None:
-        self.file, self.member, self.at = file, member, 0
+    Raises BadInput.
+    """
+    samples: list[TarSample] = []
+    classes: list[str] = []
+    with open_tar(path) as outer, Progress(path.name, None, "class") as bar:
+        for class_tar in regular_files(outer, path):
+            class_id = Path(class_tar.name).name.removesuffix(".tar")
+            if not class_tar.name.endswith(".tar"):
+                raise BadInput(f"{path}: member {class_tar.name} is not the tar file of a class")
+            with open_tar(path, outer.extractfile(class_tar)) as inner:
+                for image in regular_files(inner, path):
+                    name, offset = f"{class_id}/{Path(image.name).name}", class_tar.offset_data + image.offset_data
+                    samples.append(TarSample(name, len(classes), 0, offset, image.size))
+            classes.append(class_id)
+            bar.update(1)
+    label_of_class = {class_id: label for label, class_id in enumerate(sorted(classes))}
+    samples = [sample._replace(label=label_of_class[classes[sample.label]]) for sample in samples]
+    return tar_manifest([path], samples), sorted(classes)
 
-    def tell(self) -> int:
-        return self.at
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        assert whence == os.SEEK_SET
-        self.at = offset
-        return offset
-
-    def read(self, size: int = -1) -> bytes:
-        size = min(size if size >= 0 else self.member.length, max(self.member.length - self.at, 0))
-        data = os.pread(self.file.fileno(), size, self.member.offset + self.at)
-        self.at += len(data)
-        return data
+def read_members(path: Path) -> list[TarMember]:
+    """All files of a tar file. Raises BadInput."""
+    with open_tar(path) as tar:
+        return [TarMember(file.name, file.offset_data, file.size) for file in regular_files(tar, path)]
 
 
 # --- WebDataset -------------------------------------------------------------------------------------------------------
 
-_MEMBER = re.compile(r"((?:.*/)?[^./]*)\.([^/]*)", re.S)
-"""WebDataset's rule: what follows the first dot of the file's name tells what a member is, the rest is the key."""
+_KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^./]*)\.([^/]*)", re.S)
+"""WebDataset's rule: the key ends at the first dot of the file name, and the rest says what the member is."""
 
 
-class Pair(NamedTuple):
-    """An image of a WebDataset shard and its label."""
+class WebDatasetSample(NamedTuple):
+    """An image in a WebDataset shard, and its label."""
 
     key: str
     suffix: str
@@ -126,31 +126,38 @@ class Pair(NamedTuple):
     label: int
 
 
-def pairs(path: Path) -> Iterator[Pair]:
-    """The samples of a WebDataset shard, KEY.jpg (or .png, …) beside KEY.cls. Raises `BadInput`."""
+def read_webdataset(path: Path) -> Iterator[WebDatasetSample]:
+    """The samples of a WebDataset shard: KEY.jpg (or .png, …) beside KEY.cls. Raises BadInput."""
     image: tuple[str, str, TarMember] | None = None
     label: tuple[str, int] | None = None
-    with path.open("rb") as file:
-        for member in members(path):
-            match = _MEMBER.fullmatch(member.name)
+    with open_tar(path) as tar:
+        for member in regular_files(tar, path):
+            match = _KEY_AND_SUFFIX.fullmatch(member.name)
             if match is None:
                 continue
             key, suffix = match[1], match[2].lower()
             if f".{suffix}" in IMAGE_SUFFIXES:
-                if image is not None:
-                    raise _lone(path, image)
-                image = (key, suffix, member)
+                _check_labelled(path, image)
+                image = (key, suffix, TarMember(member.name, member.offset_data, member.size))
             elif suffix == "cls":
-                text = os.pread(file.fileno(), member.length, member.offset)
-                if not text.strip().isdigit():
-                    raise BadInput(f"{path}: {member.name} is no label: expected a number, found {text[:20]!r}")
-                label = (key, int(text))
+                label = (key, _read_label(path, tar, member))
             if image is not None and label is not None and image[0] == label[0]:
-                yield Pair(*image, label[1])
+                yield WebDatasetSample(*image, label[1])
                 image = label = None
+    _check_labelled(path, image)
+
+
+def _read_label(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    file = tar.extractfile(member)
+    assert file is not None  # it is a regular file
+    text = file.read()
+    if not text.strip().isdigit():
+        raise BadInput(f"{path}: {member.name} is no label: expected a number, found {text[:20]!r}")
+    return int(text)
+
+
+def _check_labelled(path: Path, image: tuple[str, str, TarMember] | None) -> None:
+    """Raises BadInput if an image still waits for its label."""
     if image is not None:
-        raise _lone(path, image)
-
-
-def _lone(path: Path, image: tuple[str, str, TarMember]) -> BadInput:
-    return BadInput(f"{path}: {image[2].name} has no {image[0]}.cls beside it, which would hold its label")
+        key, _, member = image
+        raise BadInput(f"{path}: {member.name} has no label: expected {key}.cls beside it")

@@ -1,9 +1,9 @@
-"""`prepare --verify`: every byte of a packed set against its index."""
+"""`prepare --verify`: compare every byte of a packed data set with its index."""
 
-import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -17,83 +17,103 @@ from resnet_train.errors import BadInput
 from resnet_train.runtime.processes import Count, run_jobs
 from resnet_train.runtime.progress import Progress
 
+_COUNT_EVERY = 32
+"""Samples between two reports of progress."""
 
-class _Job(NamedTuple):
-    source: ShardDataset
+
+@dataclass
+class VerifyReport:
+    """The differences between a packed data set and its index."""
+
+    images: dict[str, int]
+    """The number of images by split."""
+    errors: list[str] = field(default_factory=list)
+    """One line for each image that differs."""
+    damaged_shards: list[Path] = field(default_factory=list)
+    """The shards of these images."""
+
+
+class _ShardCheck(NamedTuple):
+    dataset: ShardDataset
     rows: Ints
     """The samples of one shard, in the order of their bytes."""
 
 
-def verify(folder: Path, workers: int) -> dict[str, int]:
-    """Read every sample: its checksum, its pixels, and its label as the tar file has it. The images of each part.
+def verify(folder: Path, workers: int) -> VerifyReport:
+    """Compare the checksum, the pixels and the label of every image with the index.
 
-    What is wrong is named on standard error, one line each, then `BadInput` raised.
+    Raises BadInput if the index or a shard is missing or damaged as a whole.
     """
-    parts = {part: open_shards(folder, part) for part in shards.read_index(folder)["parts"]}
-    jobs = [job for source in parts.values() for job in _jobs(source)]
-    total, wrong, damaged = sum(map(len, parts.values())), 0, []
-    with Progress("verifying", total, "img") as bar:
-        for shard, lines in run_jobs(check, jobs, workers, bar.update, "use fewer --workers"):
-            wrong += len(lines)
-            damaged += [str(shard)] * (len(lines) > 0)
-            for line in lines:
-                print(line, file=sys.stderr)
-    if wrong:
-        raise BadInput(
-            f"{folder}: {wrong} of {total} images are not as they were packed: they are named above; delete "
-            f"{', '.join(sorted(damaged))} and run the same resnet-train prepare command again, which packs that anew"
-        )
-    return {part: len(source) for part, source in parts.items()}
+    datasets = {split: open_shards(folder, split) for split in shards.read_index(folder)["parts"]}
+    report = VerifyReport({split: len(dataset) for split, dataset in datasets.items()})
+    jobs = [job for dataset in datasets.values() for job in _shard_checks(dataset)]
+    with Progress("verifying", sum(report.images.values()), "img") as bar:
+        for shard, errors in run_jobs(check_shard, jobs, workers, bar.update, "use fewer --workers"):
+            report.errors += errors
+            if errors:
+                report.damaged_shards.append(shard)
+    report.damaged_shards.sort()
+    return report
 
 
-def told(images: dict[str, int]) -> str:
-    """What a check that found nothing has to say."""
-    counts = ", ".join(f"{count:,} of {part}" for part, count in images.items())
-    return f"every checksum, pixel and label is as it was packed ({counts})"
-
-
-def _jobs(source: ShardDataset) -> Iterator[_Job]:
-    order = np.lexsort((source.entries["offset"], source.entries["shard"]))
-    ends = np.searchsorted(source.entries["shard"][order], np.arange(len(source.shards) + 1))
+def _shard_checks(dataset: ShardDataset) -> Iterator[_ShardCheck]:
+    order = np.lexsort((dataset.entries["offset"], dataset.entries["shard"]))
+    ends = np.searchsorted(dataset.entries["shard"][order], np.arange(len(dataset.shards) + 1))
     if ends[-1] < len(order):
-        source.entry(int(order[-1]))  # complains: there is no such shard
+        dataset.entry(int(order[-1]))  # raises: the index names a shard that does not exist
     for first, last in pairwise(ends.tolist()):
         if last > first:
-            yield _Job(source, order[first:last])
+            yield _ShardCheck(dataset, order[first:last])
 
 
-def check(job: _Job, count: Count) -> tuple[Path, list[str]]:
-    """A shard, and what is wrong with its samples, a line each."""
-    source, wrong = job.source, []
-    shard = source.folder / source.shards[source.entry(int(job.rows[0])).shard]
-    labels = dict(_labels(shard))
-    for done, row in enumerate(job.rows.tolist(), 1):
-        place = source.entry(row)
+def check_shard(job: _ShardCheck, count: Count) -> tuple[Path, list[str]]:
+    """The path of a shard, and one line for each of its images that differs from the index."""
+    dataset, errors = job.dataset, []
+    shard = dataset.folder / dataset.shards[dataset.entry(int(job.rows[0])).shard]
+    labels = dict(_stored_labels(shard))
+    uncounted = 0
+    for row in job.rows.tolist():
         try:
-            if zlib.crc32(source.read_bytes(place)) != place.crc32:
-                raise BadInput("its bytes are not those that were packed")
-            if labels.get(place.offset) != str(place.label).encode():
-                raise BadInput(f"its label is {place.label} by the index and {labels.get(place.offset)!r} by the shard")
-            picture = source.encoded(row)
-            pixels = picture.region((0, 0, *picture.size)).pixels
-            if picture.size != (place.width, place.height) or pixels.shape != (place.height, place.width, 3):
-                raise BadInput(f"it is of another size than {place.width} x {place.height}")
+            _check_image(dataset, row, labels)
         except BadInput as error:
-            wrong.append(f"{source.name(row)}: {error}")
-        if done % 32 == 0:
-            count(32)
-    count(len(job.rows) % 32)
-    return shard, wrong
+            errors.append(f"{dataset.name(row)}: {error}")
+        uncounted += 1
+        if uncounted == _COUNT_EVERY:
+            count(uncounted)
+            uncounted = 0
+    count(uncounted)
+    return shard, errors
 
 
-def _labels(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Where each image of a shard begins, and the text of its label, which is the next member."""
+def _check_image(dataset: ShardDataset, row: int, labels: dict[int, bytes]) -> None:
+    """Raises BadInput if an image or its label differs from the index."""
+    entry = dataset.entry(row)
+    if zlib.crc32(dataset.read_bytes(entry)) != entry.crc32:
+        raise BadInput("its bytes are not those that were packed")
+    label = labels.get(entry.offset)
+    if label != str(entry.label).encode():
+        raise BadInput(f"its label is {entry.label} in the index, and {label!r} in the shard")
+    image = dataset.encoded(row)
+    pixels = image.region((0, 0, *image.size)).pixels
+    if image.size != (entry.width, entry.height) or pixels.shape != (entry.height, entry.width, 3):
+        raise BadInput(f"its size is not {entry.width} x {entry.height} pixels, as in the index")
+
+
+def _stored_labels(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The offset of each image in a shard, and the text of its label, which is the next member.
+
+    Ends at the first damage: the labels that are missing then differ from the index.
+    """
     try:
         with tarfile.open(path, "r:") as tar:
-            for image, label in zip(*[iter(tar)] * 2, strict=False):
-                file = tar.extractfile(label)
-                same = image.name.rpartition(".")[0] + ".cls" == label.name
-                if same and file is not None:
+            image: tarfile.TarInfo | None = None
+            for member in tar:
+                stem, _, suffix = member.name.rpartition(".")
+                if suffix != "cls":
+                    image = member
+                elif image is not None and image.name.rpartition(".")[0] == stem and member.isfile():
+                    file = tar.extractfile(member)
+                    assert file is not None  # it is a regular file
                     yield image.offset_data, file.read()
     except (tarfile.TarError, OSError):
         return

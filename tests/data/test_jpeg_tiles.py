@@ -33,7 +33,7 @@ def assert_every_crop_is_exact(data: bytes, whole: ImageArray, crops: int = 60) 
     """Compare random crops and those in the corners with the whole image; the share of it that was decoded."""
     height, width = whole.shape[:2]
     image = TiledJpeg(data, "it", (width, height))
-    boxes = jpeg_restart.boxes(np.random.default_rng(1).random((crops, 4)), width, height)
+    boxes = jpeg_restart.random_boxes(np.random.default_rng(1).random((crops, 4)), width, height)
     boxes += [(0, 0, 1, 1), (width - 1, height - 1, width, height), (0, 0, width, height)]
     decoded = []
     for left, top, right, bottom in boxes:
@@ -49,8 +49,8 @@ def assert_every_crop_is_exact(data: bytes, whole: ImageArray, crops: int = 60) 
 @pytest.mark.parametrize("mode", ["4:4:4", "4:2:2", "4:2:0", "grey"])
 def test_every_crop_is_that_of_the_whole_image(mode: str, size: tuple[int, int]) -> None:
     plain = jpeg(photo(*size), mode)
-    restarting = jpeg(photo(*size), mode, jpeg_restart.interval(jpeg_restart.frame(plain)))
-    tiled = jpeg_restart.with_table(restarting)
+    restarting = jpeg(photo(*size), mode, jpeg_restart.choose_interval(jpeg_restart.read_header(plain)))
+    tiled = jpeg_restart.add_tile_table(restarting)
     assert jpeg_tiles.is_tiled(tiled)
     assert not jpeg_tiles.is_tiled(restarting)
     whole = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
@@ -69,7 +69,7 @@ def test_jpegtran_makes_tiles_of_any_subsampling(subsampling: str) -> None:
         np.ascontiguousarray(pixels[..., :1]) if grey else pixels, 90, "GRAY" if grey else "RGB", subsampling
     )
     whole = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
-    tiled = jpeg_restart.tiled(plain, whole, np.random.default_rng(2).random((4, 4)))
+    tiled = jpeg_restart.add_restart_tiles(plain, whole, np.random.default_rng(2).random((4, 4)))
     assert len(tiled) < 1.06 * len(plain)
     assert_every_crop_is_exact(tiled, whole)
 
@@ -79,8 +79,8 @@ def test_a_progressive_file_becomes_tiles_of_the_same_pixels() -> None:
     file = io.BytesIO()
     Image.fromarray(photo(300, 200)).save(file, "JPEG", progressive=True)
     whole = np.asarray(Image.open(file).convert("RGB"))
-    assert not jpeg_restart.frame(file.getvalue()).baseline
-    assert_every_crop_is_exact(jpeg_restart.tiled(file.getvalue(), whole, np.zeros((0, 4))), whole)
+    assert not jpeg_restart.read_header(file.getvalue()).is_baseline
+    assert_every_crop_is_exact(jpeg_restart.add_restart_tiles(file.getvalue(), whole, np.zeros((0, 4))), whole)
 
 
 @needs_jpegtran
@@ -89,35 +89,39 @@ def test_what_is_not_exact_or_no_jpeg_is_refused() -> None:
     data = jpeg(pixels, "4:4:4")
     whole = np.asarray(Image.open(io.BytesIO(data)))
     with pytest.raises(ValueError, match="its pixels are not the same"):
-        jpeg_restart.tiled(data, whole ^ np.uint8(1), np.zeros((0, 4)))
-    for broken, why in ((data[:300], "cut short"), (b"\xff\xd8 no marker", "marker"), (data[:-700], "premature end")):
+        jpeg_restart.add_restart_tiles(data, whole ^ np.uint8(1), np.zeros((0, 4)))
+    for broken, why in ((data[:300], "truncated"), (b"\xff\xd8 no marker", "marker"), (data[:-700], "premature end")):
         with pytest.raises(ValueError, match=f"(?i){why}"):
-            jpeg_restart.tiled(broken, whole, np.zeros((0, 4)))
+            jpeg_restart.add_restart_tiles(broken, whole, np.zeros((0, 4)))
 
 
 def test_restarts_that_are_no_tiles_are_refused() -> None:
     pixels = photo(100, 100)  # 13 units in a row
-    for restart, why in ((0, "do not divide"), (5, "do not divide")):
+    for restart, why in ((0, "does not divide"), (5, "does not divide")):
         with pytest.raises(ValueError, match=why):
-            jpeg_restart.with_table(jpeg(pixels, "4:4:4", restart))
-    with pytest.raises(ValueError, match="not the restarts"):
-        jpeg_restart.with_table(jpeg(pixels, "4:4:4", 13) + b"trailing")
+            jpeg_restart.add_tile_table(jpeg(pixels, "4:4:4", restart))
+    with pytest.raises(ValueError, match="restart markers do not match the header"):
+        jpeg_restart.add_tile_table(jpeg(pixels, "4:4:4", 13) + b"trailing")
 
 
 def test_a_tiles_width_divides_the_row_or_is_the_row() -> None:
     for width in range(1, 700):
         for block in (8, 16, 32):
-            frame = jpeg_restart.Frame(0, (width, 10), (block, 8), 0, 0, True)
-            units = jpeg_restart.interval(frame)
-            assert frame.across % units == 0
-            assert units == frame.across or 40 <= units * block <= 112
-    assert jpeg_restart.interval(jpeg_restart.Frame(0, (500, 375), (8, 8), 0, 0, True)) == 7
+            header = jpeg_restart.JpegHeader(0, (width, 10), (block, 8), 0, 0, True)
+            units = jpeg_restart.choose_interval(header)
+            assert header.mcus_per_row % units == 0
+            assert units == header.mcus_per_row or 40 <= units * block <= 112
+    assert jpeg_restart.choose_interval(jpeg_restart.JpegHeader(0, (500, 375), (8, 8), 0, 0, True)) == 7
 
 
 def test_a_damaged_tile_is_named() -> None:
     data = bytearray(
-        jpeg_restart.with_table(
-            jpeg(photo(200, 200), "4:2:0", jpeg_restart.interval(jpeg_restart.frame(jpeg(photo(200, 200), "4:2:0"))))
+        jpeg_restart.add_tile_table(
+            jpeg(
+                photo(200, 200),
+                "4:2:0",
+                jpeg_restart.choose_interval(jpeg_restart.read_header(jpeg(photo(200, 200), "4:2:0"))),
+            )
         )
     )
     table = data.index(jpeg_tiles.MARK) + len(jpeg_tiles.MARK)
@@ -137,7 +141,7 @@ def test_real_photos_are_exact_and_no_larger(real_images: Path) -> None:
     for path in sorted((real_images / "imagenet-natural-c100" / "val").rglob("*.*"))[::10]:
         image = decoding.open_file(path)
         whole = image.region((0, 0, *image.size)).pixels
-        tiled = jpeg_restart.tiled(image.data, whole, np.zeros((0, 4)))
+        tiled = jpeg_restart.add_restart_tiles(image.data, whole, np.zeros((0, 4)))
         assert_every_crop_is_exact(tiled, whole, crops=20)
         before, after = before + len(image.data), after + len(tiled)
     assert after < 1.01 * before

@@ -141,7 +141,7 @@ def test_what_a_jpeg_cannot_hold_is_left_out(photos: Path, program: Program) -> 
 def test_squares_are_averages_of_areas(photos: Path, program: Program) -> None:
     code, out, err = program("prepare", photos, "packed", "--square", 16)
     assert code == 0, err
-    assert "recipe: CHANGED: every image was made 16 pixels wide and high" in out
+    assert "recipe: CHANGED: every image was resized to 16 x 16 pixels" in out
     train, files = opened(Path("packed"))[0], opened(photos, "imagefolder")[0]
     for i in range(len(train)):
         wanted = files.decoded(i).resize((16, 16), Image.Resampling.BOX)
@@ -217,7 +217,7 @@ def test_damage_is_named(packed: Path, program: Program) -> None:
         lines = err.splitlines()
         assert (code, len(lines)) == (2, 2), err
         assert f"{shard}:{key(train.name(12))}." in lines[0]
-        assert "1 of 30 images are not as they were packed" in lines[1]
+        assert "1 of 30 images differ from the index" in lines[1]
     shard.write_bytes(whole[:-5000])
     said = r"1.tar has .* bytes, and .* by the index; pack it again"
     with pytest.raises(BadInput, match=said):

@@ -1,4 +1,4 @@
-"""The forms that a data set is packed from: each gives the samples of the class folders, in their order."""
+"""The formats that `prepare` reads: each gives the samples of the class folders, in their order."""
 
 import io
 import json
@@ -14,16 +14,16 @@ from conftest import CLASSES, assert_same, opened, refusal
 from PIL import Image
 
 from resnet_train import cli
-from resnet_train.packing import shard_writer
-from resnet_train.packing.encode import Options
+from resnet_train.packing.encode import PackOptions
 from resnet_train.packing.formats import open_source
+from resnet_train.packing.shard_writer import ShardJob, write_shard
 
 Program = Callable[..., tuple[int, str, str]]
-Form = tuple[Path, list[str], tuple[str, ...]]
+Source = tuple[Path, list[str], tuple[str, ...]]
 """A folder, the options to pack it with, and the names of its classes."""
 
 
-# --- the forms --------------------------------------------------------------------------------------------------------
+# --- the formats ------------------------------------------------------------------------------------------------------
 
 
 def tar_of(path: Path, files: dict[str, bytes]) -> Path:
@@ -43,11 +43,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}  # in no order: as the real ones
 
 
-def class_folders(photos: Path) -> Form:
+def class_folders(photos: Path) -> Source:
     return photos, [], CLASSES
 
 
-def ilsvrc_tars(photos: Path) -> Form:
+def ilsvrc_tars(photos: Path) -> Source:
     """As ILSVRC2012's: val's images numbered, and a development kit whose numbers are not in alphabetical order."""
     from scipy.io import savemat
 
@@ -79,24 +79,24 @@ def ilsvrc_tars(photos: Path) -> Form:
     return folder, [], ("thing 2, Thüng", "thing 3, Thüng", "thing 1, Thüng")
 
 
-def parquet_files(photos: Path) -> Form:
+def parquet_files(photos: Path) -> Source:
     """As Hugging Face writes them: shuffled, and a test part without labels."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     features = {"image": {"_type": "Image"}, "label": {"names": list(CLASSES), "_type": "ClassLabel"}}
-    about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     Path("hub/data").mkdir(parents=True)
     for part, name in (("train", "train"), ("val", "validation"), ("val", "test")):
         paths = sorted((photos / part).rglob("*.*"), key=lambda path: path.name[::-1])
         images = [{"bytes": path.read_bytes(), "path": f"/home/me/{path.name}"} for path in paths]
         labels = [-1 if name == "test" else CLASSES.index(path.parent.name) for path in paths]
-        table = pa.table({"image": images, "label": labels}).replace_schema_metadata(about)
+        table = pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata)
         pq.write_table(table, f"hub/data/{name}-00000-of-00001.parquet", row_group_size=4)
     return Path("hub"), [], CLASSES
 
 
-def webdataset_tars(photos: Path) -> Form:
+def webdataset_tars(photos: Path) -> Source:
     Path("wds").mkdir()
     for part in ("train", "validation"):
         files: dict[str, bytes] = {}
@@ -109,15 +109,15 @@ def webdataset_tars(photos: Path) -> Form:
     return Path("wds"), ["--class-names", "names.txt"], ("tench, Tinca tinca", "goldfish", "shark")
 
 
-def own_shards(photos: Path) -> Form:
-    """To be packed anew in another way."""
+def own_shards(photos: Path) -> Source:
+    """Packed again in another way."""
     folder, options, names = webdataset_tars(photos)
     assert cli.main(["prepare", str(folder), "shards", *options]) == 0
     return Path("shards"), ["--raw-fraction", "1"], names
 
 
-def val_without_folders(photos: Path) -> Form:
-    """And its classes as in Kaggle's LOC_val_solution.csv."""
+def val_without_folders(photos: Path) -> Source:
+    """With a table of classes as in Kaggle's LOC_val_solution.csv."""
     shutil.copytree(photos, "kaggle")
     lines = ["ImageId,PredictionString"]
     for name in CLASSES:
@@ -130,12 +130,12 @@ def val_without_folders(photos: Path) -> Form:
 
 
 @pytest.mark.parametrize(
-    "form", [class_folders, ilsvrc_tars, parquet_files, webdataset_tars, own_shards, val_without_folders]
+    "make_source", [class_folders, ilsvrc_tars, parquet_files, webdataset_tars, own_shards, val_without_folders]
 )
-def test_every_form_is_the_class_folders_that_people_make_of_it(
-    form: Callable[[Path], Form], photos: Path, program: Program
+def test_every_format_gives_the_samples_of_the_class_folders(
+    make_source: Callable[[Path], Source], photos: Path, program: Program
 ) -> None:
-    folder, options, names = form(photos)
+    folder, options, names = make_source(photos)
     code, _, err = program("prepare", folder, "packed", "--shard-images", 5, *options)
     assert code == 0, err
     for one, other in zip(opened(Path("packed")), opened(photos, "imagefolder"), strict=True):
@@ -143,19 +143,19 @@ def test_every_form_is_the_class_folders_that_people_make_of_it(
     assert tuple(Path("packed/classes.txt").read_text().splitlines()) == names
 
 
-def test_cifar_becomes_png_of_the_same_pixels(real_images: Path, tmp_path: Path) -> None:
-    """Against the rows of its files: red, green and blue one after the other."""
+def test_cifar_becomes_png_files_of_the_same_pixels(real_images: Path, tmp_path: Path) -> None:
+    """Compared with the rows of its files: all red values, then green, then blue."""
     source, folder = open_source(real_images), real_images / "cifar-10-batches-py"
-    for part, file, first, rows in (("train", "data_batch_5", 40_000, [0, 17, 9_999]), ("val", "test_batch", 0, [4])):
-        theirs = pickle.loads((folder / file).read_bytes(), encoding="bytes")
-        listing = source.parts[part].part(np.array(rows) + first)
-        job = shard_writer.Job(tmp_path / "0.tar", tmp_path / "0.json", listing, 0, Options(), False)
-        record = shard_writer.pack(job, lambda number: None)
-        for entry, row in zip(record["entries"], rows, strict=True):
-            data = (tmp_path / "0.tar").read_bytes()[entry[1] : entry[1] + entry[3]]
+    for split, file, first, rows in (("train", "data_batch_5", 40_000, [0, 17, 9_999]), ("val", "test_batch", 0, [4])):
+        batch = pickle.loads((folder / file).read_bytes(), encoding="bytes")
+        manifest = source.manifests[split].subset(np.array(rows) + first)
+        job = ShardJob(tmp_path / "0.tar", tmp_path / "0.json", manifest, 0, PackOptions(), False)
+        record = write_shard(job, lambda number: None)
+        for (_, offset, label, length, *_), row in zip(record.entries, rows, strict=True):
+            data = (tmp_path / "0.tar").read_bytes()[offset : offset + length]
             pixels = np.asarray(Image.open(io.BytesIO(data))).transpose(2, 0, 1)
-            assert pixels.ravel().tolist() == theirs[b"data"][row].tolist()
-            assert entry[2] == theirs[b"labels"][row]
+            assert pixels.ravel().tolist() == batch[b"data"][row].tolist()
+            assert label == batch[b"labels"][row]
     names = pickle.loads((folder / "batches.meta").read_bytes())["label_names"]
     assert source.classes == names
 
@@ -167,21 +167,21 @@ def test_val_needs_the_class_of_each_image(photos: Path, program: Program) -> No
     folder, options, _ = val_without_folders(photos)
     labels = Path("val.csv")
     head, *lines = labels.read_text().splitlines()
-    assert "nothing says which classes the images of" in refusal(program, folder, "packed")
-    for text, said in (
+    assert "the classes of the images in kaggle/val are unknown" in refusal(program, folder, "packed")
+    for text, message in (
         ([head, *lines[:-1]], "val.csv has no class for n03_7.png"),
         ([head, *lines[:-1], "n03_7,n9"], "gives n03_7.png the class n9"),
         (["490", "361"], "expected an image and its class"),
     ):
         labels.write_text("\n".join(text))
-        assert said in refusal(program, folder, "packed", *options)
+        assert message in refusal(program, folder, "packed", *options)
 
 
-def test_the_development_kit_is_missed(photos: Path, program: Program) -> None:
+def test_a_missing_development_kit_is_named(photos: Path, program: Program) -> None:
     folder, _, _ = ilsvrc_tars(photos)
     (folder / "ILSVRC2012_devkit_t12.tar.gz").unlink()
-    said = "nothing says which classes the images of ilsvrc/ILSVRC2012_img_val.tar are of"
-    assert said in refusal(program, folder, "packed")
+    message = "the classes of the images in ilsvrc/ILSVRC2012_img_val.tar are unknown: put ILSVRC2012_devkit_t12.tar.gz"
+    assert message in refusal(program, folder, "packed")
 
 
 def test_parquet_of_other_columns_is_refused(program: Program) -> None:
@@ -190,28 +190,28 @@ def test_parquet_of_other_columns_is_refused(program: Program) -> None:
 
     Path("hub").mkdir()
     pq.write_table(pa.table({"picture": [b""], "label": [0], "hash": [0]}), "hub/train.parquet")
-    said = "has the columns picture, label, hash; expected image (bytes, path) and label"
-    assert said in refusal(program, "hub", "packed")
+    message = "has the columns picture, label, hash; expected image (bytes, path) and label"
+    assert message in refusal(program, "hub", "packed")
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
-        ({"../a.jpg": b"x", "../a.cls": b"1"}, "member ../a.jpg leads outside: refused"),
-        ({"/etc/a.jpg": b"x"}, "member /etc/a.jpg leads outside: refused"),
-        ({"a.jpg": b"x", "b.cls": b"0"}, "a.jpg has no a.cls beside it"),
+        ({"../a.jpg": b"x", "../a.cls": b"1"}, "member ../a.jpg leads outside of the archive: refused"),
+        ({"/etc/a.jpg": b"x"}, "member /etc/a.jpg leads outside of the archive: refused"),
+        ({"a.jpg": b"x", "b.cls": b"0"}, "a.jpg has no label: expected a.cls beside it"),
         ({"a.jpg": b"x", "a.cls": b"cat"}, "a.cls is no label: expected a number, found b'cat'"),
         ({"a.jpg": b"x", "a.cls": b"0", "d/a.jpg": b"x", "d/a.cls": b"0", "d_a.jpg": b"x", "d_a.cls": b"0"}, "0/d_a.jpg and 0/d_a.jpg would have the same name"),
-        ({"readme.txt": b"x"}, "holds no image of its train part"),
+        ({"readme.txt": b"x"}, "has no image in its train split"),
     ],
 )  # fmt: skip
-def test_bad_tars_are_refused(files: dict[str, bytes], said: str, program: Program) -> None:
+def test_bad_tars_are_refused(files: dict[str, bytes], message: str, program: Program) -> None:
     Path("wds").mkdir()
     tar_of(Path("wds/train-0.tar"), files)
-    assert said in refusal(program, "wds", "packed")
+    assert message in refusal(program, "wds", "packed")
 
 
-def test_links_and_cut_tars_are_refused(photos: Path, program: Program) -> None:
+def test_links_and_truncated_tars_are_refused(photos: Path, program: Program) -> None:
     Path("wds").mkdir()
     tar = Path("wds/train-0.tar")
     with tarfile.open(tar, "w") as file:
@@ -222,6 +222,6 @@ def test_links_and_cut_tars_are_refused(photos: Path, program: Program) -> None:
     data = (photos / "train" / "n01" / "n01_0.JPEG").read_bytes()
     tar_of(tar, {"a.jpg": data, "a.cls": b"0", "b.jpg": data, "b.cls": b"0"})
     tar.write_bytes(tar.read_bytes()[: 1536 + len(data)])
-    assert "cannot read wds/train-0.tar: it is cut short" in refusal(program, "wds", "packed")
+    assert "cannot read wds/train-0.tar: it is truncated" in refusal(program, "wds", "packed")
     tar.write_text("text")
-    assert "cannot read wds/train-0.tar: it is cut short, or no tar file" in refusal(program, "wds", "packed")
+    assert "cannot read wds/train-0.tar: it is truncated, or no tar file" in refusal(program, "wds", "packed")

@@ -15,10 +15,10 @@ from conftest import assert_same, opened, photo, refusal
 from PIL import Image
 
 from resnet_train.errors import BadInput
-from resnet_train.packing import shard_writer
-from resnet_train.packing.encode import Options
+from resnet_train.packing.encode import PackOptions
 from resnet_train.packing.formats import open_source
-from resnet_train.packing.manifest import InFolder
+from resnet_train.packing.manifest import FolderManifest
+from resnet_train.packing.shard_writer import ShardJob, write_shard
 from resnet_train.runtime import processes
 from resnet_train.runtime.atomic import temporary_path
 
@@ -28,15 +28,15 @@ Program = Callable[..., tuple[int, str, str]]
 # --- interruptions ----------------------------------------------------------------------------------------------------
 
 
-def test_finished_shards_are_not_made_again(photos: Path, program: Program) -> None:
+def test_finished_shards_are_not_written_again(photos: Path, program: Program) -> None:
     bad = photos / "train" / "n02" / "n02_0.JPEG"
     good = bad.read_bytes()
     bad.write_bytes(b"")
-    said = refusal(program, photos, "packed", "--shard-images", 2, "--workers", 1)
-    assert f"cannot decode {bad}: it is empty; put a good file in its place" in said
-    assert "or --on-bad-image skip leaves it out; finished shards are kept" in said
-    made = {path: path.stat().st_ino for path in Path("packed").rglob("*.tar")}
-    assert len(made) == 3
+    message = refusal(program, photos, "packed", "--shard-images", 2, "--workers", 1)
+    assert f"cannot decode {bad}: it is empty; replace the file" in message
+    assert "or leave it out with --on-bad-image skip; finished shards are kept" in message
+    finished = {path: path.stat().st_ino for path in Path("packed").rglob("*.tar")}
+    assert len(finished) == 3
     assert not (Path("packed") / "index.json").exists()
     for option, value, before in (("--raw-fraction", 0.5, 0.0), ("--short-side", 30, None)):
         message = refusal(program, photos, "packed", "--shard-images", 2, option, value)
@@ -44,10 +44,10 @@ def test_finished_shards_are_not_made_again(photos: Path, program: Program) -> N
     bad.write_bytes(good)
     code, _, err = program("prepare", photos, "packed", "--shard-images", 2)
     assert code == 0, err
-    assert made.items() <= {path: path.stat().st_ino for path in Path("packed").rglob("*.tar")}.items()
+    assert finished.items() <= {path: path.stat().st_ino for path in Path("packed").rglob("*.tar")}.items()
     assert_same(opened(Path("packed"))[0], opened(photos, "imagefolder")[0])
     index = Path("packed/index.json").stat().st_mtime_ns
-    assert program("prepare", photos, "packed", "--shard-images", 2)[0] == 0  # all done: nothing is
+    assert program("prepare", photos, "packed", "--shard-images", 2)[0] == 0  # nothing is left to do
     assert Path("packed/index.json").stat().st_mtime_ns == index
     shutil.copy(bad, photos / "train" / "n02" / "another.JPEG")
     assert "packed from another source" in refusal(program, photos, "packed", "--shard-images", 2)
@@ -59,44 +59,45 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_shard(
     def full(number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    listing = open_source(photos).parts["train"]
-    job = shard_writer.Job(tmp_path / "000000.tar", tmp_path / "record.json", listing, 0, Options(), False)
+    manifest = open_source(photos).manifests["train"]
+    job = ShardJob(tmp_path / "000000.tar", tmp_path / "record.json", manifest, 0, PackOptions(), False)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BadInput, match=r"cannot write .*000000.tar: No space left on device; finished shards are kept"):
-        shard_writer.pack(job, lambda number: None)
+        write_shard(job, lambda number: None)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_a_full_disk_under_a_worker_is_told_by_the_program(photos: Path, program: Program) -> None:
-    """/dev/full stands in for it, where a worker is to write."""
+def test_a_full_disk_met_by_a_worker_is_one_line(photos: Path, program: Program) -> None:
+    """The worker writes to /dev/full."""
     bad = photos / "train" / "n01" / "n01_0.JPEG"
     good = bad.read_bytes()
     bad.write_bytes(b"")
-    refusal(program, photos, "packed", "--shard-images", 9, "--workers", 1)  # so that no other shard is begun
+    refusal(program, photos, "packed", "--shard-images", 9, "--workers", 1)  # no other shard is begun
     bad.write_bytes(good)
     temporary_path(Path("packed/train/000001.tar")).symlink_to("/dev/full")
-    said = refusal(program, photos, "packed", "--shard-images", 9)
-    assert "cannot write packed/train/000001.tar: No space left on device; finished shards are kept" in said
+    message = refusal(program, photos, "packed", "--shard-images", 9)
+    assert "cannot write packed/train/000001.tar: No space left on device; finished shards are kept" in message
     assert not list(Path("packed").rglob("*.tmp"))
     assert program("prepare", photos, "packed", "--shard-images", 9)[0] == 0
 
 
 def test_a_killed_worker_is_noticed(photos: Path, tmp_path: Path) -> None:
-    """It stands still at the last file, a pipe that nobody writes to, until it is killed."""
+    """It waits at the last file, a pipe that nobody writes to, until it is killed."""
     os.mkfifo(tmp_path / "pipe")
     good = b"photos/train/n01/n01_0.JPEG"
     paths = np.array([*[good] * 40, b"pipe"])
-    listing = InFolder(np.array([f"c/{i}.jpg".encode() for i in range(41)]), np.zeros(41, np.int64), tmp_path, paths)
-    job = shard_writer.Job(tmp_path / "0.tar", tmp_path / "0.json", listing, 0, Options(), False)
+    names, labels = np.array([f"c/{i}.jpg".encode() for i in range(41)]), np.zeros(41, np.int64)
+    manifest = FolderManifest(names, labels, tmp_path, paths)
+    job = ShardJob(tmp_path / "0.tar", tmp_path / "0.json", manifest, 0, PackOptions(), False)
 
     def kill(number: int) -> None:
         [worker] = multiprocessing.active_children()
         os.kill(int(worker.pid or 0), signal.SIGKILL)
 
     with pytest.raises(
-        BadInput, match="a worker process was killed by SIGKILL, perhaps because memory ran out: it stays"
+        BadInput, match="a worker process was killed by SIGKILL, perhaps because memory ran out: the hint"
     ):
-        list(processes.run_jobs(shard_writer.pack, [job], 2, kill, "it stays"))
+        list(processes.run_jobs(write_shard, [job], 2, kill, "the hint"))
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

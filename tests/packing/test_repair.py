@@ -1,4 +1,4 @@
-"""What `prepare` does about damage: it mends its own, and of a source that is not whole it packs nothing."""
+"""`prepare` and damage: it repairs its own shards, and packs nothing of an incomplete source."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def test_a_lost_shard_is_packed_again(damage: Callable[[Path], Any], images: Pat
     assert json.loads(prepared(program, *command, "--json"))["packed_again"] == []
 
 
-def test_a_flipped_bit_is_told_with_its_cure(images: Path, program: Program) -> None:
+def test_a_flipped_bit_is_reported_with_a_hint(images: Path, program: Program) -> None:
     command = images, "packed", "--shard-images", 2
     prepared(program, *command)
     whole = files(Path("packed"))
@@ -69,9 +69,9 @@ def test_a_flipped_bit_is_told_with_its_cure(images: Path, program: Program) -> 
         damaged[700] ^= 1
         shard.write_bytes(damaged)
     code, _, err = program("prepare", "--verify", "packed")
-    cure = "delete packed/train/000001.tar, packed/val/000000.tar and run the same resnet-train prepare command again"
+    hint = "delete packed/train/000001.tar, packed/val/000000.tar and run the same resnet-train prepare command again"
     assert (code, len(err.splitlines())) == (2, 3)
-    assert cure in err
+    assert hint in err
     Path("packed/train/000001.tar").unlink()
     Path("packed/val/000000.tar").unlink()
     prepared(program, *command)
@@ -79,74 +79,76 @@ def test_a_flipped_bit_is_told_with_its_cure(images: Path, program: Program) -> 
     prepared(program, "--verify", "packed")
 
 
-def test_a_shard_is_not_mended_with_other_images(images: Path, program: Program) -> None:
+def test_a_shard_is_not_repaired_with_other_images(images: Path, program: Program) -> None:
     command = images, "packed", "--shard-images", 2
     prepared(program, *command)
     whole, shard, image = files(Path("packed")), Path("packed/train/000001.tar"), images / "train/b/0.JPEG"
     good = image.read_bytes()
     shard.unlink()
-    shutil.copy(images / "train/a/0.JPEG", image)  # of the same size in pixels and another colour
-    assert f"cannot make {shard} again: {image} or what stores it" in refusal(program, *command)
+    shutil.copy(images / "train/a/0.JPEG", image)  # the same size in pixels, another colour
+    assert f"cannot write {shard} again: {image} has changed, or the program that encodes it" in refusal(
+        program, *command
+    )
     image.write_bytes(b"")
-    said = refusal(program, *command, "--on-bad-image", "skip")
-    assert f"cannot make {shard} again: it would have 1 images, and had 2" in said
+    message = refusal(program, *command, "--on-bad-image", "skip")
+    assert f"cannot write {shard} again: it would have 1 images, and had 2" in message
     assert not [*shard.parent.glob("000001.*")]
     image.write_bytes(good)
     prepared(program, *command)
     assert files(Path("packed")) == whole
 
 
-def test_a_damaged_index_is_no_packing_that_is_done(images: Path, program: Program) -> None:
+def test_a_damaged_index_is_refused(images: Path, program: Program) -> None:
     prepared(program, images, "packed")
     index = Path("packed/train/index.npy")
     index.write_bytes(index.read_bytes()[:-40])
-    assert "index.npy is damaged; delete the folder and pack it anew" in refusal(program, images, "packed")
+    assert "index.npy is damaged; delete the folder and pack it again" in refusal(program, images, "packed")
     np.save(index, np.zeros(5, datasets.shards.ENTRY))
     assert "lists 5 images, and packed/index.json 6" in refusal(program, images, "packed")
 
 
-def test_a_packing_that_was_begun_is_said_to_be_unfinished(images: Path, program: Program) -> None:
+def test_an_unfinished_packing_is_refused_as_a_source(images: Path, program: Program) -> None:
     (images / "val/b/2.JPEG").write_bytes(b"")
     refusal(program, images, "packed")
     for command in (("--verify", "packed"), ("packed", "again")):
-        said = refusal(program, *command)
-        assert "packed is not packed to its end: run the same resnet-train prepare command again" in said
+        message = refusal(program, *command)
+        assert "packed is not packed to its end: run the same resnet-train prepare command again" in message
 
 
-# --- sources that are not whole ---------------------------------------------------------------------------------------
+# --- incomplete sources -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("held", "said"),
+    ("names", "message"),
     [
         (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "train-00001-of-00003.parquet is missing: 2 of 3"),
         (["train-00000-of-00002-e6aa2d8f.parquet"], "train-00001-of-00002.parquet is missing"),
         (["train-00001-of-00002.tar"], "train-00000-of-00002.tar is missing"),
         (["a-train-0000.tar", "a-train-0002.tar"], "a-train-0001.tar is missing: 2 of 3"),
         (["train/000002.tar", "train/000003.tar"], "train/000001.tar is missing"),
-        (["train/000001.tar", "train/000002.tar", "val/1.tar"], "cut short, or no tar file (empty file)"),
+        (["train/000001.tar", "train/000002.tar", "val/1.tar"], "truncated, or no tar file (empty file)"),
         (["train-9.tar", "train-11.tar", *(f"train-{i}.tar" for i in range(9))], "train-10.tar is missing"),
-        (["train-00001-of-00002.tar", "train-00002-of-00002.tar", "val-0.tar"], "cut short, or no tar file (empty file)"),
-        (["train-64.tar", "val-0.tar", "val-1.tar"], "cut short, or no tar file (empty file)"),
-        (["train-64.tar", "val.tar", "test-00003-of-00009.tar"], "cut short, or no tar file (empty file)"),
+        (["train-00001-of-00002.tar", "train-00002-of-00002.tar", "val-0.tar"], "truncated, or no tar file (empty file)"),
+        (["train-64.tar", "val-0.tar", "val-1.tar"], "truncated, or no tar file (empty file)"),
+        (["train-64.tar", "val.tar", "test-00003-of-00009.tar"], "truncated, or no tar file (empty file)"),
     ],
 )  # fmt: skip
-def test_a_set_of_which_a_file_is_missing_is_refused(held: list[str], said: str, program: Program) -> None:
-    for name in held:
+def test_a_source_with_a_missing_file_is_refused(names: list[str], message: str, program: Program) -> None:
+    for name in names:
         path = Path("hub", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    assert said in refusal(program, "hub", "packed")
+    assert message in refusal(program, "hub", "packed")
     assert not Path("packed").exists()
 
 
-def test_a_packed_set_of_which_a_shard_is_missing_is_no_source(images: Path, program: Program) -> None:
+def test_a_packed_source_with_a_missing_shard_is_refused(images: Path, program: Program) -> None:
     prepared(program, images, "packed", "--shard-images", 2)
     Path("packed/train/000002.tar").unlink()
     assert "packed/train/000002.tar: No such file or directory" in refusal(program, "packed", "other")
 
 
-def test_a_tar_that_ends_between_two_members_is_cut_short(images: Path, program: Program) -> None:
+def test_a_tar_that_ends_between_two_members_is_truncated(images: Path, program: Program) -> None:
     tar = Path("wds/train-0.tar")
     tar.parent.mkdir()
     with tarfile.open(tar, "w") as file:
@@ -159,22 +161,25 @@ def test_a_tar_that_ends_between_two_members_is_cut_short(images: Path, program:
     whole = tar.read_bytes()
     for data in (whole[:end], whole[: end - 1024], whole[: end - 1024 + 100], whole[:end] + b"\xff" * 1024):
         tar.write_bytes(data)
-        said = refusal(program, "wds", "packed")
-        assert "cannot read wds/train-0.tar: it is cut short, or damaged, after" in said or "2.jpg has no 2.cls" in said
+        message = refusal(program, "wds", "packed")
+        truncated = "cannot read wds/train-0.tar: it is truncated or damaged after" in message
+        assert truncated or "2.jpg has no label: expected 2.cls" in message
     tar.write_bytes(whole[: end + 512])  # some writers end with a single block
     prepared(program, "wds", "packed")
 
 
 @pytest.mark.parametrize("column", ["label", "image.bytes"])
 def test_a_damaged_page_is_one_line(column: str, images: Path, program: Program) -> None:
-    """Of labels it is met when the source is listed, of images by the process that packs them."""
+    """A page of labels is read when the source is listed, a page of images by the process that packs it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    held = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((images / "train").rglob("*.JPEG"))]
+    images_column = [
+        {"bytes": path.read_bytes(), "path": path.name} for path in sorted((images / "train").rglob("*.JPEG"))
+    ]
     path = Path("hub/train-00000-of-00001.parquet")
     path.parent.mkdir()
-    pq.write_table(pa.table({"image": held, "label": [0, 0, 0, 1, 1, 1]}), path, use_dictionary=False)
+    pq.write_table(pa.table({"image": images_column, "label": [0, 0, 0, 1, 1, 1]}), path, use_dictionary=False)
     group = pq.ParquetFile(path).metadata.row_group(0)
     [at] = [c.data_page_offset for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column]
     data = bytearray(path.read_bytes())
@@ -186,51 +191,53 @@ def test_a_damaged_page_is_one_line(column: str, images: Path, program: Program)
 # --- bad images -------------------------------------------------------------------------------------------------------
 
 
-def test_a_bad_image_is_named_by_its_path_with_its_cure(images: Path, program: Program) -> None:
+def test_a_bad_image_is_named_by_its_path_with_a_hint(images: Path, program: Program) -> None:
     bad, good = images / "val/b/1.JPEG", (images / "val/b/1.JPEG").read_bytes()
-    cure = "; put a good file in its place (without it the source would be another), or --on-bad-image skip leaves"
+    hint = "; replace the file (do not delete it, which would change the source), or leave it out with --on-bad-image"
     bad.write_bytes(b"")
-    assert f"cannot decode {bad}: it is empty{cure}" in refusal(program, images, "packed")
+    assert f"cannot decode {bad}: it is empty{hint}" in refusal(program, images, "packed")
     bad.unlink()
     bad.symlink_to("nowhere")
-    assert f"cannot read {bad}: No such file or directory{cure}" in refusal(program, images, "packed")
+    assert f"cannot read {bad}: No such file or directory{hint}" in refusal(program, images, "packed")
     bad.unlink()
     assert "packed from another source" in refusal(program, images, "packed")
     bad.write_bytes(good)
     prepared(program, images, "packed")
 
 
-def test_an_image_that_was_left_out_is_told_of_the_recipe(images: Path, program: Program) -> None:
+def test_the_recipe_names_images_that_were_left_out(images: Path, program: Program) -> None:
     (images / "val/b/1.JPEG").write_bytes(b"")
-    said = prepared(program, images, "packed", "--on-bad-image", "skip")
-    assert "recipe: unchanged, but for 1 image left out\n" in said
+    out = prepared(program, images, "packed", "--on-bad-image", "skip")
+    assert "recipe: unchanged, except for 1 image left out\n" in out
 
 
 def test_folders_in_class_folders_are_read_as_torchvision_reads_them(images: Path, program: Program) -> None:
-    from torchvision.datasets import ImageFolder as Reference
+    from torchvision.datasets import ImageFolder
 
     for number, name in enumerate(("a/1.d/x.JPEG", "a/1/z.png", "a/1/y/w.JPEG", "b/Z/v.JPEG")):
         path = images / "train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
-    wanted = Reference(str(images / "train"))
+    reference = ImageFolder(str(images / "train"))
     folders, _ = opened(images, "imagefolder")
-    assert [(folders.name(i), int(folders.labels[i])) for i in range(len(folders))] == wanted.samples
+    assert [(folders.name(i), int(folders.labels[i])) for i in range(len(folders))] == reference.samples
     prepared(program, images, "packed", "--shard-images", 3, "--raw-fraction", 1)
     packed, _ = opened(Path("packed"))
     assert packed.labels.tolist() == folders.labels.tolist()
-    assert all(np.array_equal(np.asarray(packed.decoded(i)), np.asarray(wanted[i][0])) for i in range(len(wanted)))
+    assert all(
+        np.array_equal(np.asarray(packed.decoded(i)), np.asarray(reference[i][0])) for i in range(len(reference))
+    )
 
 
 # --- destinations, and Ctrl-C -----------------------------------------------------------------------------------------
 
 
-def test_what_was_not_begun_is_not_said_to_be_kept(images: Path, program: Program) -> None:
+def test_an_error_before_the_first_write_mentions_no_finished_shards(images: Path, program: Program) -> None:
     Path("file").write_text("")
     assert refusal(program, images, "file/x").endswith("cannot write file/x: Not a directory")
 
 
-def test_a_destination_among_the_sources_images_is_refused(images: Path, program: Program) -> None:
+def test_a_destination_within_the_source_is_refused(images: Path, program: Program) -> None:
     shutil.rmtree(images / "val")
     for dest in (images / "train/packed", images / "val", images / "val/packed"):
         assert f"{dest} lies in {images}" in refusal(program, images, dest)
@@ -238,23 +245,23 @@ def test_a_destination_among_the_sources_images_is_refused(images: Path, program
     assert prepared(program, images, images / "packed").startswith("nothing to do")
 
 
-def test_ctrl_c_says_what_is_kept(images: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_reports_what_is_kept(images: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    for module, name, said in (
-        (prepare, "open_source", "nothing was written"),
-        (prepare, "run_jobs", "finished shards are kept: run the same command again to go on"),
+    for name, message in (
+        ("open_source", "nothing was written"),
+        ("run_jobs", "finished shards are kept: run the same command again to continue"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, stop)
+            patch.setattr(prepare, name, stop)
             code, _, err = program("prepare", images, "packed")
-        assert (code, err.splitlines()[-1]) == (130, f"resnet-train: interrupted; {said}")
+        assert (code, err.splitlines()[-1]) == (130, f"resnet-train: interrupted; {message}")
     prepared(program, images, "packed")
 
 
-def test_ctrl_c_while_helpers_start_is_one_line(images: Path, tmp_path: Path) -> None:
-    """The fork server meets the signal before it has read a line of multiprocessing's code."""
+def test_ctrl_c_while_the_fork_server_starts_is_one_line(images: Path, tmp_path: Path) -> None:
+    """The signal reaches the fork server before it has run a line of multiprocessing."""
     os.mkfifo(tmp_path / "pipe")
     meet = f"import sys\nif 'forkserver' in sys.orig_argv[-1]:\n    open({str(tmp_path / 'pipe')!r}).read()\n"
     (tmp_path / "sitecustomize.py").write_text(meet)
