@@ -1,4 +1,4 @@
-"""Draws, plans and their application, against torchvision, Pillow and plain arithmetic."""
+"""Crops, mirroring and lighting, against torchvision, Pillow and plain arithmetic."""
 
 import math
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from resnet_train.data.decoding import Box, Region
 from resnet_train.data.views import View, apply_views
 
 
-def random_draws(n: int) -> rng.Floats:
+def random_numbers(n: int) -> rng.Floats:
     return rng.uniform(0, np.zeros(n, np.int64), np.arange(n), augment.DRAWS)
 
 
 @dataclass(frozen=True)
-class Part:
-    """A picture of which, as of a tiled one, only the box itself is decoded."""
+class CroppedImage:
+    """An encoded image whose region is the box itself."""
 
     image: Image.Image
 
@@ -35,7 +35,7 @@ class Part:
         return Region(np.array(self.image.crop(box)), box[0], box[1])
 
 
-def cut(
+def crop(
     image: Image.Image,
     box: rng.Floats,
     flip: bool,
@@ -43,63 +43,39 @@ def cut(
     size: int | None = None,
 ) -> np.ndarray:
     out = np.empty((size or cfg.size, size or cfg.size, 3), np.uint8)
-    augment.resized_crop(Part(image), box, flip, cfg, out)
+    augment.resized_crop(CroppedImage(image), box, flip, cfg, out)
     return out.astype(int)
 
 
-def test_draws_are_functions_of_seed_epoch_index_and_column_alone() -> None:
-    epochs, indices = np.array([0, 0, 5]), np.array([7, 8, 7])
-    together = rng.uniform(3, epochs, indices, 6)
-    for i in range(3):
-        assert np.array_equal(rng.uniform(3, epochs[[i]], indices[[i]], 4)[0], together[i, :4])
-    assert len(np.unique(together)) == together.size
-    assert not np.intersect1d(together, rng.uniform(4, epochs, indices, 6)).size
-
-
-def test_draws_are_uniform_and_uncorrelated() -> None:
-    table = rng.uniform(1, np.zeros(20000, np.int64), np.arange(20000), 4)
-    counts = np.stack([np.histogram(column, 50, (0, 1))[0] for column in table.T])
-    assert (abs(counts - 400) < 6 * math.sqrt(400)).all()
-    correlation = np.corrcoef(np.concatenate([table[:-1], table[1:]], axis=1).T) - np.eye(8)
-    assert abs(correlation).max() < 5 / math.sqrt(20000)
-
-
-def test_permutations_are_permutations_and_differ() -> None:
-    orders = [rng.permutation(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
-    for i, order in enumerate(orders):
-        assert np.array_equal(np.sort(order), np.arange(1000))
-        assert all((order == other).mean() < 0.02 for other in orders[:i])
-
-
-def test_flips_and_corners_are_drawn_independently() -> None:
+def test_flips_and_corners_are_independent() -> None:
     plan = augment.plan(
-        AugmentConfig(crop=PadCropConfig(kind="pad"), flip=True), random_draws(20000), np.full((20000, 2), 32.0)
+        AugmentConfig(crop=PadCropConfig(kind="pad"), flip=True), random_numbers(20000), np.full((20000, 2), 32.0)
     )
     drawn = np.stack([plan.flip, plan.boxes[:, 0], plan.boxes[:, 1]]).astype(float)
     assert abs(np.corrcoef(drawn) - np.eye(3)).max() < 5 / math.sqrt(20000)
 
 
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
-def test_pad_and_crop_is_torchvisions(mode: str) -> None:
+def test_pad_and_crop_equals_torchvisions(mode: str) -> None:
     images = torch.randint(0, 256, (40, 9, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     cfg = AugmentConfig(crop=PadCropConfig(kind="pad", padding=3, mode=mode), flip=True)
-    plan = augment.plan(cfg, random_draws(40), np.full((40, 2), (7.0, 9.0)))
+    plan = augment.plan(cfg, random_numbers(40), np.full((40, 2), (7.0, 9.0)))
     corners = torch.from_numpy(plan.boxes[:, :2].astype(np.int64))
     rows = torch.arange(40).flip(0)
-    cut = augment.pad_and_crop(images, rows, corners, torch.from_numpy(plan.flip), mode)
+    crops = augment.pad_and_crop(images, rows, corners, torch.from_numpy(plan.flip), mode)
     for i, image in enumerate(images.flip(0).permute(0, 3, 1, 2)):
         padded = tv.pad(image, [3], padding_mode="constant" if mode == "zero" else "reflect")
         left, top = corners[i].tolist()
         wanted = tv.crop(padded, top + 3, left + 3, 9, 7)
         wanted = tv.horizontal_flip(wanted) if plan.flip[i] else wanted
-        assert torch.equal(cut[i].permute(2, 0, 1), wanted)
+        assert torch.equal(crops[i].permute(2, 0, 1), wanted)
     assert set(np.unique(plan.boxes[:, 0])) == set(range(-3, 4))
     assert 0 < plan.flip.mean() < 1
 
 
-def test_random_resized_crop_cuts_as_torchvision_does() -> None:
+def test_random_resized_crop_equals_torchvisions() -> None:
     image, cfg = photograph(500, 375), RandomResizedCropConfig(kind="random-resized", size=224)
-    plan = augment.plan(AugmentConfig(crop=cfg, flip=True), random_draws(20), np.full((20, 2), (500.0, 375.0)))
+    plan = augment.plan(AugmentConfig(crop=cfg, flip=True), random_numbers(20), np.full((20, 2), (500.0, 375.0)))
     differences = []
     for box, flip in zip(plan.boxes, plan.flip, strict=True):
         left, top, right, bottom = map(int, box)
@@ -107,7 +83,7 @@ def test_random_resized_crop_cuts_as_torchvision_does() -> None:
         assert 0 <= top < bottom <= 375
         wanted = tv.resized_crop(image, top, left, bottom - top, right - left, [224, 224])
         wanted = np.asarray(tv.horizontal_flip(wanted) if flip else wanted).astype(int)
-        differences.append(abs(cut(image, box, bool(flip), cfg) - wanted))
+        differences.append(abs(crop(image, box, bool(flip), cfg) - wanted))
     assert np.max(differences) <= 1
     assert np.mean(differences) < 0.06  # of photographs 0.04: scripts/benchmark_loader.py
 
@@ -116,7 +92,7 @@ def test_random_resized_crop_cuts_as_torchvision_does() -> None:
 def test_random_resized_crops_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
     n, (width, height) = 4000, size
     cfg = AugmentConfig(crop=RandomResizedCropConfig(kind="random-resized", size=224))
-    boxes = augment.plan(cfg, random_draws(n), np.full((n, 2), size, float)).boxes
+    boxes = augment.plan(cfg, random_numbers(n), np.full((n, 2), size, float)).boxes
     ours = np.stack([boxes[:, 0], boxes[:, 1], boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], axis=1)
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
@@ -131,48 +107,48 @@ def test_random_resized_crops_are_distributed_as_torchvisions(size: tuple[int, i
 def test_scale_crop_is_a_window_on_the_resized_whole(size: tuple[int, int]) -> None:
     """He et al. 2015, section 3.4: resize the shorter side, then crop; within 2 of 255 of doing just that."""
     image, cfg = photograph(*size), ScaleCropConfig(kind="scale", size=64, short_side=(80, 120))
-    plan = augment.plan(AugmentConfig(crop=cfg), random_draws(12), np.full((12, 2), size, float))
+    plan = augment.plan(AugmentConfig(crop=cfg), random_numbers(12), np.full((12, 2), size, float))
     sides = set()
     for box in plan.boxes:
         short = size.index(min(size))
         side = round(min(size) * 64 / (box[short + 2] - box[short]))
         sides.add(side)
         resized = tuple(side * length // min(size) for length in size)
-        whole = image.resize(resized, Image.Resampling.BILINEAR)
+        resized_image = image.resize(resized, Image.Resampling.BILINEAR)
         left, top = round(box[0] * resized[0] / size[0]), round(box[1] * resized[1] / size[1])
-        wanted = np.asarray(whole.crop((left, top, left + 64, top + 64))).astype(int)
-        found = cut(image, box, False, cfg)
-        assert abs(found - wanted).max() <= 2
-        small = image.resize((40, 40), Image.Resampling.BILINEAR, box=tuple(box))  # as progressive resizing has it
-        assert abs(cut(image, box, False, cfg, 40) - np.asarray(small)).max() <= 1
+        wanted = np.asarray(resized_image.crop((left, top, left + 64, top + 64))).astype(int)
+        cropped = crop(image, box, False, cfg)
+        assert abs(cropped - wanted).max() <= 2
+        small = image.resize((40, 40), Image.Resampling.BILINEAR, box=tuple(box))  # of progressive resizing
+        assert abs(crop(image, box, False, cfg, 40) - np.asarray(small)).max() <= 1
     assert len(sides) > 6
     assert min(sides) >= 80
     assert max(sides) <= 120
 
 
 @pytest.mark.parametrize("size", [(500, 375), (333, 500), (100, 100), (257, 900), (49, 98)])
-def test_centre_view_is_torchvisions(size: tuple[int, int]) -> None:
+def test_central_view_equals_torchvisions(size: tuple[int, int]) -> None:
     image = photograph(*size)
     wanted = tv.center_crop(tv.resize(image, [256]), [224])
     assert np.array_equal(apply_views(image, [View(256, 224)])[0], np.asarray(wanted))
 
 
-def test_colour_shifts_lie_along_imagenets_components() -> None:
-    """Krizhevsky et al. 2012, section 4.1: sum of alpha_i * lambda_i * p_i with alpha_i of deviation 0.1."""
-    shift = augment.plan(AugmentConfig(pca_lighting=True), random_draws(20000), np.full((20000, 2), 8.0)).shift.astype(
-        float
-    )
+def test_lighting_has_the_covariance_of_the_paper() -> None:
+    """Krizhevsky et al. 2012, section 4.1: the sum of alpha_i * lambda_i * p_i; alpha_i has standard deviation 0.1."""
+    shift = augment.plan(
+        AugmentConfig(pca_lighting=True), random_numbers(20000), np.full((20000, 2), 8.0)
+    ).shift.astype(float)
     vectors = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
     covariance = vectors @ np.diag(np.square(0.1 * np.array([0.2175, 0.0188, 0.0045]))) @ vectors.T
     assert np.allclose(np.cov(shift.T), covariance, rtol=0.05, atol=1e-8)
     assert abs(shift.mean(axis=0)).max() < 1e-3
 
 
-def test_one_augmentation_leaves_the_draws_of_another() -> None:
+def test_one_augmentation_does_not_change_the_random_numbers_of_another() -> None:
     sizes = np.full((50, 2), 32.0)
     pad = PadCropConfig(kind="pad")
     one, other = (
-        augment.plan(AugmentConfig(crop=pad, flip=f, pca_lighting=f), random_draws(50), sizes) for f in (False, True)
+        augment.plan(AugmentConfig(crop=pad, flip=f, pca_lighting=f), random_numbers(50), sizes) for f in (False, True)
     )
     assert np.array_equal(one.boxes, other.boxes)
     assert not one.flip.any()

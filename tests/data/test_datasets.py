@@ -1,4 +1,4 @@
-"""What lies in a data set, and what is said of one that is not as it should be."""
+"""Opening data sets, and the messages for those that cannot be opened."""
 
 import shutil
 from collections.abc import Callable
@@ -22,14 +22,14 @@ def refusal(cfg: DataConfig) -> str:
     return str(caught.value)
 
 
-def test_digits_are_scikit_learns() -> None:
+def test_digits_are_those_of_scikit_learn() -> None:
     train, val = datasets.open_data(DigitsConfig(kind="digits"))
     assert (len(train), len(val), train.channels, train.classes) == (1438, 359, 1, tuple("0123456789"))
     assert isinstance(train, datasets.InMemoryDataset)
     assert (train.images.max(), train.images.shape[1:]) == (255, (8, 8, 1))
 
 
-def test_holdout_is_taken_from_training_evenly() -> None:
+def test_holdout_is_evenly_spaced_training_images() -> None:
     cfg = SyntheticConfig(kind="synthetic", size=4, train_images=100, classes=4, holdout=20)
     train, val = datasets.open_data(cfg)
     assert (len(train), len(val)) == (80, 20)
@@ -39,7 +39,7 @@ def test_holdout_is_taken_from_training_evenly() -> None:
     assert "only 100 training images" in refusal(cfg.model_copy(update={"holdout": 100}))
 
 
-def test_synthetic_images_depend_on_their_number_alone() -> None:
+def test_a_synthetic_image_depends_on_its_number_alone() -> None:
     train, val = datasets.open_data(SyntheticConfig(kind="synthetic", size=6))
     assert isinstance(train, datasets.SyntheticDataset)
     assert np.array_equal(train.generate(np.array([5, 9]))[1], train.generate(np.array([9]))[0])
@@ -47,7 +47,7 @@ def test_synthetic_images_depend_on_their_number_alone() -> None:
     assert not np.array_equal(train.generate(np.array([0])), train.generate(np.array([10])))  # of the same class
 
 
-def test_folders_are_read_in_order(folders: Folders) -> None:
+def test_folders_are_sorted_by_name(folders: Folders) -> None:
     train, val = datasets.open_data(ImageFolderConfig(kind="imagefolder", path=str(folders())))
     assert isinstance(train, image_folder.ImageFolderDataset)
     assert (len(train), len(val), train.classes) == (12, 6, ("apple", "pear"))
@@ -71,10 +71,10 @@ def test_bad_folders_are_named(folders: Folders) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cifar10", "cifar100", "mnist", "fashion-mnist"])
-def test_missing_sets_are_not_fetched_unasked(kind: Any, tmp_path: Path) -> None:
-    said = refusal(TorchvisionConfig(kind=kind, path=str(tmp_path)))
-    assert f"no complete {kind} in {tmp_path}" in said
-    assert "download=true" in said
+def test_a_missing_data_set_is_not_downloaded_unless_requested(kind: Any, tmp_path: Path) -> None:
+    message = refusal(TorchvisionConfig(kind=kind, path=str(tmp_path)))
+    assert f"no complete {kind} in {tmp_path}" in message
+    assert "download=true" in message
 
 
 def test_real_cifar10(real_images: Path) -> None:
@@ -86,7 +86,7 @@ def test_real_cifar10(real_images: Path) -> None:
     assert np.allclose(train.images.mean((0, 1, 2)) / 255, [0.4914, 0.4822, 0.4465], atol=1e-4)
 
 
-def test_real_odd_images_decode_or_are_named(real_images: Path) -> None:
+def test_real_unusual_images_are_decoded(real_images: Path) -> None:
     root = real_images / "imagenet-odd"
     files = sorted(
         path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in image_folder.IMAGE_SUFFIXES
@@ -98,7 +98,7 @@ def test_real_odd_images_decode_or_are_named(real_images: Path) -> None:
 
 
 def test_cmyk_png_in_jpeg_and_truncated_files(tmp_path: Path) -> None:
-    """What ImageNet also holds: CMYK, a PNG named .JPEG; and what a bad disk leaves: half a file."""
+    """ImageNet has CMYK files and a PNG named .JPEG; a bad disk leaves half a file."""
     pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
     Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.JPEG")
     Image.fromarray(pixels).save(tmp_path / "png.JPEG", format="png")

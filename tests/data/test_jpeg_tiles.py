@@ -1,4 +1,4 @@
-"""Restart-tiled JPEG: every crop, cut out of the byte stream, is bit for bit that of the whole image."""
+"""Restart-tiled JPEG: every crop, cut out of the byte stream, equals that of the whole image bit for bit."""
 
 import io
 from pathlib import Path
@@ -30,24 +30,24 @@ def jpeg(pixels: ImageArray, mode: str, restart: int = 0) -> bytes:
 
 
 def assert_every_crop_is_exact(data: bytes, whole: ImageArray, crops: int = 60) -> float:
-    """Compare random crops and those in the corners with the whole image; the share of it that was decoded."""
+    """Compare crops, random and in the corners, with the whole image. Returns the mean fraction that was decoded."""
     height, width = whole.shape[:2]
     image = TiledJpeg(data, "it", (width, height))
     boxes = jpeg_restart.random_boxes(np.random.default_rng(1).random((crops, 4)), width, height)
     boxes += [(0, 0, 1, 1), (width - 1, height - 1, width, height), (0, 0, width, height)]
     decoded = []
     for left, top, right, bottom in boxes:
-        found = image.region((left, top, right, bottom))
-        part = found.pixels[top - found.top : bottom - found.top, left - found.left : right - found.left]
-        assert np.array_equal(part, whole[top:bottom, left:right]), (left, top, right, bottom)
-        assert found.pixels.flags.writeable
-        decoded.append(found.pixels.size / whole.size)
+        region = image.region((left, top, right, bottom))
+        crop = region.pixels[top - region.top : bottom - region.top, left - region.left : right - region.left]
+        assert np.array_equal(crop, whole[top:bottom, left:right]), (left, top, right, bottom)
+        assert region.pixels.flags.writeable
+        decoded.append(region.pixels.size / whole.size)
     return float(np.mean(decoded[:crops]))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", ["4:4:4", "4:2:2", "4:2:0", "grey"])
-def test_every_crop_is_that_of_the_whole_image(mode: str, size: tuple[int, int]) -> None:
+def test_every_crop_equals_that_of_the_whole_image(mode: str, size: tuple[int, int]) -> None:
     plain = jpeg(photo(*size), mode)
     restarting = jpeg(photo(*size), mode, jpeg_restart.choose_interval(jpeg_restart.read_header(plain)))
     tiled = jpeg_restart.add_tile_table(restarting)
@@ -57,7 +57,7 @@ def test_every_crop_is_that_of_the_whole_image(mode: str, size: tuple[int, int])
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(tiled)).convert("RGB")), whole)  # for other programs, too
     decoded = assert_every_crop_is_exact(tiled, whole)
     if size == (500, 375):
-        assert decoded < 0.45  # the boxes hold 0.16 of the image on average
+        assert decoded < 0.45  # the boxes cover 0.16 of the image on average
 
 
 @needs_jpegtran
@@ -84,7 +84,7 @@ def test_a_progressive_file_becomes_tiles_of_the_same_pixels() -> None:
 
 
 @needs_jpegtran
-def test_what_is_not_exact_or_no_jpeg_is_refused() -> None:
+def test_other_pixels_and_broken_files_are_refused() -> None:
     pixels = photo(100, 100)
     data = jpeg(pixels, "4:4:4")
     whole = np.asarray(Image.open(io.BytesIO(data)))
@@ -95,7 +95,7 @@ def test_what_is_not_exact_or_no_jpeg_is_refused() -> None:
             jpeg_restart.add_restart_tiles(broken, whole, np.zeros((0, 4)))
 
 
-def test_restarts_that_are_no_tiles_are_refused() -> None:
+def test_restarts_that_do_not_divide_the_rows_are_refused() -> None:
     pixels = photo(100, 100)  # 13 units in a row
     for restart, why in ((0, "does not divide"), (5, "does not divide")):
         with pytest.raises(ValueError, match=why):
@@ -104,7 +104,7 @@ def test_restarts_that_are_no_tiles_are_refused() -> None:
         jpeg_restart.add_tile_table(jpeg(pixels, "4:4:4", 13) + b"trailing")
 
 
-def test_a_tiles_width_divides_the_row_or_is_the_row() -> None:
+def test_the_width_of_a_tile_divides_the_row() -> None:
     for width in range(1, 700):
         for block in (8, 16, 32):
             header = jpeg_restart.JpegHeader(0, (width, 10), (block, 8), 0, 0, True)

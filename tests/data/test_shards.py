@@ -1,4 +1,4 @@
-"""The packed form, and what is read of it: the samples of the folders, or an error that names the damage."""
+"""Packed images: the samples of the folders they were made of, or an error that names the damage."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import assert_same, figures, key, needs_jpegtran, opened, refusal
+from loading import copied_batches, equal, training_data
 from PIL import Image
 
 from resnet_train import cli
 from resnet_train.config.schema import Run
-from resnet_train.data import datasets, detect, loader, shards
+from resnet_train.data import datasets, detect, shards
 from resnet_train.data.shards import ENTRY
 from resnet_train.errors import BadInput
 
@@ -28,7 +28,7 @@ SIZED = {"augment": {"crop": {"kind": "random-resized", "size": 24}}, "eval": {"
 
 @pytest.fixture(scope="module")
 def packed_once(whole_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photos in shards of seven. Not to be changed."""
+    """The photos in shards of seven. Read only."""
     packed = tmp_path_factory.mktemp("shards") / "packed"
     assert cli.main(["prepare", str(whole_photos), str(packed), "--shard-images", "7"]) == 0
     return packed
@@ -36,40 +36,42 @@ def packed_once(whole_photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def packed(packed_once: Path, tmp_path: Path) -> Path:
-    """The same, to change."""
+    """A copy, to change."""
     shutil.copytree(packed_once, tmp_path / "packed")
     return Path("packed")
 
 
-# --- the packed form --------------------------------------------------------------------------------------------------
+# --- packing ---------------------------------------------------------------------------------------------------------
 
-STORED = [[], ["--raw-fraction", 0.5], pytest.param(["--tiled", "--raw-fraction", 0.2], marks=needs_jpegtran)]
+OPTIONS = [[], ["--raw-fraction", 0.5], pytest.param(["--tiled", "--raw-fraction", 0.2], marks=needs_jpegtran)]
 
 
-@pytest.mark.parametrize("options", STORED)
-def test_shards_are_the_folders_they_were_made_of(options: list[Any], photos: Path, program: Program) -> None:
+@pytest.mark.parametrize("options", OPTIONS)
+def test_shards_equal_the_folders_that_they_were_made_of(options: list[Any], photos: Path, program: Program) -> None:
     code, out, err = program("prepare", photos, "packed", "--shard-images", 7, "--workers", 2, *options, "--json")
     assert code == 0, err
     report = json.loads(out)
-    for one, other, part in zip(opened(Path("packed")), opened(photos, "imagefolder"), ("train", "val"), strict=True):
-        assert_same(one, other)
-        assert_same(one.subset(np.array([5, 2])), other.subset(np.array([5, 2])))
-        told = report["parts"][part]
-        forms = np.bincount(one.entries["form"], minlength=3).tolist()
-        assert [told["as_files"], told["tiled"], told["raw"]] == forms
-        assert (told["images"], told["shards"], told["left_out"]) == (len(other), -(-len(other) // 7), 0)
+    for packed, files, part in zip(
+        opened(Path("packed")), opened(photos, "imagefolder"), ("train", "val"), strict=True
+    ):
+        assert_same(packed, files)
+        assert_same(packed.subset(np.array([5, 2])), files.subset(np.array([5, 2])))
+        counts = report["parts"][part]
+        forms = np.bincount(packed.entries["form"], minlength=3).tolist()
+        assert [counts["as_files"], counts["tiled"], counts["raw"]] == forms
+        assert (counts["images"], counts["shards"], counts["left_out"]) == (len(files), -(-len(files) // 7), 0)
         assert (forms[1] > 0) == ("--tiled" in options)
         assert (forms[2] > 0) == ("--raw-fraction" in options)
-        for i in range(len(one)):  # and any part of it
-            whole, (width, height) = np.asarray(other.decoded(i)), other.encoded(i).size
+        for i in range(len(packed)):  # any part of it is equal, too
+            whole, (width, height) = np.asarray(files.decoded(i)), files.encoded(i).size
             box = (width // 3, height // 4, width // 3 + 20, height // 4 + 31)
-            found = one.encoded(i).region(box)
+            region = packed.encoded(i).region(box)
             rows, columns = (
-                slice(box[1] - found.top, box[3] - found.top),
-                slice(box[0] - found.left, box[2] - found.left),
+                slice(box[1] - region.top, box[3] - region.top),
+                slice(box[0] - region.left, box[2] - region.left),
             )
-            assert np.array_equal(found.pixels[rows, columns], whole[box[1] : box[3], box[0] : box[2]])
-            assert found.pixels.flags.writeable
+            assert np.array_equal(region.pixels[rows, columns], whole[box[1] : box[3], box[0] : box[2]])
+            assert region.pixels.flags.writeable
     assert report["odd"]["grey"] == 6
     code, out, err = program("prepare", "--verify", "packed", "--workers", 1)
     assert (code, "18 of train, 12 of val" in out) == (0, True), err
@@ -110,8 +112,8 @@ def test_dots_and_long_names_survive(photos: Path, program: Program) -> None:
     assert all(np.array_equal(np.asarray(train.decoded(i)), np.asarray(wanted.decoded(i))) for i in range(len(train)))
 
 
-def test_the_largest_files_of_a_shard_are_the_raw_ones(photos: Path, program: Program) -> None:
-    """Their decoding takes the longest. The others stay as they are, and a file that is gone is told when it is due."""
+def test_the_largest_files_of_a_shard_become_raw(photos: Path, program: Program) -> None:
+    """Their decoding takes the longest. The other files are copied unchanged."""
     program("prepare", photos, "packed", "--raw-fraction", 0.5, "--shard-images", 6)
     train, files = opened(Path("packed"))[0], opened(photos, "imagefolder")[0]
     sizes = np.array([Path(files.name(i)).stat().st_size for i in range(len(files))]).reshape(-1, 6)
@@ -120,7 +122,7 @@ def test_the_largest_files_of_a_shard_are_the_raw_ones(photos: Path, program: Pr
     assert (np.where(raw, sizes, 10**9).min(1) >= np.where(raw, 0, sizes).max(1)).all()
 
 
-def test_smaller_images_are_said_to_be_another_recipe(photos: Path, program: Program) -> None:
+def test_smaller_images_are_reported_as_another_recipe(photos: Path, program: Program) -> None:
     out = program("prepare", photos, "packed", "--short-side", 64)[1]
     assert "recipe: CHANGED: shorter sides over 64 px were reduced" in out
     train, _ = opened(Path("packed"))
@@ -129,7 +131,7 @@ def test_smaller_images_are_said_to_be_another_recipe(photos: Path, program: Pro
     assert "recipe: unchanged" in program("prepare", photos, "same")[1]
 
 
-def test_what_a_jpeg_cannot_hold_is_left_out(photos: Path, program: Program) -> None:
+def test_an_image_too_large_for_jpeg_is_left_out(photos: Path, program: Program) -> None:
     Image.new("L", (70_000, 200)).save(photos / "train/n01/long.png")
     assert f"cannot encode {photos}/train/n01/long.png, 69650 x 199 pixels" in refusal(
         program, photos, "x", "--short-side", 199
@@ -138,7 +140,7 @@ def test_what_a_jpeg_cannot_hold_is_left_out(photos: Path, program: Program) -> 
     assert code == 0, err
 
 
-def test_squares_are_averages_of_areas(photos: Path, program: Program) -> None:
+def test_squares_are_resized_by_averaging_areas(photos: Path, program: Program) -> None:
     code, out, err = program("prepare", photos, "packed", "--square", 16)
     assert code == 0, err
     assert "recipe: CHANGED: every image was resized to 16 x 16 pixels" in out
@@ -150,26 +152,26 @@ def test_squares_are_averages_of_areas(photos: Path, program: Program) -> None:
     assert "have no effect" in refusal(program, photos, "x", "--square", 16, "--tiled")
 
 
-# --- what is read of it -----------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_shard_stays_open_while_it_is_read(
     whole_photos: Path, packed_once: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though another thread opens so many that this one's turn to be closed has come."""
+    """Another thread may drop it from the cache of open shards meanwhile."""
     train, files = opened(packed_once)[0], opened(whole_photos, "imagefolder")[0]
-    read = os.pread
+    pread = os.pread
 
-    def crowded(*arguments: int) -> bytes:
+    def drop_from_cache(*arguments: int) -> bytes:
         train._file.cache_clear()
-        return read(*arguments)
+        return pread(*arguments)
 
-    monkeypatch.setattr(os, "pread", crowded)
+    monkeypatch.setattr(os, "pread", drop_from_cache)
     assert np.array_equal(np.asarray(train.decoded(0)), np.asarray(files.decoded(0)))
 
 
 def test_an_index_of_many_entries_is_mapped_and_shared(tmp_path: Path) -> None:
-    """What is sent to a worker is a path, and a subset is as cheap."""
+    """A worker is sent its path, or for a subset its rows."""
     entries = np.zeros(100_000, ENTRY)
     entries["label"] = np.arange(100_000) // 100
     entries["offset"], entries["length"], entries["width"], entries["height"] = np.arange(100_000) * 2, 1, 3, 4
@@ -177,40 +179,42 @@ def test_an_index_of_many_entries_is_mapped_and_shared(tmp_path: Path) -> None:
     np.save(tmp_path / "train" / "index.npy", entries)
     (tmp_path / "train" / "000000.tar").write_bytes(b"x")
     parts = {"train": {"images": 100_000, "shards": [["000000.tar", 1]]}}
-    about = {"format": shards.FORMAT, "classes": [[str(i), str(i)] for i in range(1000)], "parts": parts}
-    (tmp_path / "index.json").write_text(json.dumps(about))
-    source = shards.open_shards(tmp_path, "train")
-    sent = pickle.dumps(source)
-    assert len(sent) < 20_000
-    again = pickle.loads(sent)
-    assert isinstance(again.entries.base, np.memmap)
-    assert again.entry(99_999) == (199_998, 999, 1, 0, 3, 4, 0, 0)
-    rows = datasets.evenly_spaced(len(source), 1000)
-    few = pickle.loads(pickle.dumps(source.subset(rows))).subset(np.array([999]))
+    index = {"format": shards.FORMAT, "classes": [[str(i), str(i)] for i in range(1000)], "parts": parts}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    dataset = shards.open_shards(tmp_path, "train")
+    pickled = pickle.dumps(dataset)
+    assert len(pickled) < 20_000
+    unpickled = pickle.loads(pickled)
+    assert isinstance(unpickled.entries.base, np.memmap)
+    assert unpickled.entry(99_999) == (199_998, 999, 1, 0, 3, 4, 0, 0)
+    rows = datasets.evenly_spaced(len(dataset), 1000)
+    few = pickle.loads(pickle.dumps(dataset.subset(rows))).subset(np.array([999]))
     assert (len(few), few.labels.tolist(), few.entry(0).offset) == (1, [999], 2 * 99_900)
 
 
-def test_an_index_of_other_shards_is_told(packed: Path, config: Callable[..., Path], program: Program) -> None:
+def test_an_index_that_does_not_fit_its_shards_is_refused(
+    packed: Path, config: Callable[..., Path], program: Program
+) -> None:
     index = packed / "train/index.npy"
     entries = np.load(index)
-    for column, value, said in (("shard", 9, "names shard 9 of 3"), ("offset", 700, "there is none")):
+    for column, value, message in (("shard", 9, "names shard 9 of 3"), ("offset", 700, "there is none")):
         changed = entries.copy()
         changed[column][::2] = value
         np.save(index, changed)
         data = {"kind": "shards", "path": "packed", "workers": 0}
         code, _, err = program("run", config(data=data, train={"steps": 2}, **SIZED))
         assert (code, len(err.splitlines())) == (2, 1)
-        assert said in err
+        assert message in err
         code, _, err = program("prepare", "--verify", "packed")
-        assert (code, said in err) == (2, True)
+        assert (code, message in err) == (2, True)
 
 
 def test_damage_is_named(packed: Path, program: Program) -> None:
     shard = packed / "train/000001.tar"
     whole = shard.read_bytes()
     train, _ = opened(packed)
-    place = train.entry(12)
-    cases = [(place.offset + 90, b"\xff"), (place.offset + -(-place.length // 512) * 512 + 512, b"7")]
+    entry = train.entry(12)
+    cases = [(entry.offset + 90, b"\xff"), (entry.offset + -(-entry.length // 512) * 512 + 512, b"7")]
     for at, byte in cases:  # in the pixels; in the label
         shard.write_bytes(whole[:at] + byte + whole[at + 1 :])
         code, _, err = program("prepare", "--verify", "packed")
@@ -219,8 +223,8 @@ def test_damage_is_named(packed: Path, program: Program) -> None:
         assert f"{shard}:{key(train.name(12))}." in lines[0]
         assert "1 of 30 images differ from the index" in lines[1]
     shard.write_bytes(whole[:-5000])
-    said = r"1.tar has .* bytes, and .* by the index; pack it again"
-    with pytest.raises(BadInput, match=said):
+    message = r"1.tar has .* bytes, and .* by the index; pack it again"
+    with pytest.raises(BadInput, match=message):
         opened(Path("packed"))
     with pytest.raises(BadInput, match=r"cannot read .*000001.tar: it is cut short"):
         train.encoded(13)
@@ -241,25 +245,23 @@ def test_damage_is_named(packed: Path, program: Program) -> None:
 
 
 @needs_jpegtran
-def test_batches_from_shards_are_those_from_folders(
-    photos: Path, tiny_run: Callable[..., Run], program: Program
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_from_shards_equal_those_from_folders(
+    photos: Path, tiny_run: Callable[..., Run], program: Program, rank: int
 ) -> None:
-    """Of both ranks, over the end of an epoch: the same samples, in the same order, cut alike."""
+    """Also across the end of an epoch."""
     program("prepare", photos, "packed", "--tiled", "--raw-fraction", 0.3, "--shard-images", 5)
-    for rank in (0, 1):
-        found = []
-        for kind, path in (("imagefolder", str(photos)), ("shards", "packed")):
-            run = tiny_run(data={"kind": kind, "path": path, "workers": 1}, train={"batch_size": 8}, **SIZED)
-            data = loader.training_data(run, datasets.open_data(run.data)[0], 0, rank, 2, torch.device("cpu"))
-            found.append([[t.clone() for t in step.micro_batches[0].tensors()] for step in data.from_step(0, 3)])
-        for one, other in zip(*found, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-            assert one[0].shape == (4, 24, 24, 3)
+    by_kind = []
+    for kind, path in (("imagefolder", str(photos)), ("shards", "packed")):
+        run = tiny_run(data={"kind": kind, "path": path, "workers": 1}, train={"batch_size": 8}, **SIZED)
+        by_kind.append(copied_batches(training_data(run, rank=rank, ranks=2), 0, 3))
+    assert equal(*by_kind)
+    assert by_kind[0][0].images.shape == (4, 24, 24, 3)
 
 
 @needs_jpegtran
 def test_training_from_real_photos_in_shards(real_images: Path, config: Callable[..., Path], program: Program) -> None:
-    """One of each class, packed in two ways, verified, and trained on: to the same loss, the last digit included."""
+    """One photo of each class, packed in two ways, verified and trained on: the losses are equal to the last digit."""
     natural, runs = Path("natural").absolute(), []
     for folder in (real_images / "imagenet-natural-c100").glob("*/*"):
         (natural / folder.parent.name / folder.name).mkdir(parents=True)
