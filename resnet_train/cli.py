@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_train import __version__
 from resnet_train.errors import BadInput, report
+from resnet_train.runtime.progress import show_messages
 
 if TYPE_CHECKING:
     from resnet_train.config.schema import Experiment, Run
@@ -26,6 +27,7 @@ _EPILOG = """exit codes:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit code."""
     args = parse(arguments)
+    show_messages()
     try:
         args.verb(args)
         sys.stdout.flush()

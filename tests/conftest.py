@@ -27,7 +27,7 @@ from resnet_train.data.decoding import ImageArray
 from resnet_train.data.image_files import ImageFileDataset
 from resnet_train.packing import jpeg_restart
 from resnet_train.runs import run_folder
-from resnet_train.runs.run_folder import TIMES, Record
+from resnet_train.runs.run_folder import TIMING_KEYS, Record
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -105,7 +105,7 @@ def spawn(
 
 def figures(folder: Path) -> list[Record]:
     """The records of a run but for the clock."""
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in run_folder.read_metrics(folder)]
+    return [{k: v for k, v in record.items() if k not in TIMING_KEYS} for record in run_folder.read_metrics(folder)]
 
 
 def same_weights(one: Path, other: Path) -> bool:

@@ -7,7 +7,6 @@ from typing import Any
 from resnet_train.analysis.families import families
 from resnet_train.analysis.groups import Group
 from resnet_train.analysis.significance import differs_significantly
-from resnet_train.config.load import dump
 from resnet_train.runs import run_folder
 from resnet_train.runs.run_folder import Record, RunRecord
 
@@ -119,7 +118,7 @@ def _differing_settings(groups: Sequence[Group], first: RunRecord) -> list[str]:
         labels_by_value: dict[str, list[str]] = {}
         for group in groups:
             for run in group.runs:
-                value = str(run_folder.flat(dump(run.run)).get(key))
+                value = str(run_folder.defining_keys(run.run).get(key))
                 labels_by_value.setdefault(value, []).append(group.label)
         values = (f"{value} ({', '.join(dict.fromkeys(labels))})" for value, labels in labels_by_value.items())
         lines.append(f"not only the network differs: {key} = {'; '.join(values)}")

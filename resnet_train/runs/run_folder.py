@@ -1,18 +1,18 @@
 """The run folder: the only contract between training and reading. No torch.
 
-config.yaml      the run, resolved
-metrics.jsonl    one object a line, each with `step` and `kind`: start, train, eval, end, or a probe's (gradients,
-                 responses, lesion), whose figures are mappings from units or layers to numbers
+config.yaml      the resolved configuration of the run
+metrics.jsonl    one JSON object a line, each with `step` and `kind`: start, train, eval, end, or a probe's kind
+                 (gradients, responses, lesion), whose values are mappings from units or layers to numbers
 checkpoints/     last.pt, previous.pt, best.pt, step-N.pt
-tensorboard/     the same figures
+tensorboard/     the records as scalars
 gradients.png    gradient norms by depth and time, if they were probed
 env.json         versions, machine and commit of each session
-lock             held by the process that trains in the folder
+lock             locked by the process that trains in the folder
 """
 
 import json
+import logging
 import shutil
-import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,31 +24,33 @@ from resnet_train.config.load import Tree, dump, read_run, read_yaml, to_yaml
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
 from resnet_train.runtime.atomic import atomic_write_text
-from resnet_train.runtime.lock import claimed
+from resnet_train.runtime.file_lock import locked
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
-TIMES = frozenset({"time", "seconds", "images_per_second", "data_wait_seconds", "probe_seconds", "probe_share"})
-"""The keys of a record that depend on the clock; all others are the same for an uninterrupted and a resumed run."""
+TIMING_KEYS = frozenset({"time", "seconds", "images_per_second", "data_wait_seconds", "probe_seconds", "probe_share"})
+"""The keys of a record that depend on the clock. All others are the same for an uninterrupted and a resumed run."""
 
-_FREE = frozenset(
+RESUME_MAY_CHANGE = frozenset(
     {
         *("data.path", "data.download", "data.workers", "data.device_cache_gb", "train.device"),
         *("eval.batch_size", "train.on_divergence"),
     }
 )
-"""Keys that say where and how a run is made, not what it is: they may change from one session to the next, as may those
-of `checkpoint`."""
+"""Keys that say where and how a run is trained, not what it is. They may change when it resumes, as may all keys of
+`checkpoint`."""
 
 
 def folder_of(output: str, run: Run) -> Path:
-    """Where a run lives."""
+    """The folder of a run."""
     return Path(output) / run.experiment / run.network.name / f"seed-{run.seed}"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder holds."""
+    """The configuration and the records of a run folder."""
 
     folder: Path
     run: Run
@@ -56,43 +58,43 @@ class RunRecord:
 
     @property
     def end(self) -> Record | None:
-        """The record of how it ended, if it is over: finished or diverged."""
+        """The record that ends the run, once it is finished or has diverged."""
         return next((r for r in self.records if r["kind"] == "end"), None)
 
     @property
     def machines(self) -> list[str]:
-        """What it was made on, session by session."""
+        """The machine of each session."""
         return [f"{s['ranks']} x {s['device']}, torch {s['torch']}" for s in sessions(self.folder)]
 
 
 def sessions(folder: Path) -> list[Record]:
-    """What `env.json` says of each session; none where it is missing or, with a warning, damaged."""
+    """The sessions that `env.json` lists; none if it is missing or, with a warning, damaged."""
     path = folder / "env.json"
     try:
         return list(json.loads(path.read_text())["sessions"])
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError):
-        print(f"warning: {path} is damaged: on which machines the run was made, nobody knows", file=sys.stderr)
+        logger.warning("%s is damaged: the machines of this run are unknown", path)
         return []
 
 
 def read(folder: Path) -> RunRecord:
-    """A run folder. Raises `BadInput` where it is none."""
+    """Read a run folder. Raises `BadInput` if it is none."""
     run = read_run(read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
     return RunRecord(folder, run, read_metrics(folder))
 
 
 def read_metrics(folder: Path) -> list[Record]:
-    """The records so far; a last line cut short by a crash is not one."""
+    """The records so far. A last line that a crash cut short is left out. Raises `BadInput` if another is damaged."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
-    records = []
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+    records = []
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
@@ -103,78 +105,92 @@ def read_metrics(folder: Path) -> list[Record]:
 
 
 def find(roots: Iterable[Path]) -> list[RunRecord]:
-    """Every run folder in or under `roots`, each once. Raises `BadInput` where there is none."""
-    found: dict[Path, Path] = {}
+    """Every run folder in or under `roots`, each once. Raises `BadInput` if a root has none."""
+    folders: dict[Path, Path] = {}
     for root in roots:
-        here = sorted(p.parent for p in root.rglob("metrics.jsonl") if not p.parent.name.endswith(".old"))
-        if not here:
+        under_root = sorted(p.parent for p in root.rglob("metrics.jsonl") if not p.parent.name.endswith(".old"))
+        if not under_root:
             raise BadInput(f"{root}: no run folder in or under it (a run folder holds config.yaml and metrics.jsonl)")
-        for folder in here:
-            found.setdefault(folder.resolve(), folder)
-    return [read(folder) for folder in found.values()]
+        for folder in under_root:
+            folders.setdefault(folder.resolve(), folder)
+    return [read(folder) for folder in folders.values()]
 
 
 def differences(one: Run, other: Run) -> list[tuple[str, Any, Any]]:
-    """The keys in which two runs differ, with both values; keys that only name a place are left out."""
-    a, b = flat(dump(one)), flat(dump(other))
+    """The defining keys in which two runs differ, with both values."""
+    a, b = defining_keys(one), defining_keys(other)
     return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
-def flat(tree: Tree, prefix: str = "") -> Record:
+def defining_keys(run: Run) -> Record:
+    """The configuration as dotted keys, without those that may change when the run resumes."""
+    keys = flatten(dump(run))
+    return {k: v for k, v in keys.items() if k not in RESUME_MAY_CHANGE and not k.startswith("checkpoint.")}
+
+
+def flatten(tree: Tree, prefix: str = "") -> Record:
     """Nested mappings as dotted keys."""
     leaves: Record = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        leaves |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return {key: value for key, value in leaves.items() if key not in _FREE and not key.startswith("checkpoint.")}
+        leaves |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return leaves
 
 
-def held_by(folder: Path, run: Run) -> RunRecord | None:
-    """What a run's folder holds so far. Raises `BadInput` where that is another run."""
+def check_same_run(record: RunRecord, run: Run) -> None:
+    """Raise `BadInput` if a folder belongs to another run."""
+    for key, old, new in differences(record.run, run):
+        raise BadInput(
+            f"{record.folder} holds a run with {key} = {old}, not {new}: set it back, choose a name=… or --fresh"
+        )
+
+
+def read_earlier(folder: Path, run: Run) -> RunRecord | None:
+    """The record of earlier sessions of `run`, if its folder has one. Raises `BadInput` if it is another run's."""
     if not (folder / "config.yaml").exists():
         return None
-    held = read(folder)
-    for key, old, new in differences(held.run, run):
-        raise BadInput(f"{folder} holds a run with {key} = {old}, not {new}: set it back, choose a name=… or --fresh")
-    return held
+    record = read(folder)
+    check_same_run(record, run)
+    return record
 
 
-def status(folder: Path, run: Run) -> str | None:
-    """How a run ended, if its folder says that it has. Raises `BadInput` where the folder holds another run."""
-    held = held_by(folder, run)
-    return None if held is None or held.end is None else str(held.end["status"])
+def end_status(folder: Path, run: Run) -> str | None:
+    """How a run ended, if it has: finished or diverged. Raises `BadInput` if its folder is another run's."""
+    record = read_earlier(folder, run)
+    return None if record is None or record.end is None else str(record.end["status"])
 
 
-def claim(folder: Path, claims: ExitStack) -> None:
-    """Keep a run's folder, if there is one, for this process until `claims` are given up; call before reading it.
+def lock_run_folder(folder: Path, stack: ExitStack) -> None:
+    """Lock a run folder, if it exists, until `stack` is closed. Call this before reading it.
 
-    Raises `BadInput` where another process trains in it.
+    Raises `BadInput` if another process trains in it.
     """
     if folder.exists():
         try:
-            claims.enter_context(claimed(folder / "lock", f"{folder}: another process trains in it; stop that first"))
+            stack.enter_context(locked(folder / "lock", f"{folder}: another process trains in it; stop that first"))
         except OSError as error:
             raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None
 
 
-def prepare(run: Run, folder: Path, fresh: bool, claims: ExitStack) -> list[Record]:
-    """Make the folder of a run about to start, with its config, and claim it; the records that it holds already.
+def open_run_folder(run: Run, folder: Path, fresh: bool, stack: ExitStack) -> list[Record]:
+    """Make and lock the folder of a run that is about to start, and write its config; the records of earlier sessions.
 
-    `fresh` moves an older folder aside. Raises `BadInput` where the folder cannot be written, holds another run, or
-    another process trains in it.
+    `fresh` moves an older folder aside. Raises `BadInput` if the folder cannot be written, if it is another run's, or
+    if another process trains in it.
     """
     try:
         if fresh and folder.exists():
-            claim(folder, claims)
+            lock_run_folder(folder, stack)
             old = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}.old")
             shutil.move(folder, old)
-            print(f"moved the old run to {old}", file=sys.stderr)
+            stack.close()  # the lock has moved with its folder
+            logger.info("moved the old run to %s", old)
         folder.mkdir(parents=True, exist_ok=True)
-        claim(folder, claims)
-        if held := held_by(folder, run):
-            for stray in folder.glob("checkpoints/*.tmp"):  # of a process that was killed while it wrote
-                stray.unlink()
-            return held.records
+        lock_run_folder(folder, stack)
+        if record := read_earlier(folder, run):
+            for partial in folder.glob("checkpoints/*.tmp"):  # a process was killed while it wrote
+                partial.unlink()
+            return record.records
         atomic_write_text(folder / "config.yaml", to_yaml(dump(run)))
     except OSError as error:
         raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None

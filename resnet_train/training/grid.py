@@ -53,7 +53,8 @@ def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, jobs: 
             raise BadInput(f"--jobs {jobs} is for one rank, and there are {world.size}: leave it out")
         pending: list[tuple[Run, Path]] = []
         for run, folder in zip(runs, folders, strict=True):
-            over = None if fresh else distributed.broadcast_from_main(world, partial(run_folder.status, folder, run))
+            status = partial(run_folder.end_status, folder, run)
+            over = None if fresh else distributed.broadcast_from_main(world, status)
             if over is None:
                 pending.append((run, folder))
             elif world.is_main:

@@ -16,12 +16,11 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from resnet_train.config.load import dump
 from resnet_train.config.schema import Run
 from resnet_train.data.batch import StepBatches
 from resnet_train.errors import BadInput
 from resnet_train.runs import environment
-from resnet_train.runs.run_folder import Record, flat
+from resnet_train.runs.run_folder import Record, defining_keys
 from resnet_train.runtime import progress
 from resnet_train.runtime.atomic import atomic_write_text
 from resnet_train.runtime.distributed import World, all_reduce_sum
@@ -202,7 +201,7 @@ class TensorBoard:
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self.writer = SummaryWriter(str(folder / "tensorboard"))
         assert self.writer.file_writer is not None
-        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flat(dump(run)).items()}
+        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in defining_keys(run).items()}
         for summary in hparams(plain, {"error/val_top1": 0, "error/train_clean": 0}):
             self.writer.file_writer.add_summary(summary)
         for record in kept:

@@ -34,8 +34,8 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     `later` is the work of the experiment's other runs, in units of this one's.
     Raises `BadInput`; `Interrupted`, once the state is saved, if a signal came; `Diverged`, recorded if so configured.
     """
-    claims = ExitStack()
-    distributed.broadcast_from_main(world, lambda: run_folder.claim(folder, claims))
+    locks = ExitStack()
+    distributed.broadcast_from_main(world, lambda: run_folder.lock_run_folder(folder, locks))
     set_precision(run.train.precision, world.device)
     train_set, val_set = distributed.main_first(world, lambda: datasets.open_data(run.data))
     data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
@@ -62,7 +62,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
         ):
             checkpoint.save(state, about, checkpoints, [copy], world)  # the save that a kill cut short
     sets = EvalSets(train_set, val_set, clean_set, about.normalization.to(world.device))
-    held = distributed.broadcast_from_main(world, lambda: run_folder.prepare(run, folder, fresh, claims))
+    held = distributed.broadcast_from_main(world, lambda: run_folder.open_run_folder(run, folder, fresh, locks))
     kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
 
     if world.is_main and (beyond := plan.beyond_the_end()):
@@ -70,7 +70,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     agreement, stop = AnyRankFlag(world), False
     shares = data.from_step(state.step, plan.total, plan.size_at)
     with (
-        claims,
+        locks,
         garbage_kept(),
         closing(shares),
         open_log(folder, run, state.step, plan.total, kept, later, world) as log,
