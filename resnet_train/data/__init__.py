@@ -1,1 +1,1 @@
-"""Samples, their order, their augmentation; nothing here knows a network."""
+"""Data sets, the order of samples, their augmentation and their batches. Nothing here knows a network."""

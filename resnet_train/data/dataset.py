@@ -18,7 +18,7 @@ from resnet_train.data.rng import Ints
 from resnet_train.data.sampler import Sampler
 from resnet_train.data.views import View, ViewBatch
 
-SizeAt = Callable[[int], int | None]
+ImageSizeAt = Callable[[int], int | None]
 """Height and width in pixels of the training images of a step, under progressive resizing; None: those of the crop."""
 
 
@@ -58,11 +58,11 @@ class Dataset(Protocol):
         """These samples alone, in this order."""
 
     def training_batches(
-        self, sampler: Sampler, augment: AugmentConfig, steps: range, size_at: SizeAt, options: LoaderOptions
+        self, sampler: Sampler, augment: AugmentConfig, steps: range, image_size_at: ImageSizeAt, options: LoaderOptions
     ) -> Generator[Batch]:
         """The samples of one rank, augmented: one batch for each step, valid until the next one is requested.
 
-        Only crops that are resized follow `size_at`. Closing the generator ends its workers. Raises `BadInput` where
+        Only crops that are resized follow `image_size_at`. Closing the generator ends its workers. Raises `BadInput` where
         an image cannot be decoded or a worker was killed.
         """
 

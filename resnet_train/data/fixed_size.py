@@ -11,7 +11,7 @@ from resnet_train.config.data import AugmentConfig, PadCropConfig
 from resnet_train.data import augment as augmentation
 from resnet_train.data import auto_augment, rng
 from resnet_train.data.batch import Batch, to_device
-from resnet_train.data.dataset import Dataset, LoaderOptions, SizeAt
+from resnet_train.data.dataset import Dataset, ImageSizeAt, LoaderOptions
 from resnet_train.data.rng import Ints
 from resnet_train.data.sampler import Sampler
 from resnet_train.data.views import View, ViewBatch, ViewGroup
@@ -52,7 +52,7 @@ class FixedSizeDataset(Dataset):
         return self.batch(indices, device)
 
     def training_batches(
-        self, sampler: Sampler, augment: AugmentConfig, steps: range, size_at: SizeAt, options: LoaderOptions
+        self, sampler: Sampler, augment: AugmentConfig, steps: range, image_size_at: ImageSizeAt, options: LoaderOptions
     ) -> Generator[Batch]:
         self.check_device_memory(sampler.ranks)
         # The operations of auto_augment are Pillow's, so the images go to the device after them.

@@ -16,7 +16,7 @@ from resnet_train.config.data import AugmentConfig
 from resnet_train.data import augment as augmentation
 from resnet_train.data import auto_augment, prefetch, rng
 from resnet_train.data.batch import Batch
-from resnet_train.data.dataset import Dataset, LoaderOptions, SizeAt
+from resnet_train.data.dataset import Dataset, ImageSizeAt, LoaderOptions
 from resnet_train.data.decoding import EncodedImage, ImageArray
 from resnet_train.data.eval_workers import load_batches
 from resnet_train.data.prefetch import Buffer, Request, Shape
@@ -50,12 +50,12 @@ class ImageFileDataset(Dataset):
         return decode(self.encoded(index))
 
     def training_batches(
-        self, sampler: Sampler, augment: AugmentConfig, steps: range, size_at: SizeAt, options: LoaderOptions
+        self, sampler: Sampler, augment: AugmentConfig, steps: range, image_size_at: ImageSizeAt, options: LoaderOptions
     ) -> Generator[Batch]:
         """Workers write the crops into shared buffers; on a GPU a CUDA stream of its own copies them to the device."""
         crops = _TrainingCrops(self, augment, sampler.seed, options.skip_bad)
         shape = Shape(sampler.rank_batch_size, augmentation.resized_crop_of(augment).size, self.channels)
-        requests = (Request(sampler.rank_samples(step), size_at(step)) for step in steps)
+        requests = (Request(sampler.rank_samples(step), image_size_at(step)) for step in steps)
         device = options.device
         copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         with closing(prefetch.filled_buffers(crops, requests, shape, options.workers, device)) as buffers:

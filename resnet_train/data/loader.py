@@ -11,7 +11,7 @@ from resnet_train.config.data import AugmentConfig, PadCropConfig
 from resnet_train.config.schema import Recipe
 from resnet_train.data import augment, mixup, rng
 from resnet_train.data.batch import Batch, StepBatches, to_device
-from resnet_train.data.dataset import Dataset, LoaderOptions, SizeAt
+from resnet_train.data.dataset import Dataset, ImageSizeAt, LoaderOptions
 from resnet_train.data.sampler import Sampler
 from resnet_train.errors import BadInput
 
@@ -36,14 +36,14 @@ class TrainingData:
         size = self.dataset.size
         return augment.resized_crop_of(self.augment).size if size is None else size
 
-    def from_step(self, start: int, until: int, size_at: SizeAt = lambda _: None) -> Generator[StepBatches]:
+    def from_step(self, start: int, until: int, image_size_at: ImageSizeAt = lambda _: None) -> Generator[StepBatches]:
         """Batches for steps [start, until), each valid until the next one is requested. Closing it ends its workers.
 
-        `size_at` gives the image size of a step where progressive resizing changes it. Raises `BadInput` where an image
+        `image_size_at` gives the image size of a step where progressive resizing changes it. Raises `BadInput` where an image
         cannot be decoded or a worker was killed.
         """
         steps = range(start, until)
-        rank_batches = self.dataset.training_batches(self.sampler, self.augment, steps, size_at, self.options)
+        rank_batches = self.dataset.training_batches(self.sampler, self.augment, steps, image_size_at, self.options)
         with closing(rank_batches):
             for step in steps:
                 begin = time.perf_counter()

@@ -63,9 +63,9 @@ def test_progressive_resizing_changes_the_size_alone(
     """The boxes stay the same, training can start at any step, and small images are those of a small crop."""
     run = folder_run(tiny_run, folders(), workers=workers)
     sizes = [8, 8, 8, 12, 12, 12, 16, 16]
-    batches = run_batches(run, 0, 8, size_at=sizes.__getitem__)
+    batches = run_batches(run, 0, 8, image_size_at=sizes.__getitem__)
     assert [batch.images.shape[1] for batch in batches] == sizes
-    assert equal(run_batches(run, 2, 8, size_at=sizes.__getitem__), batches[2:])
+    assert equal(run_batches(run, 2, 8, image_size_at=sizes.__getitem__), batches[2:])
     assert equal(run_batches(run, 6, 8), batches[6:])
     assert run.augment.crop is not None
     small = run.augment.crop.model_copy(update={"size": 8})
