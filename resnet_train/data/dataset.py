@@ -62,8 +62,8 @@ class Dataset(Protocol):
     ) -> Generator[Batch]:
         """The samples of one rank, augmented: one batch for each step, valid until the next one is requested.
 
-        Only crops that are resized follow `image_size_at`. Closing the generator ends its workers. Raises `BadInput` where
-        an image cannot be decoded or a worker was killed.
+        Only crops that are resized follow `image_size_at`. Closing the generator ends its workers. Raises `BadInput`
+        where an image cannot be decoded or a worker was killed.
         """
 
     def view_batches(

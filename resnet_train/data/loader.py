@@ -39,8 +39,8 @@ class TrainingData:
     def from_step(self, start: int, until: int, image_size_at: ImageSizeAt = lambda _: None) -> Generator[StepBatches]:
         """Batches for steps [start, until), each valid until the next one is requested. Closing it ends its workers.
 
-        `image_size_at` gives the image size of a step where progressive resizing changes it. Raises `BadInput` where an image
-        cannot be decoded or a worker was killed.
+        `image_size_at` gives the image size of a step where progressive resizing changes it. Raises `BadInput` where an
+        image cannot be decoded or a worker was killed.
         """
         steps = range(start, until)
         rank_batches = self.dataset.training_batches(self.sampler, self.augment, steps, image_size_at, self.options)
