@@ -83,7 +83,7 @@ def _pack(
 ) -> PackReport:
     if options.tiled:
         check_jpegtran()
-    with _unfinished(dest, plan):
+    with _lock_destination(dest, plan):
         _write_shards([job for split_jobs in jobs.values() for job in split_jobs], workers)
         return _write_index(source, dest, plan, jobs, options)
 
@@ -96,7 +96,7 @@ def _repair(dest: Path, plan: Plan, jobs: dict[str, list[ShardJob]], options: Pa
     if damaged:
         if options.tiled:
             check_jpegtran()
-        with _unfinished(dest, plan):
+        with _lock_destination(dest, plan):
             _write_shards(damaged, workers)
     names = tuple(f"{job.path.parent.name}/{job.path.name}" for job in damaged)
     return replace(PackReport.from_json(index["report"]), packed_again=names)
@@ -153,7 +153,7 @@ def _check_same_plan(earlier: Plan, plan: Plan, dest: Path) -> None:
 
 
 @contextmanager
-def _unfinished(dest: Path, plan: Plan) -> Iterator[None]:
+def _lock_destination(dest: Path, plan: Plan) -> Iterator[None]:
     """Write the plan and keep other processes out while the block packs; then remove the plan and the records.
 
     Raises BadInput if `dest` is in use, has another plan, is a folder of something else, or cannot be written.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ import pytest
 from conftest import opened, refusal
 from PIL import Image
 
+import resnet_train
 from resnet_train.data import datasets
 from resnet_train.errors import BadInput
 from resnet_train.packing import prepare
 
 Program = Callable[..., tuple[int, str, str]]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(resnet_train.__file__).parents[1])}
+"""Of a child process that imports this package."""
 
 
 def prepared(program: Program, *arguments: object) -> str:
@@ -245,6 +249,25 @@ def test_a_destination_within_the_source_is_refused(images: Path, program: Progr
     assert prepared(program, images, images / "packed").startswith("nothing to do")
 
 
+def test_a_destination_in_use_is_refused(images: Path, program: Program) -> None:
+    """The other process waits for an image, a pipe that nobody writes to."""
+    good = (images / "train/a/0.JPEG").read_bytes()
+    (images / "train/a/0.JPEG").unlink()
+    os.mkfifo(images / "train/a/0.JPEG")
+    command = [sys.executable, "-m", "resnet_train", "prepare", images, "packed"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not Path("packed/train/000000.tar.tmp").exists():  # a worker is at the image
+        assert process.poll() is None
+        time.sleep(0.01)
+    assert "another resnet-train prepare is at work on packed" in refusal(program, images, "packed")
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, len(err.splitlines())) == (130, 1), err
+    (images / "train/a/0.JPEG").unlink()
+    (images / "train/a/0.JPEG").write_bytes(good)
+    prepared(program, images, "packed")
+
+
 def test_ctrl_c_reports_what_is_kept(images: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -266,7 +289,7 @@ def test_ctrl_c_while_the_fork_server_starts_is_one_line(images: Path, tmp_path:
     meet = f"import sys\nif 'forkserver' in sys.orig_argv[-1]:\n    open({str(tmp_path / 'pipe')!r}).read()\n"
     (tmp_path / "sitecustomize.py").write_text(meet)
     command = [sys.executable, "-m", "resnet_train", "prepare", images, "packed"]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(datasets.__file__).parents[2]}"}
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ENVIRONMENT['PYTHONPATH']}"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     with (tmp_path / "pipe").open("wb"):  # waits until it is read
         os.killpg(process.pid, signal.SIGINT)
