@@ -35,7 +35,6 @@ TORCH_FREE = (
     "analysis",
     "runs/run_folder",
     "runtime/atomic",
-    "runtime/lock",
     "runtime/processes",
     "runtime/progress",
     "runtime/signals",

@@ -38,7 +38,7 @@ from resnet_train.packing.shard_writer import (
     write_shard,
 )
 from resnet_train.runtime.atomic import atomic_write, atomic_write_text, temporary_path
-from resnet_train.runtime.lock import claimed
+from resnet_train.runtime.file_lock import locked
 from resnet_train.runtime.processes import run_jobs
 from resnet_train.runtime.progress import Progress
 
@@ -165,8 +165,8 @@ def _lock_destination(dest: Path, plan: Plan) -> Iterator[None]:
                 raise BadInput(f"{dest} is not empty, and holds no unfinished packing: give another folder")
             plan_path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_text(plan_path, json.dumps(plan))
-        _check_same_plan(json.loads(plan_path.read_text()), plan, dest)
-        with claimed(plan_path, f"another resnet-train prepare is at work on {dest}"):
+        with locked(plan_path.with_name("lock"), f"another resnet-train prepare is at work on {dest}"):
+            _check_same_plan(json.loads(plan_path.read_text()), plan, dest)
             yield
             shutil.rmtree(plan_path.parent)
     except OSError as error:
