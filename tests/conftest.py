@@ -240,10 +240,9 @@ def assert_same(one: ImageFileDataset, other: ImageFileDataset) -> None:
 def refusal(program: Callable[..., tuple[int, str, str]], *arguments: object) -> str:
     """The one line by which `prepare` refuses."""
     code, _, err = program("prepare", *arguments)
-    said = err.strip().splitlines()
-    assert code == 2, err
-    assert len(said) == 1, err
-    return str(said[0])
+    lines = err.splitlines()
+    assert (code, len(lines)) == (2, 1), err
+    return str(lines[0])
 
 
 @pytest.fixture

@@ -225,3 +225,23 @@ def test_links_and_truncated_tars_are_refused(photos: Path, program: Program) ->
     assert "cannot read wds/train-0.tar: it is truncated" in refusal(program, "wds", "packed")
     tar.write_text("text")
     assert "cannot read wds/train-0.tar: it is truncated, or no tar file" in refusal(program, "wds", "packed")
+
+
+def test_a_truncated_tar_of_tars_is_refused(photos: Path, program: Program) -> None:
+    """Cut in the header of a class, in an image of it, between two images, and at the end."""
+    folder, _, _ = ilsvrc_tars(photos)
+    tar = folder / "ILSVRC2012_img_train.tar"
+    whole = tar.read_bytes()
+    with tarfile.open(tar) as file:
+        second = file.getmembers()[1]
+    begin = second.offset_data
+    for length in (
+        second.offset + 100,
+        begin + 100,
+        begin + 600,
+        begin + 4096,
+        begin + second.size,
+        len(whole) - 10240,
+    ):
+        tar.write_bytes(whole[:length])
+        assert f"cannot read {tar}: it is truncated" in refusal(program, folder, "packed")
