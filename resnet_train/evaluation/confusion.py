@@ -13,7 +13,7 @@ from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.evaluation.evaluator import SampleResults
 from resnet_train.evaluation.pretrained import PretrainedModel
 from resnet_train.evaluation.protocols import views_of
-from resnet_train.runs.tensorboard import add_picture
+from resnet_train.runs.tensorboard import add_image
 
 _SHOWN = 24
 """Mistakes in the picture."""
@@ -89,7 +89,7 @@ def draw(
         ax.set_title(f"{predicted} {100 * found.confidence[i]:.0f} %\nis {label}", fontsize=9)
     figure.suptitle(f"The surest mistakes of {name}: what it says, and what it is", fontsize=11)
     figure.savefig(path, dpi=110)
-    add_picture(tensorboard, path.stem, path, of.step or 0)
+    add_image(tensorboard, path.stem, path, of.step or 0)
 
 
 def _short(name: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet_train.probes.hooks import ProbeResult
 from resnet_train.runs.run_folder import RunRecord
-from resnet_train.runs.tensorboard import add_picture
+from resnet_train.runs.tensorboard import add_image
 
 
 class _Panel(NamedTuple):
@@ -119,7 +119,7 @@ def draw_heat_maps(runs: Sequence[RunRecord], path: Path, tensorboard: Path | No
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     if tensorboard is not None:
-        add_picture(tensorboard, "gradients/by_depth_and_time", path, maps[-1].steps[-1])
+        add_image(tensorboard, "gradients/by_depth_and_time", path, maps[-1].steps[-1])
     return True
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint file: what it holds, and how it is read and verified."""
+"""The checkpoint file: its content, and how it is read and verified."""
 
 import pickle
 import zipfile
@@ -18,41 +18,41 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What every checkpoint of a run says beside its state: enough to use the network without the training set."""
+    """What a checkpoint holds beside the state: enough to use the network without the training set."""
 
     run: Run
     classes: tuple[str, ...]
     train_images: int
     normalization: Normalization
     image_size: int | None = None
-    """Height and width of the training images in pixels; None where they may have any size."""
+    """Height and width of the training images in pixels; None if they may have any size."""
     changed: str | None = None
-    """What packing did to their pixels, in words."""
+    """How packing changed their pixels, in words; None if it did not."""
 
     @property
     def channels(self) -> int:
-        """Of an image."""
+        """Channels of an image."""
         return self.normalization.std.numel()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read."""
+    """The content of a checkpoint file."""
 
     path: Path
     about: CheckpointMeta
     step: int
     payload: dict[str, Any]
-    """Among others the state dicts `net`, `ema` (or None), `optimizer` and `scaler`."""
+    """All of the file. Among others the state dicts `net`, `ema` (or None), `optimizer` and `scaler`."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint of this program, every byte of it checked. Raises `BadInput`."""
+    """Read a checkpoint of this program and check every byte of it. Raises `BadInput`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # torch writes a CRC for each record and does not read it back
-        if broken is not None:
-            raise BadInput(f"{path} is damaged: the CRC of {broken} is wrong")
+            damaged = archive.testzip()  # torch writes a CRC for each record but does not check it
+        if damaged is not None:
+            raise BadInput(f"{path} is damaged: the CRC of {damaged} is wrong")
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such checkpoint") from None

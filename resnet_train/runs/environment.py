@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine and commit. Never the environment's variables, which may hold secrets."""
+"""The versions, machine and commit of each session of a run. Never environment variables: they may hold secrets."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from resnet_train.runtime.distributed import World
 
 
 def add_session(folder: Path, step: int, world: World) -> None:
-    """Add this session to a run folder's `env.json`. Raises `OSError`."""
-    told = [*sessions(folder), {"from_step": step, **describe(world)}]
-    atomic_write_text(folder / "env.json", json.dumps({"sessions": told}, indent=2) + "\n")
+    """Add this session, which starts at `step`, to the `env.json` of a run folder. Raises `OSError`."""
+    all_sessions = [*sessions(folder), {"from_step": step, **describe_session(world)}]
+    atomic_write_text(folder / "env.json", json.dumps({"sessions": all_sessions}, indent=2) + "\n")
 
 
-def describe(world: World) -> dict[str, Any]:
-    """This session's versions, machine and commit."""
+def describe_session(world: World) -> dict[str, Any]:
+    """The versions, machine and commit of this session."""
     cuda = world.device.type == "cuda"
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -44,13 +44,13 @@ def describe(world: World) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, if this runs from one; marked where it was changed."""
-    here = Path(__file__).parent
+    """The commit of the source tree if the program runs from one, with `-dirty` if files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    is_tracked = [*git, "ls-files", "--error-unmatch", Path(__file__).name]  # not some other repository above
+    describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name]
-        subprocess.run(tracked, check=True, capture_output=True, timeout=10)
-        return subprocess.run(git, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+        subprocess.run(is_tracked, check=True, capture_output=True, timeout=10)
+        return subprocess.run(describe, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -1,4 +1,4 @@
-"""Pictures in TensorBoard."""
+"""Images in the TensorBoard log of a run."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 
-def add_picture(folder: Path, tag: str, picture: Path, step: int) -> None:
-    """A picture file under a tag of the TensorBoard log in `folder`."""
+def add_image(folder: Path, tag: str, path: Path, step: int) -> None:
+    """Add an image file under a tag to the TensorBoard log in `folder`."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder)) as writer, Image.open(picture) as image:
+    with SummaryWriter(str(folder)) as writer, Image.open(path) as image:
         writer.add_image(tag, np.asarray(image.convert("RGB")), step, dataformats="HWC")

@@ -1,1 +1,1 @@
-"""The process: ranks, precision, signals, files and worker processes."""
+"""What a process needs: ranks, precision, signals, progress, files and locks, child processes."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that appear complete or not at all, also if the process is killed."""
 
 import os
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from typing import BinaryIO
 
 
 @contextmanager
-def atomic_write(path: Path, older: Path | None = None) -> Iterator[BinaryIO]:
-    """A file that appears under its name at the end of the block, durably; where that fails, nothing is left of it.
+def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a file that gets its name at the end of the block, durably. If the block fails, the file is removed.
 
-    What had the name before is replaced, or kept as `older`. Raises `OSError`.
+    An existing file of that name is replaced; with `previous`, it is renamed to that. Raises `OSError`.
     """
     partial = temporary_path(path)
     try:
@@ -19,8 +19,8 @@ def atomic_write(path: Path, older: Path | None = None) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if older is not None and path.exists():
-            path.replace(older)
+        if previous is not None and path.exists():
+            path.replace(previous)
         partial.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -32,11 +32,11 @@ def atomic_write(path: Path, older: Path | None = None) -> Iterator[BinaryIO]:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """A text file, written whole. Raises `OSError`."""
+    """Write a text file that appears complete or not at all. Raises `OSError`."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def temporary_path(path: Path) -> Path:
-    """The name of a file while it is written; a process that is killed then leaves it."""
+    """The name of a file while it is written. A process that is killed meanwhile leaves this file."""
     return path.with_name(f"{path.name}.tmp")

@@ -1,4 +1,4 @@
-"""Precision of a forward pass, cuDNN's search for kernels, and memory that ends."""
+"""The precision of a forward pass, cuDNN's search for kernels, and the message when memory runs out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_precision(precision: str, device: torch.device) -> None:
-    """How this process multiplies fp32 matrices on CUDA: in full, unless tf32 is asked for.
+    """Set how this process multiplies fp32 matrices on CUDA: in full precision, unless `precision` is tf32.
 
-    Raises `BadInput` where the device has no tf32.
+    Raises `BadInput` if the device has no tf32.
     """
     if precision == "tf32" and device.type == "cpu":
         raise BadInput("train.precision = tf32 has no effect on the CPU: use fp32 or bf16")
@@ -25,26 +25,26 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def no_cudnn_benchmark() -> Iterator[None]:
-    """Within the block cuDNN chooses its kernels by rule: a search for each shape of an evaluation takes longer."""
-    tuned = torch.backends.cudnn.benchmark
+    """Let cuDNN choose kernels by heuristics: a search for each shape of an evaluation takes longer than it saves."""
+    before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = tuned
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager
-def out_of_memory_hint(whose: str, device: torch.device, cure: str) -> Iterator[None]:
-    """Raises `BadInput`, which tells the cure, where the block is too much for the device's memory."""
+def out_of_memory_hint(name: str, device: torch.device, hint: str) -> Iterator[None]:
+    """Raise `BadInput` with the name of the work and a hint if the device's memory runs out within the block."""
     try:
         yield
-    except RuntimeError as error:  # beside torch's allocator CUDA itself can be short of it, and cuDNN
+    except RuntimeError as error:  # CUDA and cuDNN report it in their own words, torch's allocator by a class
         if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
             raise
-        raise BadInput(f"{whose}: out of memory on {device}: {cure}") from None
+        raise BadInput(f"{name}: out of memory on {device}: {hint}") from None
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context of a forward pass; with fp32 and tf32 it changes nothing."""
+    """The context of a forward pass. With fp32 and tf32 it changes nothing."""
     return torch.autocast(device.type, _DTYPES.get(precision, torch.bfloat16), enabled=precision in _DTYPES)
