@@ -74,12 +74,12 @@ def load(
         if not _is_bare(path):
             raise
         raise BadInput(f"{path} is a bare state dict: eval, predict and export take its --network NAME") from None
-    paths = [] if data is None else detect.path_overrides(saved.about.run, data)
-    run = override_run(saved.about.run, [*paths, *overrides])
-    net = build_network(run.network, len(saved.about.classes), saved.about.channels)
+    paths = [] if data is None else detect.path_overrides(saved.meta.run, data)
+    run = override_run(saved.meta.run, [*paths, *overrides])
+    net = build_network(run.network, len(saved.meta.classes), saved.meta.channels)
     net.load_state_dict(saved.payload["net"] if saved.payload["ema"] is None else saved.payload["ema"])
     return PretrainedModel(
-        source, run, saved.about.classes, saved.about.normalization, saved.step, net.eval(), saved.about.image_size
+        source, run, saved.meta.classes, saved.meta.normalization, saved.step, net.eval(), saved.meta.image_size
     )
 
 

@@ -40,7 +40,7 @@ class Checkpoint:
     """The content of a checkpoint file."""
 
     path: Path
-    about: CheckpointMeta
+    meta: CheckpointMeta
     step: int
     payload: dict[str, Any]
     """All of the file. Among others the state dicts `net`, `ema` (or None), `optimizer` and `scaler`."""
@@ -66,7 +66,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if payload["format"] != FORMAT:
             raise BadInput(f"{path} is of format {payload['format']}; this program reads format {FORMAT}")
         run = read_run(payload["run"], str(path))
-        about = CheckpointMeta(
+        meta = CheckpointMeta(
             run,
             tuple(payload["classes"]),
             payload["train_images"],
@@ -74,6 +74,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             payload.get("image_size"),
             payload.get("changed"),
         )
-        return Checkpoint(path, about, payload["step"], payload)
+        return Checkpoint(path, meta, payload["step"], payload)
     except (KeyError, TypeError):
         raise BadInput(f"{path} is not a checkpoint of resnet-train") from None

@@ -57,8 +57,9 @@ def start(device: str) -> Iterator[World]:
         return
     # gloo beside NCCL carries flags and objects between CPUs without stopping the GPU.
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    store, rank, _ = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"group-{next(_group_numbers)}", store)  # else a second group reads the first one's keys
+    store, rank, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    # Keys of its own: a second group of this process would read the addresses of the first.
+    store = dist.PrefixStore(f"group-{next(_group_numbers)}", store)  # type: ignore[attr-defined]
     device_id = local_device if cuda else None
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
     # Gloo's threads outlive the group. One that frees a tensor while Python ends would abort the process (pytorch pull

@@ -7,29 +7,31 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Request:
-    """Whether a signal has come."""
+class StopRequest:
+    """Whether a signal has asked this process to stop, and which."""
 
-    name: str | None = None
-    interrupts = 0
+    signal_name: str | None = None
 
 
 @contextmanager
-def listening(speaks: bool) -> Iterator[Request]:
-    """Within the block the first signal only leaves a note; a second SIGINT ends the process at once.
+def catch_stop_signals(announce: bool) -> Iterator[StopRequest]:
+    """Within the block the first signal only sets `signal_name`; a second SIGINT ends the process at once.
 
-    Who `speaks` says so, since the step that is to be the last may take its time, as the first one does.
+    announce: write a line on standard error at the first signal, since the current step may take long.
     """
-    request = Request()
+    request = StopRequest()
+    interrupts = 0
 
     def handle(number: int, _: FrameType | None) -> None:
-        request.interrupts += number == signal.SIGINT
-        if request.interrupts > 1:
+        nonlocal interrupts
+        if number == signal.SIGINT:
+            interrupts += 1
+        if interrupts > 1:
             os._exit(130)
-        if request.name is None and speaks:
-            more = "; again to stop at once, unsaved" if number == signal.SIGINT else ""
-            os.write(2, f"\n{signal.Signals(number).name}: saving and stopping at the next step{more}\n".encode())
-        request.name = signal.Signals(number).name
+        if request.signal_name is None and announce:
+            again = "; again to stop at once, unsaved" if number == signal.SIGINT else ""
+            os.write(2, f"\n{signal.Signals(number).name}: saving and stopping at the next step{again}\n".encode())
+        request.signal_name = signal.Signals(number).name
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.signal(number, handle) for number in numbers}

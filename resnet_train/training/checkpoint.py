@@ -16,7 +16,7 @@ from resnet_train.runtime.distributed import World, all_gather, broadcast_from_m
 from resnet_train.training.step import TrainState
 
 
-def save(state: TrainState, about: CheckpointMeta, folder: Path, copies: Sequence[str], world: World) -> None:
+def save(state: TrainState, meta: CheckpointMeta, folder: Path, copies: Sequence[str], world: World) -> None:
     """Write `last.pt`, and copies of it under other names; the one before it stays as `previous.pt`. For every rank.
 
     Raises `BadInput` where a file cannot be written; the previous checkpoint is then intact.
@@ -27,20 +27,20 @@ def save(state: TrainState, about: CheckpointMeta, folder: Path, copies: Sequenc
     }
     with averaged_running_stats(world, state.net, state.ema):
         if world.is_main:
-            _write(state, about, folder, copies, ranks)
+            _write(state, meta, folder, copies, ranks)
 
 
 def _write(
-    state: TrainState, about: CheckpointMeta, folder: Path, copies: Sequence[str], ranks: dict[str, Tensor]
+    state: TrainState, meta: CheckpointMeta, folder: Path, copies: Sequence[str], ranks: dict[str, Tensor]
 ) -> None:
     payload = {
         "format": FORMAT,
-        "run": dump(about.run),
-        "classes": list(about.classes),
-        "train_images": about.train_images,
-        "normalization": list(about.normalization),
-        "image_size": about.image_size,
-        "changed": about.changed,
+        "run": dump(meta.run),
+        "classes": list(meta.classes),
+        "train_images": meta.train_images,
+        "normalization": list(meta.normalization),
+        "image_size": meta.image_size,
+        "changed": meta.changed,
         "step": state.step,
         "net": state.net.state_dict(),
         "ema": None if state.ema is None else state.ema.state_dict(),

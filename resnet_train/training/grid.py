@@ -24,7 +24,7 @@ from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import out_of_memory_hint
 from resnet_train.runtime.processes import Children
-from resnet_train.runtime.signals import Request, listening
+from resnet_train.runtime.signals import StopRequest, catch_stop_signals
 from resnet_train.training import finetune
 from resnet_train.training.loop import train
 
@@ -48,7 +48,7 @@ def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, jobs: 
     Raises what `train` raises; a divergence that is to be recorded is, and the next run begins.
     """
     folders = [folder_of(output, run) for run in runs]
-    with distributed.start(device) as world, listening(world.is_main) as request:
+    with distributed.start(device) as world, catch_stop_signals(announce=world.is_main) as request:
         if jobs > 1 and world.size > 1:
             raise BadInput(f"--jobs {jobs} is for one rank, and there are {world.size}: leave it out")
         pending: list[tuple[Run, Path]] = []
@@ -79,7 +79,7 @@ def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, jobs: 
                 print("\n".join([tables.text_table(made), *findings.warnings(made), *findings.findings(made)]))
 
 
-def _train(member: _Member, world: World, request: Request) -> None:
+def _train(member: _Member, world: World, request: StopRequest) -> None:
     run, folder, fresh, later = member
     fewer = ", or lower --jobs" if multiprocessing.parent_process() else ""
     cure = (
@@ -97,7 +97,7 @@ def _train(member: _Member, world: World, request: Request) -> None:
             print(f"recorded: {diverged}", file=sys.stderr)
 
 
-def _train_several(members: Sequence[_Member], jobs: int, request: Request) -> None:
+def _train_several(members: Sequence[_Member], jobs: int, request: StopRequest) -> None:
     """Each run in a process of its own, not in a thread: a small network is bound by Python, which runs one thread.
 
     A signal to this process reaches all of them; if one fails, the others save and stop. Raises `BadInput` if one was
@@ -114,8 +114,8 @@ def _train_several(members: Sequence[_Member], jobs: int, request: Request) -> N
                 children.start(str(member), _train_alone, member, threads)
             for _, message in children.receive(timeout=0.2):
                 raise AssertionError(f"runs send no messages: {message}")
-            if request.name is not None:
-                interrupted = Interrupted(f"{request.name}: all runs are saved")
+            if request.signal_name is not None:
+                interrupted = Interrupted(f"{request.signal_name}: all runs are saved")
                 interrupted.reported = True  # by each run
                 raise interrupted
 
@@ -123,7 +123,7 @@ def _train_several(members: Sequence[_Member], jobs: int, request: Request) -> N
 def _train_alone(_: Connection, member: _Member, threads: int) -> None:
     """The process of one run. At SIGTERM it saves and stops."""
     torch.set_num_threads(threads)
-    with distributed.start(member.run.train.device) as world, listening(speaks=False) as request:
+    with distributed.start(member.run.train.device) as world, catch_stop_signals(announce=False) as request:
         _train(member, world, request)
 
 

@@ -20,7 +20,7 @@ from resnet_train.runs.run_folder import Record
 from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import AnyRankFlag, World
 from resnet_train.runtime.precision import set_precision
-from resnet_train.runtime.signals import Request
+from resnet_train.runtime.signals import StopRequest
 from resnet_train.training import checkpoint, probing
 from resnet_train.training.finetune import load_initial_weights
 from resnet_train.training.log import Log, open_log, running_averages
@@ -28,7 +28,7 @@ from resnet_train.training.schedule import TrainSchedule, build_schedule
 from resnet_train.training.step import TrainState, create_train_state, train_step
 
 
-def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = False, later: float = 0.0) -> None:
+def train(run: Run, folder: Path, world: World, request: StopRequest, fresh: bool = False, later: float = 0.0) -> None:
     """One run, from the last good checkpoint of its folder if there is one, unless it is to start afresh.
 
     `later` is the work of the experiment's other runs, in units of this one's.
@@ -49,19 +49,19 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
     if saved is None:
         statistics = distributed.broadcast_from_main(world, lambda: normalize.statistics(run, train_set))
         changed = datasets.describe_changes(run.data)
-        about = CheckpointMeta(run, tuple(train_set.classes), len(train_set), statistics, train_set.size, changed)
+        meta = CheckpointMeta(run, tuple(train_set.classes), len(train_set), statistics, train_set.size, changed)
         if run.train.init_from is not None:
             load_initial_weights(run.train.init_from, run.network, state, world)
     else:
-        about = saved.about
+        meta = saved.meta
         same_run(saved, run, train_set)
         checkpoint.restore(state, saved, world)
         copy = f"step-{state.step}.pt"
         if plan.keep.is_due(state.step) and distributed.broadcast_from_main(
             world, lambda: not (checkpoints / copy).exists()
         ):
-            checkpoint.save(state, about, checkpoints, [copy], world)  # the save that a kill cut short
-    sets = EvalSets(train_set, val_set, clean_set, about.normalization.to(world.device))
+            checkpoint.save(state, meta, checkpoints, [copy], world)  # the save that a kill cut short
+    sets = EvalSets(train_set, val_set, clean_set, meta.normalization.to(world.device))
     held = distributed.broadcast_from_main(world, lambda: run_folder.open_run_folder(run, folder, fresh, locks))
     kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
 
@@ -82,7 +82,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
         for share in shares:
             measured = train_step(state, share, sets.normalization, plan.lr_at(state.step), run.train)
             log.received(share)
-            stop = agreement.any(request.name is not None)
+            stop = agreement.any(request.signal_name is not None)
             improved = False
 
             if stop or plan.anything_is_due(state.step):
@@ -103,7 +103,7 @@ def train(run: Run, folder: Path, world: World, request: Request, fresh: bool = 
                 with log.clock.stopped(world):
                     log.flush()
                     names = ["best.pt"] * improved + [f"step-{state.step}.pt"] * plan.keep.is_due(state.step)
-                    checkpoint.save(state, about, checkpoints, names, world)
+                    checkpoint.save(state, meta, checkpoints, names, world)
             if stop and state.step < plan.total:
                 break
         else:
@@ -152,15 +152,15 @@ def facts(run: Run, data: TrainingData, val_images: int, plan: TrainSchedule) ->
 
 def same_run(saved: Checkpoint, run: Run, train_set: Dataset) -> None:
     """Raise `BadInput` where a checkpoint is another run's, or began on other data."""
-    about = saved.about
-    for key, old, new in run_folder.differences(about.run, run):
+    meta = saved.meta
+    for key, old, new in run_folder.differences(meta.run, run):
         raise BadInput(f"{saved.path} is of a run with {key} = {old}, not {new}: it belongs to another folder")
-    if about.train_images != len(train_set):
-        raise BadInput(f"data: the run began with {about.train_images} training images, and here are {len(train_set)}")
-    if about.changed != (changed := datasets.describe_changes(run.data)):
+    if meta.train_images != len(train_set):
+        raise BadInput(f"data: the run began with {meta.train_images} training images, and here are {len(train_set)}")
+    if meta.changed != (changed := datasets.describe_changes(run.data)):
         whole = "as the source has them"
-        raise BadInput(f"data: the run began with images {about.changed or whole}; here they are {changed or whole}")
-    if about.classes != tuple(train_set.classes):
+        raise BadInput(f"data: the run began with images {meta.changed or whole}; here they are {changed or whole}")
+    if meta.classes != tuple(train_set.classes):
         raise BadInput("data: the run began with classes of other names than are here")
 
 

@@ -46,12 +46,12 @@ def test_a_restored_state_is_the_state(saved: Any, tiny_run: TinyRun, tmp_path: 
     assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
     found = checkpoint.load_latest(folder, CPU)
     assert found is not None
-    assert found.about.run == tiny_run(train={"ema_decay": 0.9})
-    assert (found.about.classes, found.about.train_images, found.about.channels) == (("a", "b", "c", "d"), 40, 3)
-    other = create_train_state(found.about.run, 4, 3, CPU)
+    assert found.meta.run == tiny_run(train={"ema_decay": 0.9})
+    assert (found.meta.classes, found.meta.train_images, found.meta.channels) == (("a", "b", "c", "d"), 40, 3)
+    other = create_train_state(found.meta.run, 4, 3, CPU)
     checkpoint.restore(other, found, CPU)
     assert (other.step, other.best) == (2, 12.5)
-    checkpoint.save(other, found.about, tmp_path / "again", [], CPU)
+    checkpoint.save(other, found.meta, tmp_path / "again", [], CPU)
     assert same_weights(folder / "last.pt", tmp_path / "again" / "last.pt")
 
 
@@ -67,7 +67,7 @@ def test_a_state_is_restored_on_another_number_of_ranks(saved: Any, tiny_run: Ti
     for found, size in ((of_one, 2), (of_two, 1), (of_two, 3)):
         total = torch.zeros_like(sums)
         for rank in range(size):
-            other = create_train_state(found.about.run, 4, 3, CPU)
+            other = create_train_state(found.meta.run, 4, 3, CPU)
             checkpoint.restore(other, found, World(CPU.device, rank, size))
             assert torch.equal(running_stats(other.net, other.ema), moved)
             assert other.step == 1
@@ -136,7 +136,7 @@ def test_statistics_travel_with_the_checkpoint(saved: Any, tiny_run: TinyRun, tm
     norm = normalize.statistics(run, source)
     state = create_train_state(run, 4, 3, CPU)
     checkpoint.save(state, CheckpointMeta(run, tuple(source.classes), len(source), norm), tmp_path / "c", [], CPU)
-    found = checkpoint.read_checkpoint(tmp_path / "c" / "last.pt").about.normalization
+    found = checkpoint.read_checkpoint(tmp_path / "c" / "last.pt").meta.normalization
     data = loader.training_data(run, source, 0, 0, 1, torch.device("cpu"))
     batch = next(data.from_step(0, 1)).micro_batches[0]
     assert torch.equal(found(batch), norm(batch))

@@ -228,7 +228,7 @@ def test_errors_are_counted_in_float64(config: Config, program: Program) -> None
     """Top-1, top-5 and loss against sorting and exponentials written out."""
     folder = finish(program, config(data={"classes": 12, "val_images": 60}))
     saved = checkpoint.read_checkpoint(folder / "checkpoints/last.pt")
-    run = saved.about.run
+    run = saved.meta.run
     from resnet_train.data import datasets
     from resnet_train.models.network import Network
     from resnet_train.runtime.distributed import World
@@ -238,12 +238,12 @@ def test_errors_are_counted_in_float64(config: Config, program: Program) -> None
     _, val = datasets.open_data(run.data)
     world = World(torch.device("cpu"))
     data = evaluator.data_of(run, val, world)
-    members = [evaluator.EnsembleMember(net, saved.about.normalization, "fp32")]
+    members = [evaluator.EnsembleMember(net, saved.meta.normalization, "fp32")]
     found = evaluator.evaluate(members, data, "softmax", world)[0].errors()
     batches = list(data.batches())
     labels = torch.cat([batch.labels for batch in batches])
     with torch.no_grad():
-        logits = torch.cat([net(saved.about.normalization(batch)) for batch in batches]).double()
+        logits = torch.cat([net(saved.meta.normalization(batch)) for batch in batches]).double()
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     assert found["images"] == 60
     assert (ranks == 4).any()
