@@ -251,16 +251,15 @@ def _probe(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from resnet_train.evaluation import predictor
+    from resnet_train.commands import predict
 
-    images = [Path(image) for image in args.images]
-    predictor.predict_all(args.checkpoint, images, args.network, args.classes, args.top, args.json)
+    predict.main(args)
 
 
 def _export(args: argparse.Namespace) -> None:
-    from resnet_train.evaluation import export
+    from resnet_train.commands import export
 
-    export.export(args.checkpoint, args.to, args.out, args.network)
+    export.main(args)
 
 
 def _compare(args: argparse.Namespace) -> None:

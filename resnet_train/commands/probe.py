@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from resnet_train.config.schema import LesionConfig, ProbeConfig
 from resnet_train.data import datasets
@@ -48,10 +47,9 @@ def compare(
             count = images or (LesionConfig() if kind == "lesion" else ProbeConfig()).images
             # A CPU, which has no tf32, may yet probe a run of it.
             set_precision("fp32" if world.device.type == "cpu" else one.run.train.precision, world.device)
-            net = one.net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            normalization = one.normalization.to(world.device)
+            one = one.to(world.device)
             label = one.name if one.name not in found else name
-            found[label] = run_probe(kind, net, one.run, source, count, normalization, world.device)
+            found[label] = run_probe(kind, one.network, one.run, source, count, one.normalization, world.device)
             plain[label] = one.run.network.plain
         if not world.is_main:
             return
@@ -69,7 +67,7 @@ def _load(name: str, data: str | None, seed: int) -> pretrained.PretrainedModel:
         raise BadInput(f"{name}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
     if data is None:
         raise BadInput(f"{name} is untrained and knows no data: give --data digits, synthetic or a folder")
-    return pretrained.fresh(name, data, seed=seed)
+    return pretrained.untrained(name, data, seed=seed)
 
 
 def _table(found: Mapping[str, ProbeResult]) -> str:

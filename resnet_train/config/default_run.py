@@ -7,12 +7,13 @@ from resnet_train.config.load import Tree, read_run
 from resnet_train.config.schema import Run
 
 
-def default_run(name: str, data: Tree) -> Run:
-    """The run of a network of the zoo, with every key at its default. `data` is the data section.
+def default_run(entry: str | Tree, data: Tree) -> Run:
+    """The run of a network, with every key at its default. `entry` is as in `networks`; `data` is the data section.
 
     Image files need a crop: 32 pixels for a CIFAR network, else 224. Raises `BadInput`.
     """
-    network = zoo.network_fields(name)
+    network = zoo.resolve(entry)
+    name = entry if isinstance(entry, str) else entry.get("name", "network")
     tree: dict[str, Any] = {"experiment": "none", "network": network, "seed": 0, "data": data, "train": {"epochs": 1}}
     if data["kind"] in ("imagefolder", "shards"):
         size = 32 if network.get("stem") == "cifar" else 224

@@ -46,7 +46,7 @@ def load_members(
     """Load checkpoints whose errors may be averaged: all have one protocol. Raises `BadInput`."""
     members = [pretrained.load(path, network, data, overrides) for path in paths]
     for member in members:
-        if member.step is None and data is None:
+        if not member.has_run and data is None:
             raise BadInput(f"{member.label} is a state dict, which knows no data: give --data PATH")
     protocols = {member.label: _protocol(member) for member in members}
     if len(set(protocols.values())) > 1:
@@ -117,17 +117,18 @@ def _prepared(member: PretrainedModel, classes: tuple[str, ...], world: World) -
     check_classes(member, classes)
     run = member.run
     set_precision(run.train.precision, world.device)
-    net = member.net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    normalization = member.normalization.to(world.device)
+    member = member.to(world.device)
+    network = member.network
     if run.eval.recompute_bn:
-        net = evaluator.recomputed_bn(net, run, datasets.open_data(run.data)[0], normalization, world)
-    return EnsembleMember(net, normalization, run.train.precision)
+        train_set, _ = datasets.open_data(run.data)
+        network = evaluator.recomputed_bn(network, run, train_set, member.normalization, world)
+    return EnsembleMember(network, member.normalization, run.train.precision)
 
 
 def check_classes(member: PretrainedModel, classes: tuple[str, ...]) -> None:
     """Raise `BadInput` if a network was trained on other classes than those of the data."""
-    named = member.step is not None  # other programs' files do not name their classes
-    if len(member.classes) == len(classes) and (member.classes == classes or not named):
+    # The files of other programs do not name their classes.
+    if len(member.classes) == len(classes) and (member.classes == classes or not member.has_run):
         return
     message = f"{member.label} was trained on {len(member.classes)} classes, and the data has {len(classes)}"
     if len(member.classes) == len(classes):
@@ -141,5 +142,5 @@ def _protocol(member: PretrainedModel) -> str:
 
 
 def _identity(member: PretrainedModel) -> dict[str, Any]:
-    seed = None if member.step is None else member.run.seed
+    seed = member.run.seed if member.has_run else None
     return {"checkpoint": member.label, "network": member.name, "seed": seed, "step": member.step}

@@ -1,13 +1,13 @@
-"""The verb `export`: a network as a file for other programs, read back and compared before it is called done.
+"""Files for other programs: each is read back and compared with the network before it takes its name.
 
-safetensors and torchvision hold bare weights. onnx and torch-export hold the whole way from uint8 images to logits, so
-that nobody normalises wrongly.
+safetensors and torchvision hold weights. onnx and torch-export hold everything from uint8 images to logits, so that no
+user can normalise images wrongly.
 """
 
 import importlib.util
 import io
-import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,164 +16,110 @@ from torch import Tensor, nn
 
 from resnet_train.config import zoo
 from resnet_train.config.load import dump
-from resnet_train.config.network import ANY_NET, NetConfig, VGGConfig
-from resnet_train.data.batch import Batch
-from resnet_train.data.normalize import Normalization
+from resnet_train.config.network import NetConfig, VGGConfig
 from resnet_train.errors import BadInput
-from resnet_train.evaluation import pretrained
-from resnet_train.evaluation.pretrained import PretrainedModel
+from resnet_train.evaluation.pretrained import Pipeline, PretrainedModel, load_safetensors
 from resnet_train.models.network import build_network
 from resnet_train.runtime.atomic import atomic_write
 
 _TOLERANCE = 1e-3
-"""Of the largest logit: how far what was read back may be from the network. Other kernels add up in other orders."""
+"""How far a logit read back may differ, relative to the largest logit: other kernels add in another order."""
 
-
-class Pipeline(nn.Module):
-    """uint8 images [n, H, W, C] -> logits [n, classes]."""
-
-    def __init__(self, net: nn.Module, normalization: Normalization) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("mean", normalization.mean)
-        self.register_buffer("std", normalization.std)
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        normalization = Normalization(self.mean, self.std)  # type: ignore[arg-type]
-        unshifted = Batch(images, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1))
-        return self.net(normalization(unshifted))  # type: ignore[no-any-return]
-
-
-Called = Callable[[Tensor], Tensor]
-"""uint8 images [n, H, W, C] -> logits [n, classes], as the file that was read back gives them."""
+Predictor = Callable[[Tensor], Tensor]
+"""uint8 images [n, H, W, C] -> logits [n, classes], as computed by a file that was read back."""
 
 
 class Format(NamedTuple):
-    """How a network is written and read."""
+    """How a network is written and read back."""
 
     suffix: str
     encode: Callable[[PretrainedModel], bytes]
     """Raises `BadInput` where the format cannot hold the network."""
-    decode: Callable[[PretrainedModel, Path], Called]
-    """Takes from the network only what the file does not hold."""
-    needs: tuple[str, ...] = ()
-    """Modules that may be absent."""
+    decode: Callable[[PretrainedModel, Path], Predictor]
+    """Uses of the model only what the file does not hold."""
+    packages: tuple[str, ...] = ()
+    """Optional packages that it needs."""
 
 
-def export(source: str, to: str, out: Path | None, network: str | None) -> None:
-    """Write a network of `trained.load` in a format of `FORMATS`, whole or not at all. Raises `BadInput`."""
-    form = FORMATS[to]
-    for module in form.needs:
-        if importlib.util.find_spec(module) is None:
-            raise BadInput(f"export --to {to} needs {module}: pip install 'resnet-train[export]'")
-    member = pretrained.load(source, network)
-    path = out or Path(source).with_suffix(form.suffix)
-    if path.resolve() == Path(source).resolve():
+@dataclass(frozen=True)
+class ExportReport:
+    """A file that was written, and how its logits compare with those of the network."""
+
+    path: Path
+    difference: float
+    """The largest absolute difference of a logit."""
+    largest: float
+    """The largest absolute logit."""
+
+
+def check_format(name: str) -> None:
+    """Raise `BadInput` where a format of `FORMATS` needs a package that is not installed."""
+    for package in FORMATS[name].packages:
+        if importlib.util.find_spec(package) is None:
+            raise BadInput(f"export --to {name} needs {package}: pip install 'resnet-train[export]'")
+
+
+def export(model: PretrainedModel, name: str, path: Path | None = None) -> ExportReport:
+    """Write a model that is on the CPU in a format of `FORMATS`, atomically; by default beside its file.
+
+    Raises `BadInput` where the format cannot hold it, its logits differ when read back, or `path` cannot be written.
+    """
+    check_format(name)
+    form = FORMATS[name]
+    path = path or Path(model.label).with_suffix(form.suffix)
+    if path.resolve() == Path(model.label).resolve():
         raise BadInput(f"{path} is the file to export: choose another --out")
-    data = form.encode(member)
+    data = form.encode(model)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(data)
             file.flush()
-            difference, largest = _difference(member, form.decode(member, Path(file.name)))
-            if not difference <= _TOLERANCE * largest:  # nor if it is not a number
-                raise BadInput(
-                    f"{path} is not written: read back, its logits are {difference:.2g} off, of {largest:.2g}"
-                )
+            report = _compare(model, form.decode(model, Path(file.name)), path)
     except OSError as error:
         raise BadInput(f"--out: cannot write {path}: {error.strerror}") from None
-    print(f"wrote {path}: read back, its logits differ by at most {difference:.2g}, the largest being {largest:.2g}")
+    return report
 
 
 @torch.no_grad()
-def _difference(member: PretrainedModel, called: Called) -> tuple[float, float]:
-    """The largest difference from the network, and the largest of its logits, over batches of one and three images."""
-    pipeline = Pipeline(member.net, member.normalization)
-    pairs = [(called(images), pipeline(images)) for images in (_images(member, 1), _images(member, 3))]
-    theirs, ours = (torch.cat(logits) for logits in zip(*pairs, strict=True))
-    return float((theirs - ours).abs().max()), float(ours.abs().max())
+def _compare(model: PretrainedModel, predictor: Predictor, path: Path) -> ExportReport:
+    """Compare logits over batches of one and of three images. Raises `BadInput` where they differ."""
+    pipeline = Pipeline(model.network, model.normalization)
+    batches = [_noise(model, 1), _noise(model, 3)]
+    expected = torch.cat([pipeline(images) for images in batches])
+    actual = torch.cat([predictor(images) for images in batches])
+    report = ExportReport(path, float((actual - expected).abs().max()), float(expected.abs().max()))
+    if not report.difference <= _TOLERANCE * report.largest:  # `not <=`: either may be nan
+        raise BadInput(
+            f"{path} is not written: read back, its logits are {report.difference:.2g} off, of {report.largest:.2g}"
+        )
+    return report
 
 
-def _images(member: PretrainedModel, count: int) -> Tensor:
-    """Noise of the size that the network's evaluation sees."""
-    size, channels = member.look.crop, member.normalization.std.numel()
+def _noise(model: PretrainedModel, count: int) -> Tensor:
+    """uint8 [count, H, W, C], of the size that the network sees."""
+    size = model.view.crop
     assert size is not None
     random = torch.Generator().manual_seed(count)
-    return torch.randint(256, (count, size, size, channels), dtype=torch.uint8, generator=random)
+    return torch.randint(256, (count, size, size, model.channels), dtype=torch.uint8, generator=random)
 
 
-# --- the formats ------------------------------------------------------------------------------------------------------
+# --- safetensors ------------------------------------------------------------------------------------------------------
 
 
-def _safetensors(member: PretrainedModel) -> bytes:
+def _encode_safetensors(model: PretrainedModel) -> bytes:
     from safetensors.torch import save
 
-    about = {
-        "network": dump(member.run.network),
-        "classes": member.classes,
-        "mean": member.normalization.mean.tolist(),
-        "std": member.normalization.std.tolist(),
-    }
-    metadata = {"format": "pt"} | {key: json.dumps(value) for key, value in about.items()}
-    return save({key: value.contiguous() for key, value in member.net.state_dict().items()}, metadata)
+    weights = {key: value.contiguous() for key, value in model.network.state_dict().items()}
+    return save(weights, model.metadata)
 
 
-def _from_safetensors(member: PretrainedModel, path: Path) -> Called:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        about = {key: json.loads(value) for key, value in file.metadata().items() if key != "format"}
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 it is no dict
-    normalization = Normalization(torch.tensor(about["mean"]), torch.tensor(about["std"]))
-    cfg = ANY_NET.validate_json(json.dumps(about["network"]))
-    net = build_network(cfg, len(about["classes"]), len(about["std"]))
-    net.load_state_dict(weights)
-    return Pipeline(net, normalization)
+def _decode_safetensors(_: PretrainedModel, path: Path) -> Predictor:
+    model = load_safetensors(path)
+    return Pipeline(model.network, model.normalization)
 
 
-def _torchvision(member: PretrainedModel) -> bytes:
-    _empty_of_torchvision(member)
-    buffer = io.BytesIO()
-    torch.save(member.net.state_dict(), buffer)
-    return buffer.getvalue()
-
-
-def _from_torchvision(member: PretrainedModel, path: Path) -> Called:
-    net = _empty_of_torchvision(member)
-    net.load_state_dict(torch.load(path, weights_only=True), assign=True)
-    return Pipeline(net, member.normalization)
-
-
-def _empty_of_torchvision(member: PretrainedModel) -> nn.Module:
-    return of_torchvision(member.run.network, len(member.classes), member.normalization.std.numel())
-
-
-def of_torchvision(cfg: NetConfig | VGGConfig, classes: int, channels: int) -> nn.Module:
-    """torchvision's own module for a network, without weights. Raises `BadInput` where it has none."""
-    from torchvision import models
-
-    if channels != 3:
-        raise BadInput(f"{cfg.name} sees {channels} channel, and torchvision's networks 3: export it to safetensors")
-    if isinstance(cfg, VGGConfig):
-        name = f"vgg{cfg.depth}{'_bn' * cfg.batch_norm}"
-    else:
-        known = {zoo.network_config(key, name=cfg.name): name for key, name in TORCHVISION.items()}
-        if cfg not in known:
-            why = f"it has {', '.join(TORCHVISION)}"
-            if cfg.model_copy(update={"stride_on": "3x3"}) in known:
-                why = "torchvision halves on the 3x3, and this network on the 1x1"
-            elif cfg.name in TORCHVISION:
-                ours, theirs = dump(cfg), dump(zoo.network_config(cfg.name))
-                differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
-                why = f"the one that it has differs in {', '.join(differing)}"
-            raise BadInput(f"torchvision has no such {cfg.name}: {why}; export it to safetensors")
-        name = known[cfg]
-    with torch.device("meta"):
-        made: nn.Module = getattr(models, name)(num_classes=classes)
-    return made
-
+# --- torchvision ------------------------------------------------------------------------------------------------------
 
 TORCHVISION = {
     "resnet-18": "resnet18",
@@ -184,36 +130,82 @@ TORCHVISION = {
     "wrn-50-2": "wide_resnet50_2",
     "wrn-101-2": "wide_resnet101_2",
 }
-"""The zoo's name to torchvision's, but for VGG."""
+"""Names of residual networks: ours, and torchvision's."""
 
 
-def _exported(member: PretrainedModel) -> torch.export.ExportedProgram:
-    pipeline = Pipeline(member.net, member.normalization)
-    # Two images: of a batch of one, torch would take the one for a constant.
-    return torch.export.export(
-        pipeline, (_images(member, 2),), dynamic_shapes={"images": {0: torch.export.Dim("n", min=1)}}
-    )
-
-
-def _torch_export(member: PretrainedModel) -> bytes:
+def _encode_torchvision(model: PretrainedModel) -> bytes:
+    _empty_torchvision(model)
     buffer = io.BytesIO()
-    torch.export.save(_exported(member), buffer)
+    torch.save(model.network.state_dict(), buffer)
     return buffer.getvalue()
 
 
-def _from_torch_export(member: PretrainedModel, path: Path) -> Called:
+def _decode_torchvision(model: PretrainedModel, path: Path) -> Predictor:
+    network = _empty_torchvision(model)
+    network.load_state_dict(torch.load(path, weights_only=True), assign=True)
+    return Pipeline(network, model.normalization)
+
+
+def _empty_torchvision(model: PretrainedModel) -> nn.Module:
+    return torchvision_module(model.run.network, len(model.classes), model.channels)
+
+
+def torchvision_module(cfg: NetConfig | VGGConfig, classes: int, channels: int) -> nn.Module:
+    """torchvision's own module for a network, on the meta device. Raises `BadInput` where it has none."""
+    from torchvision import models
+
+    if channels != 3:
+        raise BadInput(f"{cfg.name} sees {channels} channel, and torchvision's networks 3: export it to safetensors")
+    with torch.device("meta"):
+        if isinstance(cfg, VGGConfig):
+            return build_network(cfg, classes)  # it is torchvision's own module
+        network: nn.Module = getattr(models, _torchvision_name(cfg))(num_classes=classes)
+    return network
+
+
+def _torchvision_name(cfg: NetConfig) -> str:
+    names = {zoo.network_config(ours, name=cfg.name): theirs for ours, theirs in TORCHVISION.items()}
+    if cfg in names:
+        return names[cfg]
+    reason = f"it has {', '.join(TORCHVISION)}"
+    if cfg.model_copy(update={"stride_on": "3x3"}) in names:
+        reason = "torchvision halves on the 3x3, and this network on the 1x1"
+    elif cfg.name in TORCHVISION:
+        ours, theirs = dump(cfg), dump(zoo.network_config(cfg.name))
+        differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+        reason = f"the one that it has differs in {', '.join(differing)}"
+    raise BadInput(f"torchvision has no such {cfg.name}: {reason}; export it to safetensors")
+
+
+# --- torch-export and ONNX --------------------------------------------------------------------------------------------
+
+
+def _exported_program(model: PretrainedModel) -> torch.export.ExportedProgram:
+    pipeline = Pipeline(model.network, model.normalization)
+    # Two images: torch would take the batch size of one image for a constant.
+    dynamic_shapes = {"images": {0: torch.export.Dim("n", min=1)}}
+    return torch.export.export(pipeline, (_noise(model, 2),), dynamic_shapes=dynamic_shapes)
+
+
+def _encode_torch_export(model: PretrainedModel) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(_exported_program(model), buffer)
+    return buffer.getvalue()
+
+
+def _decode_torch_export(_: PretrainedModel, path: Path) -> Predictor:
     return torch.export.load(io.BytesIO(path.read_bytes())).module()
 
 
-def _onnx(member: PretrainedModel) -> bytes:
+def _encode_onnx(model: PretrainedModel) -> bytes:
     program = torch.onnx.export(
-        _exported(member), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+        _exported_program(model), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
     )
     assert program is not None
     return program.model_proto.SerializeToString()  # type: ignore[no-any-return]
 
 
-def _from_onnx(member: PretrainedModel, path: Path) -> Called:
+def _decode_onnx(_: PretrainedModel, path: Path) -> Predictor:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -221,8 +213,8 @@ def _from_onnx(member: PretrainedModel, path: Path) -> Called:
 
 
 FORMATS = {
-    "safetensors": Format(".safetensors", _safetensors, _from_safetensors, ("safetensors",)),
-    "torchvision": Format(".pth", _torchvision, _from_torchvision),
-    "torch-export": Format(".pt2", _torch_export, _from_torch_export),
-    "onnx": Format(".onnx", _onnx, _from_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "safetensors": Format(".safetensors", _encode_safetensors, _decode_safetensors, ("safetensors",)),
+    "torchvision": Format(".pth", _encode_torchvision, _decode_torchvision),
+    "torch-export": Format(".pt2", _encode_torch_export, _decode_torch_export),
+    "onnx": Format(".onnx", _encode_onnx, _decode_onnx, ("onnx", "onnxscript", "onnxruntime")),
 }

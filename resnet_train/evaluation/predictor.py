@@ -1,113 +1,60 @@
-"""The verb `predict`: the classes that a network finds most probable for image files."""
+"""Predictions for image files."""
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
+from PIL import Image
 
 from resnet_train.data import decoding
-from resnet_train.data.batch import Batch
-from resnet_train.data.decoding import ImageArray
 from resnet_train.data.image_folder import IMAGE_SUFFIXES
-from resnet_train.data.normalize import Normalization
-from resnet_train.data.views import apply_views
 from resnet_train.errors import BadInput
-from resnet_train.evaluation import pretrained
 from resnet_train.evaluation.pretrained import PretrainedModel
-from resnet_train.runtime import distributed
-from resnet_train.runtime.precision import set_precision
 
-Found = list[tuple[int, float]]
-"""The most probable classes of an image, the likeliest first, with their probabilities."""
-
-_BATCH = 64
+_IMAGES_AT_ONCE = 64
 
 
-def predict_all(
-    checkpoint: str, paths: Sequence[Path], network: str | None, classes: Path | None, top: int, as_json: bool
-) -> None:
-    """Print the `top` classes of each image file, in the order given; a folder stands for the images under it.
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of an image file, or the reason why there are none."""
 
-    What cannot be used is named on standard error; the rest is predicted, and then `BadInput` raised.
-    """
-    member = pretrained.load(checkpoint, network)
-    names = member.classes if classes is None else _names(classes, len(member.classes))
-    files = list(_files(paths))
-    shown: list[dict[str, Any]] = []
-    bad = 0
-    with distributed.start("auto") as world:
-        if not world.is_main:  # there is work for one
-            return
-        set_precision("fp32", world.device)
-        for path, found in _predictions(member, files, min(top, len(names)), world.device):
-            if isinstance(found, BadInput):
-                bad += 1
-                print(found, file=sys.stderr)
-                continue
-            best = [(names[number], probability) for number, probability in found]
-            shown.append({"image": str(path), "predictions": [{"class": name, "probability": p} for name, p in best]})
-            if not as_json:
-                print("\n".join([str(path), *(f"{p:9.2%}  {name}" for name, p in best)]))
-        if as_json:
-            print(json.dumps(shown, indent=2))
-        if bad:
-            raise BadInput(f"{bad} of {bad + len(shown)} images could not be predicted: they are named above")
+    path: Path
+    classes: list[tuple[str, float]]
+    """With their probabilities, the most probable first."""
+    error: BadInput | None = None
 
 
-def _predictions(
-    member: PretrainedModel, files: Sequence[Path], top: int, device: torch.device
-) -> Iterator[tuple[Path, Found | BadInput]]:
-    """Of each file in order."""
-    net = member.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    normalization = member.normalization.to(device)
-    for start in range(0, len(files), _BATCH):
-        part = files[start : start + _BATCH]
-        read = [_seen(member, path) for path in part]
-        good = [pixels for pixels in read if not isinstance(pixels, BadInput)]
-        answers = iter(_most_probable(net, normalization, good, top, device) if good else ())
-        for path, pixels in zip(part, read, strict=True):
-            yield path, pixels if isinstance(pixels, BadInput) else next(answers)
+def predict_files(model: PretrainedModel, paths: Sequence[Path], k: int) -> Iterator[Prediction]:
+    """The `k` most probable classes of each image file, in order. A file that cannot be decoded has an `error`."""
+    for start in range(0, len(paths), _IMAGES_AT_ONCE):
+        chunk = paths[start : start + _IMAGES_AT_ONCE]
+        decoded = {path: _decode(path, model.mode) for path in chunk}
+        images = {path: image for path, image in decoded.items() if isinstance(image, Image.Image)}
+        classes = dict(zip(images, model.predict(list(images.values()), k), strict=True)) if images else {}
+        for path in chunk:
+            image = decoded[path]
+            if isinstance(image, BadInput):
+                yield Prediction(path, [], image)
+            else:
+                yield Prediction(path, classes[path])
 
 
-@torch.inference_mode()
-def _most_probable(
-    net: nn.Module, normalization: Normalization, pixels: Sequence[ImageArray], top: int, device: torch.device
-) -> list[Found]:
-    images = torch.from_numpy(np.stack(pixels))
-    batch = Batch(images, torch.zeros(len(images), dtype=torch.int64), torch.zeros(len(images), images.shape[3]))
-    best = net(normalization(batch.to(device))).softmax(1).topk(top)
-    return [list(zip(*row, strict=True)) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-
-
-def _seen(member: PretrainedModel, path: Path) -> ImageArray | BadInput:
-    """An image file as the network's evaluation would show it, uint8 [H, W, C], or what is wrong with it."""
-    channels = member.normalization.std.numel()
-    try:
-        file = decoding.open_file(path)
-        image = decoding.decode_with_pillow(file.data, file.name, "RGB" if channels == 3 else "L")
-    except BadInput as error:
-        return error
-    [pixels] = apply_views(image, [member.look])
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The given files, and in place of each folder the images in and under it, by name. Raises `BadInput`."""
+    files = []
     for path in paths:
         if not path.is_dir():
-            yield path
+            files.append(path)
             continue
-        under = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        if not under:
+        images = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not images:
             raise BadInput(f"{path}: no image in or under it, no name that ends in {', '.join(sorted(IMAGE_SUFFIXES))}")
-        yield from under
+        files += images
+    return files
 
 
-def _names(path: Path, count: int) -> tuple[str, ...]:
+def read_class_names(path: Path, count: int) -> tuple[str, ...]:
+    """The names of `count` classes, one a line. Raises `BadInput`."""
     try:
         names = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -115,3 +62,11 @@ def _names(path: Path, count: int) -> tuple[str, ...]:
     if len(names) != count:
         raise BadInput(f"--classes: {path} has {len(names)} lines for {count} classes: give one name a line")
     return tuple(names)
+
+
+def _decode(path: Path, mode: str) -> Image.Image | BadInput:
+    try:
+        file = decoding.open_file(path)
+        return decoding.decode_with_pillow(file.data, file.name, mode)
+    except BadInput as error:
+        return error

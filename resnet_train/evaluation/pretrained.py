@@ -1,65 +1,210 @@
-"""A network and what is needed to use it: from a checkpoint, a state dict of torchvision's, or fresh from the zoo."""
+"""A trained network ready to use: from a checkpoint, an exported file, or the weights of another program."""
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from resnet_train.config import zoo
 from resnet_train.config.data import DigitsConfig, SyntheticConfig, TorchvisionConfig
 from resnet_train.config.default_run import default_run
-from resnet_train.config.load import override_run
+from resnet_train.config.load import dump, override_run, read_run
 from resnet_train.config.schema import Run, ViewConfig
 from resnet_train.data import datasets, detect, normalize
+from resnet_train.data.batch import Batch
 from resnet_train.data.normalize import Normalization
-from resnet_train.data.views import View
+from resnet_train.data.views import View, apply_views
 from resnet_train.errors import BadInput
+from resnet_train.evaluation import protocols
+from resnet_train.evaluation.weights import is_state_dict, read_safetensors, read_state_dict
 from resnet_train.models.network import build_network, initialise
+from resnet_train.runs import run_folder
 from resnet_train.runs.checkpoint import read_checkpoint
+
+Images = Image.Image | Sequence[Image.Image] | Tensor
+"""PIL images of any size and mode, or uint8 pixels [H, W, C] or [n, H, W, C] of the size of the network's view."""
+
+_BATCH = 64
+"""Images that go through the network at once."""
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Pipeline(nn.Module):
+    """Normalisation and network: uint8 images [n, H, W, C] -> logits [n, classes]. In evaluation mode."""
+
+    def __init__(self, network: nn.Module, normalization: Normalization) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", normalization.mean)
+        self.register_buffer("std", normalization.std)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(self.normalized(images))  # type: ignore[no-any-return]
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """uint8 [n, H, W, C] -> float32 [n, C, H, W]."""
+        normalization = Normalization(self.mean, self.std)  # type: ignore[arg-type]
+        no_shift = images.new_zeros(1, 1, dtype=torch.float32)
+        return normalization(Batch(images, images.new_zeros(1, dtype=torch.int64), no_shift))
 
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A network with its weights, on the CPU."""
+    """A network with its weights and all that is needed to use it. `load` makes one."""
 
     label: str
-    """What the user called it: a path or a name."""
+    """The file, or the name of an untrained network."""
     run: Run
-    """Of another program's weights, what stands in for it (`config/default_run.py`)."""
+    """Its run. For the weights of another program a default run stands in (`config/default_run.py`)."""
     classes: tuple[str, ...]
     normalization: Normalization
     step: int | None
-    """None: unknown, or not trained."""
-    net: nn.Module
+    """Training steps so far; None for the weights of another program."""
+    network: nn.Module
+    """The bare network: float32 [n, C, H, W], normalised -> logits [n, classes]."""
     image_size: int | None = None
-    """Of images of one size, where the run does not tell."""
+    """Height and width of the training images, where all have one size that the run does not give."""
+    changed: str | None = None
+    """What `prepare` did to the pixels of the training images, in words."""
+
+    def __call__(self, images: Images) -> Tensor:
+        """Logits, float32 [n, classes], on the device of the network, which is put into evaluation mode.
+
+        PIL images are resized and cropped as in evaluation, and become grey where the network was trained on grey
+        images. Pixels are used as they are. A single image is a batch of one. Raises `BadInput` for anything else.
+        """
+        pipeline = Pipeline(self.network, self.normalization)
+        with torch.no_grad():
+            return torch.cat([pipeline(batch.to(pipeline.mean.device)) for batch in self._batches(images)])
+
+    def predict(self, images: Images, k: int = 5) -> list[list[tuple[str, float]]]:
+        """For each image its `k` most probable classes with their probabilities, the most probable first."""
+        top = self(images).softmax(1).topk(min(k, len(self.classes)))
+        names = [[self.classes[index] for index in row] for row in top.indices.tolist()]
+        return [list(zip(*row, strict=True)) for row in zip(names, top.values.tolist(), strict=True)]
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """The input of `network` for an image: float32 [C, H, W], resized, cropped and normalised, on the CPU.
+
+        It serves as the `transform` of a torchvision data set.
+        """
+        pipeline = Pipeline(nn.Identity(), self.normalization.to(torch.device("cpu")))
+        return pipeline(self._pixels(image)[None])[0]  # type: ignore[no-any-return]
+
+    def to(self, device: torch.device | str) -> "PretrainedModel":
+        """The same model on another device. The network is moved, not copied."""
+        device = torch.device(device)
+        network = self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return replace(self, network=network, normalization=self.normalization.to(device))
 
     @property
     def name(self) -> str:
-        """The network's, for tables and figures."""
+        """The name of the network."""
         return self.run.network.name
 
     @property
-    def look(self) -> View:
-        """How it sees an image file: as its evaluation did, or, where images are of one size, at that size."""
+    def channels(self) -> int:
+        """Of an image: 3, or 1 where it is grey."""
+        return self.normalization.std.numel()
+
+    @property
+    def mode(self) -> str:
+        """Pillow's mode of an image: RGB, or L where it is grey."""
+        return "RGB" if self.channels == 3 else "L"
+
+    @property
+    def has_run(self) -> bool:
+        """False for the weights of another program, whose data and recipe are unknown."""
+        return self.step is not None
+
+    @property
+    def view(self) -> View:
+        """The one view that predictions use: the first of evaluation; of images of one size, the whole image."""
         view, data = self.run.view, self.run.data
-        if self.step is None and self.run.network.stem == "imagenet":  # another program's; its data is a stand-in
+        if not self.has_run and self.run.network.stem == "imagenet":
             view = ViewConfig()
         if view is not None:
             return View(view.resize, view.crop)
         size = data.size if isinstance(data, (TorchvisionConfig, DigitsConfig, SyntheticConfig)) else self.image_size
         return View(size, size)
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the weights come from: file, network and, where known, seed, step, run, protocol and environment.
+
+        run: the configuration, as in config.yaml. protocol: of evaluation, in words. environment: versions, machine
+        and commit of the last session, from the run folder of the checkpoint.
+        """
+        provenance: dict[str, Any] = {"file": self.label, "network": self.name}
+        if not self.has_run:
+            return provenance
+        sessions = run_folder.sessions(Path(self.label).parent.parent)
+        return provenance | {
+            "seed": self.run.seed,
+            "step": self.step,
+            "run": dump(self.run),
+            "protocol": protocols.describe(self.run, self.changed),
+            "environment": sessions[-1] if sessions else None,
+        }
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a safetensors file says beside the weights, so that `load` can read it: a JSON value for each key."""
+        fields = {
+            "network": dump(self.run.network),
+            "classes": self.classes,
+            "mean": self.normalization.mean.tolist(),
+            "std": self.normalization.std.tolist(),
+            "run": dump(self.run) if self.has_run else None,
+            "step": self.step,
+            "image_size": self.image_size,
+            "changed": self.changed,
+        }
+        return {"format": "pt"} | {key: json.dumps(value) for key, value in fields.items()}
+
+    def _batches(self, images: Images) -> Iterator[Tensor]:
+        """uint8 [n, H, W, C], for n up to `_BATCH`."""
+        if isinstance(images, Image.Image):
+            images = [images]
+        elif isinstance(images, Tensor):
+            images = self._checked(images)
+        if len(images) == 0:
+            raise BadInput("there are no images to predict")
+        for start in range(0, len(images), _BATCH):
+            batch = images[start : start + _BATCH]
+            yield batch if isinstance(batch, Tensor) else torch.stack([self._pixels(image) for image in batch])
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """uint8 [H, W, C] of an image as evaluation sees it."""
+        if not isinstance(image, Image.Image):
+            raise BadInput(f"expected PIL images, or one uint8 tensor of pixels, not {type(image).__name__}")
+        [pixels] = apply_views(image.convert(self.mode), [self.view])
+        return torch.tensor(pixels.copy()).reshape(*pixels.shape[:2], self.channels)
+
+    def _checked(self, pixels: Tensor) -> Tensor:
+        """Pixels as a batch [n, H, W, C]. Raises `BadInput` where type or shape differ from what the network sees."""
+        batch = pixels[None] if pixels.dim() == 3 else pixels
+        size = self.view.crop
+        if batch.dtype != torch.uint8 or batch.shape[1:] != (size, size, self.channels):
+            expected = f"uint8 [n, {size}, {size}, {self.channels}]"
+            given = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
+            raise BadInput(f"expected pixels as {expected}, not {given}; PIL images are resized and cropped")
+        return batch
+
 
 def load(
     source: str, network: str | None = None, data: str | None = None, overrides: Sequence[str] = ()
 ) -> PretrainedModel:
-    """A checkpoint; or, with the zoo's name of its `network`, a bare state dict. Raises `BadInput`.
+    """Load a checkpoint, an exported safetensors file, or, given the name of its `network`, a bare state dict.
 
-    `data` stands in for the path of the run's data; `overrides` are `key=value` changes to the run.
+    data: read the run's data from this path. overrides: `key=value` changes to the run. The network is on the CPU, in
+    evaluation mode; of a run with `train.ema_decay` it has the average of the weights. Raises `BadInput`.
     """
     path = Path(source)
     if path.is_dir():
@@ -67,71 +212,95 @@ def load(
     if not path.is_file():
         raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
     if network is not None:
-        return _bare(path, network, data, overrides)
-    try:
-        saved = read_checkpoint(path)
-    except BadInput:
-        if not _is_bare(path):
-            raise
-        raise BadInput(f"{path} is a bare state dict: eval, predict and export take its --network NAME") from None
-    paths = [] if data is None else detect.path_overrides(saved.meta.run, data)
-    run = override_run(saved.meta.run, [*paths, *overrides])
-    net = build_network(run.network, len(saved.meta.classes), saved.meta.channels)
-    net.load_state_dict(saved.payload["net"] if saved.payload["ema"] is None else saved.payload["ema"])
-    return PretrainedModel(
-        source, run, saved.meta.classes, saved.meta.normalization, saved.step, net.eval(), saved.meta.image_size
-    )
+        return _load_state_dict(path, network, data, overrides)
+    model = load_safetensors(path, data) if path.suffix == ".safetensors" else _load_checkpoint(path)
+    elsewhere = detect.path_overrides(model.run, data) if data is not None and model.has_run else []
+    return replace(model, run=override_run(model.run, [*elsewhere, *overrides]))
 
 
-def fresh(network: str, data: str, overrides: Sequence[str] = (), seed: int = 0) -> PretrainedModel:
-    """A network of the zoo before its first step, for the classes of some data. Raises `BadInput`."""
+def untrained(network: str, data: str, overrides: Sequence[str] = (), seed: int = 0) -> PretrainedModel:
+    """A network of the zoo before its first step, with the classes and statistics of some data. Raises `BadInput`."""
     run = override_run(default_run(network, detect.data_section(data)), [f"seed={seed}", *overrides])
     train_set, _ = datasets.open_data(run.data)
     net = build_network(run.network, len(train_set.classes), train_set.channels)
     initialise(net, seed)
-    return PretrainedModel(network, run, tuple(train_set.classes), normalize.statistics(run, train_set), 0, net.eval())
+    statistics = normalize.statistics(run, train_set)
+    return PretrainedModel(network, run, tuple(train_set.classes), statistics, 0, net.eval())
 
 
-def _bare(path: Path, network: str, data: str | None, overrides: Sequence[str]) -> PretrainedModel:
-    """torchvision's file: a state dict alone, of a network that saw ImageNet normalised as torchvision does.
+def _load_checkpoint(path: Path) -> PretrainedModel:
+    try:
+        checkpoint = read_checkpoint(path)
+    except BadInput:
+        if is_state_dict(path):
+            raise _unnamed(path) from None
+        raise
+    meta = checkpoint.meta
+    net = build_network(meta.run.network, len(meta.classes), meta.channels)
+    ema = checkpoint.payload["ema"]
+    net.load_state_dict(checkpoint.payload["net"] if ema is None else ema)
+    return PretrainedModel(
+        label=str(path),
+        run=meta.run,
+        classes=meta.classes,
+        normalization=meta.normalization,
+        step=checkpoint.step,
+        network=net.eval(),
+        image_size=meta.image_size,
+        changed=meta.changed,
+    )
 
-    torchvision's bottlenecks halve the image on their 3x3; weights do not tell, so its files are taken for that.
+
+def load_safetensors(path: Path, data: str | None = None) -> PretrainedModel:
+    """Load a file that `export` wrote: the inverse of `PretrainedModel.metadata`. Raises `BadInput`.
+
+    data: of a network that has no run, the folder whose data a default run reads.
+    """
+    weights, metadata = read_safetensors(path)
+    if "network" not in metadata:
+        raise _unnamed(path)
+    try:
+        fields = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+        if fields["run"] is None:
+            run = default_run(fields["network"], detect.data_section(data or "synthetic"))
+        else:
+            run = read_run(fields["run"], str(path))
+        normalization = Normalization(torch.tensor(fields["mean"]), torch.tensor(fields["std"]))
+        net = build_network(run.network, len(fields["classes"]), normalization.std.numel())
+        net.load_state_dict(weights)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise BadInput(f"{path} is not an export of resnet-train: {str(error).splitlines()[0]}") from None
+    classes = tuple(fields["classes"])
+    kept = fields["step"], net.eval(), fields["image_size"], fields["changed"]
+    return PretrainedModel(str(path), run, classes, normalization, *kept)
+
+
+def _load_state_dict(path: Path, network: str, data: str | None, overrides: Sequence[str]) -> PretrainedModel:
+    """The weights of torchvision or timm, for images that are normalised as torchvision does it.
+
+    Their bottlenecks have the stride on the 3x3 convolution. The weights do not show it, so `resnet-50` is read as
+    `resnet-50-v1.5`; `resnet-50-v1` is not.
     """
     fields = zoo.network_fields(network)
     if fields.get("stride_on") == "1x1" and not network.endswith("-v1"):
         network += "-v1.5"
     run = override_run(default_run(network, detect.data_section(data or "synthetic")), overrides)
-    weights = state_dict(path)
-    head = [value for key, value in weights.items() if key.endswith("weight")][-1]
-    net = build_network(run.network, len(head))
-    theirs, ours = weights.keys(), net.state_dict().keys()
+    weights = read_state_dict(path)
+    with torch.device("meta"):
+        ours = build_network(run.network, classes=1).state_dict().keys()
+    theirs = weights.keys()
     for key in sorted(key for key in theirs ^ ours if not key.endswith("num_batches_tracked")):  # old files have none
         raise BadInput(f"{path}: weight {key} is {'not of' if key in theirs else 'missing for'} a {network}")
+    classes = len(weights[[*ours][-1]])  # the bias of the head
+    net = build_network(run.network, classes)
     try:
         net.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise BadInput(f"{path} is not of a {network}: {str(error).splitlines()[1].strip()}") from None
-    mean, std = (torch.tensor(values) * 255 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    classes = tuple(f"class {i}" for i in range(len(head)))
-    return PretrainedModel(str(path), run, classes, Normalization(mean[None, None], std), None, net.eval())
+    mean, std = 255 * torch.tensor(_IMAGENET_MEAN), 255 * torch.tensor(_IMAGENET_STD)
+    names = tuple(f"class {i}" for i in range(classes))
+    return PretrainedModel(str(path), run, names, Normalization(mean[None, None], std), None, net.eval())
 
 
-def _is_bare(path: Path) -> bool:
-    try:
-        return bool(state_dict(path))
-    except BadInput:
-        return False
-
-
-def state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights of a file that holds nothing else. Raises `BadInput`."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # which are of bytes that are no pickle
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever another program's bytes lead the unpickler to
-        raise BadInput(f"{path} is not a file of weights") from None
-    if isinstance(weights, dict) and "format" in weights and "run" in weights:
-        raise BadInput(f"{path} is a checkpoint of resnet-train, which knows its network: leave --network out")
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise BadInput(f"{path} is not a state dict: expected names and tensors")
-    return weights
+def _unnamed(path: Path) -> BadInput:
+    return BadInput(f"{path} is a bare state dict, which does not name its network: give --network NAME")

@@ -12,6 +12,7 @@ from resnet_train.config.network import NetConfig, VGGConfig, canonical_fields
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import pretrained
+from resnet_train.evaluation.weights import read_state_dict
 from resnet_train.models.network import build_network
 from resnet_train.runs.run_folder import folder_of
 from resnet_train.runtime import distributed
@@ -67,10 +68,10 @@ def _fitting(source: str, network: NetConfig | VGGConfig, net: nn.Module, speaks
 def _read(source: str, network: NetConfig | VGGConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights, and what the network that they are of computes."""
     try:
-        weights = pretrained.state_dict(Path(source))
+        weights = read_state_dict(Path(source))
     except BadInput:  # a checkpoint, or `load` says what it is
         member = pretrained.load(source)
-        return dict(member.net.state_dict()), _function(member.run.network)
+        return dict(member.network.state_dict()), _function(member.run.network)
     halves = {"stride_on": "3x3"} if getattr(network, "stride_on", None) else {}
     return weights, _function(network) | halves
 

@@ -93,7 +93,7 @@ def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: st
     loaded = [pretrained.load(path, overrides=overrides) for path in runs]
     run = loaded[0].run
     val = datasets.open_validation(run.data)
-    members = [EnsembleMember(one.net, one.normalization, "fp32") for one in loaded]
+    members = [EnsembleMember(one.network, one.normalization, "fp32") for one in loaded]
     found = evaluator.evaluate(members, evaluator.data_of(run, val, CPU), average, CPU)
     looks = views_of(run.view, run.eval)
     for i in range(len(val)):
@@ -104,7 +104,7 @@ def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: st
                 [known] = list(batch.batches())
                 pixels = known._replace(images=torch.from_numpy(image.copy())[None])
                 with torch.no_grad():
-                    scores.append(one.net(one.normalization(pixels))[0].double())
+                    scores.append(one.network(one.normalization(pixels))[0].double())
         table = torch.stack(scores)
         p = table.softmax(1).mean(0) if average == "softmax" else table.mean(0).softmax(0)
         whole = found[2]
@@ -178,7 +178,7 @@ def test_batch_norm_is_recomputed_over_training_images(runs: list[str], program:
     """Of one batch of all training images they are that batch's, with the unbiased variance that torch keeps."""
     one = pretrained.load(runs[0], overrides=["eval.recompute_bn=12", "eval.batch_size=12"])
     train_set, _ = datasets.open_data(one.run.data)
-    net = evaluator.recomputed_bn(one.net, one.run, train_set, one.normalization, CPU)
+    net = evaluator.recomputed_bn(one.network, one.run, train_set, one.normalization, CPU)
     looks = views_of(one.run.view, one.run.eval)
     [batch] = EvaluationData(train_set, looks, 12, CPU.device).batches()
     with torch.no_grad():
@@ -232,7 +232,7 @@ def test_what_cannot_be_evaluated_is_one_line(runs: list[str], photos: Path, pro
     Path("cut.npz").write_bytes(Path("a.npz").read_bytes()[:-40])
     said = {
         ("cut.npz",): "cut.npz holds no logits",
-        ("18.pth",): "18.pth is a bare state dict: eval, predict and export take its --network NAME",
+        ("18.pth",): "18.pth is a bare state dict, which does not name its network: give --network NAME",
         ("list.pth",): "list.pth is not a checkpoint of resnet-train",
         ("18.pth", "--network", "resnet-18"): "18.pth is a state dict, which knows no data: give --data PATH",
         ("18.pth", "--network", "resnet-34", "--data", photos): "is missing for a resnet-34",

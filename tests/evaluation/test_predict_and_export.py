@@ -33,7 +33,7 @@ def by_hand(checkpoint: str, images: Tensor) -> Tensor:
     member = pretrained.load(checkpoint)
     seen = (images.float() - member.normalization.mean) / member.normalization.std
     with torch.no_grad():
-        return member.net(seen.permute(0, 3, 1, 2))
+        return member.network(seen.permute(0, 3, 1, 2))
 
 
 def test_predictions_are_the_networks_own(checkpoint: str, program: Program) -> None:
@@ -145,8 +145,8 @@ def test_safetensors_hold_the_weights_and_what_they_mean(checkpoint: str, progra
     path = written(checkpoint, "safetensors", program)
     member = pretrained.load(checkpoint)
     weights = load_file(path)
-    assert weights.keys() == member.net.state_dict().keys()
-    assert all(torch.equal(weights[key], value) for key, value in member.net.state_dict().items())
+    assert weights.keys() == member.network.state_dict().keys()
+    assert all(torch.equal(weights[key], value) for key, value in member.network.state_dict().items())
     with safe_open(path, "pt") as file:
         about = file.metadata()
     assert json.loads(about["network"])["widths"] == [4, 8, 8]
@@ -192,7 +192,7 @@ def test_each_of_torchvisions_networks_is_found(name: str) -> None:
     cfg = zoo.network_config(name)
     with torch.device("meta"):
         ours = build_network(cfg, 5).state_dict()
-    theirs = export.of_torchvision(cfg, 5, 3).state_dict()
+    theirs = export.torchvision_module(cfg, 5, 3).state_dict()
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
 
@@ -207,7 +207,7 @@ def test_torchvision_is_refused_what_it_has_not(checkpoint: str, program: Progra
     assert not Path("x.pth").exists()
     narrow = zoo.network_config("resnet-18", widths=(8, 16, 32, 64))
     with pytest.raises(BadInput, match="no such resnet-18: the one that it has differs in widths; export"):
-        export.of_torchvision(narrow, 5, 3)
+        export.torchvision_module(narrow, 5, 3)
 
 
 def test_a_file_that_reads_back_otherwise_is_not_written(

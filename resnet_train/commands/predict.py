@@ -1,0 +1,49 @@
+"""`resnet-train predict`: the most probable classes of image files."""
+
+import argparse
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnet_train.errors import BadInput
+
+if TYPE_CHECKING:
+    from resnet_train.evaluation.predictor import Prediction
+
+logger = logging.getLogger(__name__)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the most probable classes of each image. A file that cannot be decoded does not stop the others."""
+    from resnet_train.evaluation import predictor, pretrained
+    from resnet_train.runtime import distributed
+    from resnet_train.runtime.precision import set_precision
+
+    model = pretrained.load(args.checkpoint, args.network)
+    if args.classes is not None:
+        model = dataclasses.replace(model, classes=predictor.read_class_names(args.classes, len(model.classes)))
+    files = predictor.find_images([Path(image) for image in args.images])
+    with distributed.start("auto") as world:
+        if not world.is_main:
+            return
+        set_precision("fp32", world.device)
+        records, failed = [], 0
+        for prediction in predictor.predict_files(model.to(world.device), files, args.top):
+            if prediction.error is not None:
+                failed += 1
+                logger.info("%s", prediction.error)
+                continue
+            records.append(_record(prediction))
+            if not args.json:
+                print("\n".join([str(prediction.path), *(f"{p:9.2%}  {name}" for name, p in prediction.classes)]))
+        if args.json:
+            print(json.dumps(records, indent=2))
+        if failed:
+            raise BadInput(f"{failed} of {len(files)} images could not be predicted: they are named above")
+
+
+def _record(prediction: "Prediction") -> dict[str, object]:
+    classes = [{"class": name, "probability": probability} for name, probability in prediction.classes]
+    return {"image": str(prediction.path), "predictions": classes}
