@@ -119,6 +119,11 @@ def test_commands_are_understood(name: str) -> None:
             pytest.fail(f"{name}: resnet-train {shlex.join(words)}: {error}")
 
 
+def test_recipes_lists_every_experiment() -> None:
+    text = (ROOT / "docs/recipes.md").read_text()
+    assert [name for name in CONFIGS if f"| `{Path(name).name}` |" not in text] == []
+
+
 @pytest.mark.parametrize("name", [*PAGES, *CONFIGS])
 def test_mentioned_commands_exist(name: str) -> None:
     assert set(re.findall(rf"`{MENTION.pattern}`", document(name))) <= command_names()
