@@ -43,29 +43,11 @@ def start(device: str) -> Iterator[World]:
     error by which the loss of another rank shows. A rank that fails alone cannot leave the group in good order, since
     the others may never answer: its process must end next.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BadInput("train.device = cuda: no CUDA device is visible here; use train.device=cpu or auto")
-    cuda = device != "cpu" and torch.cuda.is_available()
-    local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if cuda and local_rank >= torch.cuda.device_count():
-        raise BadInput(f"rank {local_rank} has no GPU: start {torch.cuda.device_count()} processes on this node")
-    local_device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(local_device)
+    local_device, size = _local_device(device), int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         yield World(local_device)
         return
-    # gloo beside NCCL carries flags and objects between CPUs without stopping the GPU.
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    store, rank, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-    # Keys of its own: a second group of this process would read the addresses of the first.
-    store = dist.PrefixStore(f"group-{next(_group_numbers)}", store)  # type: ignore[attr-defined]
-    device_id = local_device if cuda else None
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
-    # Gloo's threads outlive the group. One that frees a tensor while Python ends would abort the process (pytorch pull
-    # request 179291).
-    process_exit.skip_cleanup()
-    world = World(local_device, rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    world = _join_group(local_device, size)
     try:
         yield world
     except Stop as stop:
@@ -78,6 +60,32 @@ def start(device: str) -> Iterator[World]:
             raise RankLost("another rank has stopped; its message is the reason") from None
         raise
     dist.destroy_process_group()
+
+
+def _local_device(device: str) -> torch.device:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("train.device = cuda: no CUDA device is visible here; use train.device=cpu or auto")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank, devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local_rank >= devices:
+        raise BadInput(f"rank {local_rank} has no GPU: start {devices} processes on this node")
+    local_device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(local_device)
+    return local_device
+
+
+def _join_group(device: torch.device, size: int) -> World:
+    store, rank, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    # Keys of its own: a second group of this process would read the addresses of the first.
+    store = dist.PrefixStore(f"group-{next(_group_numbers)}", store)  # type: ignore[attr-defined]
+    # gloo beside NCCL carries flags and objects between CPUs without stopping the GPU.
+    backend, device_id = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
+    # Gloo's threads outlive the group. One that frees a tensor while Python ends would abort the process (pytorch pull
+    # request 179291).
+    process_exit.skip_cleanup()
+    return World(device, rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
 
 
 def all_reduce_sum(world: World, tensor: Tensor) -> Tensor:

@@ -1,15 +1,18 @@
-"""Batch norm over ranks: converted and reverted without a change of weights. Its results: tests/runtime."""
+"""Batch norm over ranks: converted and reverted without a change of weights. Of one rank its results are those of batch
+norm; of several ranks see tests/runtime/test_distributed.py."""
 
 import copy
+from collections.abc import Iterator
 
+import pytest
 import torch
 from torch import nn
 
 from resnet_train.config import zoo
-from resnet_train.config.network import NetConfig
 from resnet_train.models.batch_norm import CPUSyncBatchNorm, convert_sync_batchnorm, revert_sync_batchnorm
 from resnet_train.models.network import build_network, initialise
 from resnet_train.runtime.distributed import World
+from resnet_train.runtime.precision import autocast
 
 
 def norms(net: nn.Module) -> set[type[nn.Module]]:
@@ -17,7 +20,7 @@ def norms(net: nn.Module) -> set[type[nn.Module]]:
 
 
 def test_conversion_and_its_inverse_keep_parameters_buffers_and_mode() -> None:
-    net = build_network(NetConfig.model_validate(zoo.network("cifar-preact-8")), classes=3)
+    net = build_network(zoo.network_config("cifar-preact-8"), classes=3)
     initialise(net, seed=0)
     net(torch.rand(2, 3, 8, 8))  # moves the running statistics
     net.layer1.eval()
@@ -43,3 +46,39 @@ def test_cudas_synchronised_batch_norm_is_reverted_too() -> None:
     net = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
     assert norms(net) == {nn.SyncBatchNorm}
     assert norms(revert_sync_batchnorm(net)) == {nn.BatchNorm2d}
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """A group of one rank."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_synchronised_batch_norm_of_one_rank_is_batch_norm(precision: str) -> None:
+    """Under autocast its input has half precision, and it calculates in full precision."""
+    cpu = torch.device("cpu")
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    nets = [torch.nn.Sequential(torch.nn.Conv2d(3, 5, 1), torch.nn.BatchNorm2d(5)) for _ in range(2)]
+    random = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(nets[0][0].weight, generator=random)
+    torch.nn.init.zeros_(nets[0][0].bias)
+    nets[1].load_state_dict(nets[0].state_dict())
+    convert_sync_batchnorm(nets[1], World(cpu, size=2))
+    x = torch.randn(8, 3, 4, 4, generator=random)
+    rounding = 10 * torch.finfo(half).eps
+    for _ in range(2):
+        outputs = []
+        for net in nets:
+            with autocast(precision, cpu):
+                outputs.append(net(x))
+            (outputs[-1].float() ** 3).sum().backward()
+        assert outputs[0].dtype == outputs[1].dtype == half
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=rounding, atol=rounding)
+        for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+            if name != "0.bias":  # whose gradient is 0 but for rounding
+                assert (b.grad - a.grad).norm() <= rounding * a.grad.norm(), name
+    torch.testing.assert_close(nets[1].state_dict(), nets[0].state_dict())
