@@ -131,7 +131,9 @@ def _unpack_devkit(path: Path) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
                 name = Path(member.name).name
-                if name in (_SYNSETS, _GROUND_TRUTH) and (file := tar.extractfile(member)) is not None:
+                if member.isfile() and name in (_SYNSETS, _GROUND_TRUTH):
+                    file = tar.extractfile(member)
+                    assert file is not None  # it is a regular file
                     files[name] = file.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise BadInput(f"cannot read {path}: {error}") from None

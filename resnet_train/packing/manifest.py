@@ -33,7 +33,7 @@ class Manifest(ABC):
     labels: Ints
     """int64 [n]."""
     hint: ClassVar[str] = ""
-    """What a user can do about an unreadable image other than leave it out; ends with `, or `."""
+    """What a user can do about an unreadable image, other than leave it out."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,7 +79,7 @@ class FolderManifest(Manifest):
     root: Path
     paths: Names
     """[n], relative to the root."""
-    hint = "replace the file (do not delete it, which would change the source), or "
+    hint = "replace the file (do not delete it, which would change the source)"
 
     def read(self, row: int) -> bytes:
         with self._path(row) as path:

@@ -215,8 +215,9 @@ def _write_shards(jobs: Sequence[ShardJob], workers: int) -> None:
             for _ in run_jobs(write_shard, pending, workers, bar.update, f"use fewer --workers; {CONTINUE_HINT}"):
                 pass
     finally:
-        for job in pending:  # a process that was killed leaves its temporary file
+        for job in pending:  # a process that was killed leaves its temporary files
             temporary_path(job.path).unlink(missing_ok=True)
+            temporary_path(job.record_path).unlink(missing_ok=True)
 
 
 def _read_record(job: ShardJob) -> ShardRecord | None:

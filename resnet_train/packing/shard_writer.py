@@ -120,8 +120,8 @@ def _write_samples(file: BinaryIO, job: ShardJob, count: Count) -> ShardRecord:
             _write_sample(file, job, row, row in raw_rows, record)
         except BadInput as error:
             if not job.skip_bad:
-                hint = f"{job.manifest.hint}leave it out with --on-bad-image skip"
-                raise BadInput(f"{error}; {hint}; {CONTINUE_HINT}") from None
+                hints = [job.manifest.hint, "leave it out with --on-bad-image skip"]
+                raise BadInput(f"{error}; {', or '.join(filter(None, hints))}; {CONTINUE_HINT}") from None
             record.bad.append((job.manifest.name(row), str(error)))
         uncounted += 1
         if uncounted == _COUNT_EVERY:

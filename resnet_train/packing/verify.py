@@ -33,7 +33,7 @@ class VerifyReport:
     """The shards of these images."""
 
 
-class _ShardCheck(NamedTuple):
+class _ShardJob(NamedTuple):
     dataset: ShardDataset
     rows: Ints
     """The samples of one shard, in the order of their bytes."""
@@ -46,9 +46,9 @@ def verify(folder: Path, workers: int) -> VerifyReport:
     """
     datasets = {split: open_shards(folder, split) for split in shards.read_index(folder)["parts"]}
     report = VerifyReport({split: len(dataset) for split, dataset in datasets.items()})
-    jobs = [job for dataset in datasets.values() for job in _shard_checks(dataset)]
+    jobs = [job for dataset in datasets.values() for job in _make_jobs(dataset)]
     with Progress("verifying", sum(report.images.values()), "img") as bar:
-        for shard, errors in run_jobs(check_shard, jobs, workers, bar.update, "use fewer --workers"):
+        for shard, errors in run_jobs(find_errors, jobs, workers, bar.update, "use fewer --workers"):
             report.errors += errors
             if errors:
                 report.damaged_shards.append(shard)
@@ -56,17 +56,17 @@ def verify(folder: Path, workers: int) -> VerifyReport:
     return report
 
 
-def _shard_checks(dataset: ShardDataset) -> Iterator[_ShardCheck]:
+def _make_jobs(dataset: ShardDataset) -> Iterator[_ShardJob]:
     order = np.lexsort((dataset.entries["offset"], dataset.entries["shard"]))
     ends = np.searchsorted(dataset.entries["shard"][order], np.arange(len(dataset.shards) + 1))
     if ends[-1] < len(order):
         dataset.entry(int(order[-1]))  # raises: the index names a shard that does not exist
     for first, last in pairwise(ends.tolist()):
         if last > first:
-            yield _ShardCheck(dataset, order[first:last])
+            yield _ShardJob(dataset, order[first:last])
 
 
-def check_shard(job: _ShardCheck, count: Count) -> tuple[Path, list[str]]:
+def find_errors(job: _ShardJob, count: Count) -> tuple[Path, list[str]]:
     """The path of a shard, and one line for each of its images that differs from the index."""
     dataset, errors = job.dataset, []
     shard = dataset.folder / dataset.shards[dataset.entry(int(job.rows[0])).shard]

@@ -75,6 +75,7 @@ def test_a_full_disk_met_by_a_worker_is_one_line(photos: Path, program: Program)
     refusal(program, photos, "packed", "--shard-images", 9, "--workers", 1)  # no other shard is begun
     bad.write_bytes(good)
     temporary_path(Path("packed/train/000001.tar")).symlink_to("/dev/full")
+    temporary_path(Path("packed/unfinished/train-000001.json")).touch()  # left by a process that was killed
     message = refusal(program, photos, "packed", "--shard-images", 9)
     assert "cannot write packed/train/000001.tar: No space left on device; finished shards are kept" in message
     assert not list(Path("packed").rglob("*.tmp"))
