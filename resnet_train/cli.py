@@ -303,6 +303,6 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _schema(args: argparse.Namespace) -> None:
-    from resnet_train.config import load
+    from resnet_train.config import reference
 
-    print(json.dumps(load.json_schema(), indent=2))
+    print(json.dumps(reference.json_schema(), indent=2))

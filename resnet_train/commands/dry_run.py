@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from resnet_train.config.data import DataConfig
-from resnet_train.config.load import dump, to_yaml
+from resnet_train.config.load import dump
 from resnet_train.config.network import AnyNet
 from resnet_train.config.schema import Experiment, Run
+from resnet_train.config.yaml12 import to_yaml
 from resnet_train.data import datasets, loader
 from resnet_train.data.dataset import Dataset
 from resnet_train.errors import BadInput

@@ -3,8 +3,9 @@
 from typing import Any
 
 from resnet_train.config import zoo
-from resnet_train.config.load import Tree, read_run
+from resnet_train.config.load import read_run
 from resnet_train.config.schema import Run
+from resnet_train.config.yaml12 import Tree
 
 
 def default_run(entry: str | Tree, data: Tree) -> Run:

@@ -1,4 +1,4 @@
-"""The grammar of networks: what a stem, a unit, its order and its shortcut can be."""
+"""The grammar of networks: stem, units, order of layers, shortcuts."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -11,66 +11,74 @@ class ConstantScalingConfig(Section):
     """y = shortcut * x + residual * F(x) (He et al. 2016, section 3.1)."""
 
     kind: Literal["constant-scaling"]
+    """Constant factors."""
     shortcut: NonNegative = 0.5
+    """Factor of the shortcut."""
     residual: NonNegative = 0.5
+    """Factor of F(x)."""
 
 
 class GatingConfig(Section):
-    """A gate g(x) = sigmoid(W x + b), a 1x1 convolution, on the shortcut (He et al. 2016, section 3.1).
-
-    exclusive-gating: y = (1 - g(x)) x + g(x) F(x), as in highway networks. shortcut-gating: y = (1 - g(x)) x + F(x).
-    """
+    """A gate g(x) = sigmoid(W x + b), a 1x1 convolution, on the shortcut (He et al. 2016, section 3.1)."""
 
     kind: Literal["exclusive-gating", "shortcut-gating"]
+    """`exclusive-gating`: y = (1 - g(x)) x + g(x) F(x), as in highway networks. `shortcut-gating`: y = (1 - g(x)) x +
+    F(x)."""
     bias: Annotated[float, Field(le=0)] = -6.0
-    """Where b starts: the further below 0, the more open the shortcut."""
+    """Initial value of b: the further below 0, the more open the shortcut."""
 
 
 class ShortcutDropoutConfig(Section):
     """Dropout on the output of the shortcut (He et al. 2016, section 3.1)."""
 
     kind: Literal["shortcut-dropout"]
+    """Dropout on the shortcut."""
     rate: Fraction = 0.5
+    """Probability that a value is dropped."""
 
 
 AdditionConfig = Annotated[ConstantScalingConfig | GatingConfig | ShortcutDropoutConfig, Field(discriminator="kind")]
 
 
 class NetConfig(Section):
-    """One network: a stem, stages of one repeated unit, a linear head."""
+    """A plain or residual network: a stem, stages of one repeated unit, and a linear head."""
 
     name: Name
-    """What the run folder, the curves and the tables call it."""
+    """Name of the network in run folders, figures and tables."""
     unit: Literal["basic", "bottleneck"]
-    """basic: two 3x3 convolutions. bottleneck: 1x1, 3x3, 1x1, wider at its ends."""
+    """`basic`: two 3x3 convolutions. `bottleneck`: 1x1, 3x3 and 1x1 convolutions, the last one `expansion` times
+    wider."""
     depths: Annotated[tuple[Count, ...], Field(min_length=1)]
-    """Units in each stage. Each stage but the first halves height and width."""
+    """Number of units in each stage. Each stage but the first halves height and width."""
     widths: Annotated[tuple[Count, ...], Field(min_length=1)]
-    """Channels of the 3x3 convolutions in each stage."""
+    """Number of channels of the 3x3 convolutions in each stage."""
     stem: Literal["imagenet", "cifar"]
-    """imagenet: 7x7 convolution of stride 2, then max pooling of stride 2. cifar: one 3x3 convolution."""
+    """`imagenet`: 7x7 convolution of stride 2, then max pooling of stride 2. `cifar`: one 3x3 convolution."""
     stem_width: Count | None = None
-    """Channels of the stem; those of the first stage unless given."""
+    """Number of channels of the stem; by default that of the first stage."""
     shortcut: Literal["none", "A", "B", "C"]
-    """none: a plain net. A: zero-padded identity. B: 1x1 convolution where the shape changes. C: 1x1 everywhere."""
+    """`none`: a plain network. `A`: identity, padded with zeros where the width changes. `B`: 1x1 convolution where the
+    shape changes. `C`: 1x1 convolution in every unit (He et al. 2015, section 4.1)."""
     addition: AdditionConfig | None = None
-    """What happens to shortcut and F before they are added; nothing unless given."""
+    """How shortcut and F(x) are changed before they are added; by default they are not."""
     order: Literal[
         "original", "bn-after-addition", "relu-before-addition", "relu-only-pre-activation", "pre-activation"
     ] = "original"
-    """Where batch norm and ReLU stand in a unit (He et al. 2016, figure 4 a to e)."""
+    """Order of convolutions, batch norm and ReLU in a unit (He et al. 2016, figure 4 a to e)."""
     stride_on: Literal["1x1", "3x3"] | None = None
-    """Where a bottleneck halves the image: its first 1x1 (He et al. 2015) or its 3x3 (torchvision, "v1.5")."""
+    """Only for bottlenecks, which need it: the convolution that halves the image, the first `1x1` (He et al. 2015) or
+    the `3x3` (torchvision, "v1.5")."""
     expansion: Count | None = None
-    """How many times wider a bottleneck's ends are than its 3x3: 4 unless given, 2 in the wide ResNet-50-2."""
+    """Only for bottlenecks: the width of the last convolution over that of the 3x3; by default 4, in the wide
+    ResNet-50-2 it is 2."""
     dropout: Fraction = 0.0
-    """Rate of the dropout before the last convolution of each unit (Zagoruyko and Komodakis 2016, section 2.4)."""
+    """Dropout rate before the last convolution of each unit (Zagoruyko and Komodakis 2016, section 2.4)."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_consistent(self) -> Self:
         if len(self.depths) != len(self.widths):
-            raise ValueError(f"depths names {len(self.depths)} stages and widths {len(self.widths)}: make them equal")
-        if self.shortcut == "A" and (outputs := self.output_channels) != sorted(outputs):
+            raise ValueError(f"depths has {len(self.depths)} stages and widths {len(self.widths)}: make them equal")
+        if self.shortcut == "A" and self.output_channels != sorted(self.output_channels):
             raise ValueError("shortcut A pads with channels of zeros, so widths cannot fall: use B")
         for key in ("stride_on", "expansion"):
             if self.unit == "basic" and getattr(self, key) is not None:
@@ -78,48 +86,49 @@ class NetConfig(Section):
         if self.unit == "bottleneck" and self.stride_on is None:
             raise ValueError("stride_on is missing: 1x1 (He et al. 2015) or 3x3 (torchvision)")
         if self.plain and self.addition is not None:
-            raise ValueError("addition has no effect on a plain net, which adds nothing: remove it")
+            raise ValueError("addition has no effect on a plain network, which adds nothing: remove it")
         return self
 
     @property
     def output_channels(self) -> list[int]:
-        """Channels of the stem's output and of each stage's."""
-        wider = 1 if self.unit == "basic" else self.expansion or 4
-        return [self.stem_width or self.widths[0], *(wider * width for width in self.widths)]
+        """Channels of the output of the stem and of each stage."""
+        expansion = 1 if self.unit == "basic" else self.expansion or 4
+        return [self.stem_width or self.widths[0], *(expansion * width for width in self.widths)]
 
     @property
     def plain(self) -> bool:
-        """Whether this is a plain net: no shortcuts."""
+        """Whether this is a plain network: without shortcuts."""
         return self.shortcut == "none"
 
     @property
     def depth(self) -> int:
-        """Layers with weights on the longest path, as He et al. count them: shortcuts are not counted.
+        """Layers with weights on the longest path, without shortcuts, as He et al. count them.
 
-        Zagoruyko and Komodakis count them, so their WRN-28-10 is two layers shallower here.
+        Zagoruyko and Komodakis count shortcuts, so their WRN-28-10 is two layers shallower here.
         """
         return sum(self.depths) * (2 if self.unit == "basic" else 3) + 2
 
 
 class VGGConfig(Section):
-    """A network of Simonyan and Zisserman 2014 as torchvision builds it: the papers' measure of complexity."""
+    """A network of Simonyan and Zisserman 2014 as torchvision builds it, to compare costs with."""
 
     name: Name
+    """Name of the network in run folders, figures and tables."""
     unit: Literal["vgg"]
-    """3x3 convolutions between max poolings, then three fully connected layers."""
+    """`vgg`: 3x3 convolutions between max poolings, then three fully connected layers (Simonyan and Zisserman 2014)."""
     depth: Literal[16, 19]
-    """Layers with weights."""
+    """Number of layers with weights."""
     batch_norm: bool = False
-    """Batch norm after each convolution."""
+    """Add batch norm after each convolution."""
 
     @property
     def plain(self) -> bool:
-        """It has no shortcuts."""
+        """Whether this is a plain network: VGG has no shortcuts."""
         return True
 
     @property
     def stem(self) -> Literal["imagenet"]:
-        """It is made for ImageNet's images."""
+        """The kind of images that the network is made for: ImageNet's."""
         return "imagenet"
 
 
@@ -128,7 +137,10 @@ ANY_NET: TypeAdapter[NetConfig | VGGConfig] = TypeAdapter(AnyNet)
 
 
 def canonical_fields(network: NetConfig | VGGConfig) -> dict[str, Any]:
-    """A network but for its name, with what is unset as what it stands for: two that compute the same are equal."""
+    """The fields of a network without its name, defaults that depend on other fields filled in.
+
+    Two networks that compute the same function have equal fields.
+    """
     fields = network.model_dump(mode="json", exclude={"name"})
     if isinstance(network, NetConfig):
         fields["stem_width"] = network.output_channels[0]

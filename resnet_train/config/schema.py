@@ -1,144 +1,60 @@
-"""Every knob of an experiment but those of its networks (`network.py`) and its data (`data.py`). No torch.
+"""The sections of an experiment file, except network, data, augmentation and optimizer, which have their own modules.
 
-`Experiment` is what a YAML file says, `Run` one member of its grid: one network, one seed, the same recipe.
-A validator raises `ValueError` where a key contradicts another or could have no effect.
+`Experiment` is a YAML file. `Run` is one cell of its grid: one network, one seed, the same recipe. A validator raises
+`ValueError` if keys contradict each other or if a key has no effect.
 """
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from resnet_train.config.data import AugmentConfig, DataConfig
+from resnet_train.config.augment import AugmentConfig
+from resnet_train.config.data import DataConfig
 from resnet_train.config.network import AnyNet
-from resnet_train.config.section import Count, Name, NonNegative, Positive, Section
-
-# --- durations and schedules ------------------------------------------------------------------------------------------
-
-
-class Duration(Section):
-    """A length of training, in one unit; turned into steps once, when a run starts."""
-
-    epochs: Positive | None = None
-    """Passes over the training set."""
-    steps: Count | None = None
-    """Optimizer steps: the papers' iterations."""
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Of the whole training."""
-
-    @model_validator(mode="after")
-    def _one_unit(self) -> Self:
-        if sum(value is not None for value in (self.epochs, self.steps, self.fraction)) != 1:
-            raise ValueError("give exactly one of epochs, steps, fraction")
-        return self
-
-
-class WarmupConfig(Duration):
-    """The first steps, before the schedule proper."""
-
-    kind: Literal["linear", "constant"] = "linear"
-    """linear: from `lr` to the optimizer's rate. constant: at `lr`, then at once the optimizer's rate."""
-    lr: NonNegative = 0.0
-
-    @model_validator(mode="after")
-    def _moves(self) -> Self:
-        if self.kind == "constant" and self.lr == 0:
-            raise ValueError("a constant warm-up at lr 0 trains nothing: give its lr")
-        return self
-
-
-class StepScheduleConfig(Section):
-    """The rate is multiplied by `gamma` at each milestone."""
-
-    kind: Literal["step"]
-    milestones: tuple[Duration, ...] = ()
-    """When; none means a constant rate."""
-    gamma: Positive = 0.1
-    warmup: WarmupConfig | None = None
-
-    @model_validator(mode="after")
-    def _effective(self) -> Self:
-        if not self.milestones and "gamma" in self.model_fields_set and self.gamma != 0.1:
-            raise ValueError("gamma has no effect without milestones: remove it or add milestones")
-        return self
-
-
-class DecayScheduleConfig(Section):
-    """The rate falls from the end of the warm-up to the last step, along half a cosine or a line."""
-
-    kind: Literal["cosine", "linear"]
-    min_lr: NonNegative = 0.0
-    """The rate at the end."""
-    warmup: WarmupConfig | None = None
-
-
-ScheduleConfig = Annotated[StepScheduleConfig | DecayScheduleConfig, Field(discriminator="kind")]
-
-
-class OptimizerConfig(Section):
-    """Stochastic gradient descent with momentum: v = momentum * v + g, w = w - lr * v."""
-
-    kind: Literal["sgd", "lars"] = "sgd"
-    """lars: for large batches, each convolution and the head at a rate of its own (You et al. 2017)."""
-    trust_coefficient: Positive = 0.001
-    """The coefficient of lars: its steps are so small a part of a weight's norm, times `lr`."""
-    lr: Positive = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    """The papers use plain momentum; fb.resnet.torch and many later recipes use Nesterov's."""
-    weight_decay: NonNegative = 1e-4
-    decay_on: Literal["all", "matrices"] = "all"
-    """all: every parameter, as in the papers. matrices: convolutions and the head only, no batch norm and no bias."""
-
-    @model_validator(mode="after")
-    def _effective(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov has no effect with momentum 0: remove one of them")
-        if self.nesterov and self.kind == "lars":
-            raise ValueError("nesterov is for kind sgd: LARS has plain momentum")
-        if self.kind == "sgd" and self.trust_coefficient != OptimizerConfig.model_fields["trust_coefficient"].default:
-            raise ValueError("trust_coefficient has no effect with kind sgd: remove it, or use kind lars")
-        if self.decay_on == "matrices" and self.weight_decay == 0:
-            raise ValueError("decay_on has no effect with weight_decay 0: remove one of them")
-        return self
-
-
-# --- training, evaluation, checkpoints, logs --------------------------------------------------------------------------
+from resnet_train.config.optim import Duration, OptimizerConfig, ScheduleConfig, StepScheduleConfig
+from resnet_train.config.section import Count, CountOrZero, Fraction, Name, Positive, Section
 
 
 class TrainConfig(Section):
-    """The loop: how long, how many at once, in which precision."""
+    """The training loop: its length, batch, precision and device. Give either `epochs` or `steps`."""
 
     epochs: Positive | None = None
-    """Length of the training in passes over the training set; or give `steps`."""
+    """Length of the training in passes over the training set."""
     steps: Count | None = None
-    """Length of the training in optimizer steps; or give `epochs`."""
+    """Length of the training in steps of the optimizer."""
     init_from: str | None = None
-    """A checkpoint, or a state dict of torchvision's, whose weights the first step starts from (fine-tuning)."""
+    """File of the weights that the training starts from, for fine-tuning: a checkpoint, or a state dict of torchvision;
+    by default the weights are random."""
     batch_size: Count = 256
-    """Samples of one step, over all ranks and all accumulation together (the global batch)."""
+    """Number of samples in a step, over all ranks and all accumulation steps (the global batch)."""
     grad_accum_steps: Count = 1
-    """Forward and backward passes that one step is divided into: more of them need less memory."""
+    """Number of micro-batches, each a forward and a backward pass, that a step is divided into; more need less
+    memory."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """fp32 and tf32: of the whole network. bf16 and fp16: autocast over fp32 weights; fp16 with a loss scaler."""
+    """`fp32` and `tf32` apply to the whole network; `bf16` and `fp16` are autocast over fp32 weights, `fp16` with a
+    loss scaler."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one."""
+    """Device to train on; `auto` is CUDA if there is a GPU, else the CPU."""
     compile: bool = False
-    """torch.compile: faster on a GPU, after a minute or more; batch norm then differs from cuDNN's in the last bits.
-    With `sync_bn` on several GPUs less is fused, since the graph is cut at each batch norm."""
+    """Use torch.compile, which is faster on a GPU after a minute or more of compilation. Batch norm then differs from
+    cuDNN's in the last bits; with `sync_bn` on several GPUs less is fused."""
     cuda_graph: bool = False
-    """Launch a step's kernels together, as one CUDA graph: for small networks, which are bound by launches. One GPU."""
+    """Launch a step's kernels as one CUDA graph, which speeds up small networks on one GPU."""
     sync_bn: bool = False
-    """Batch statistics over all ranks instead of each rank's own share of the batch."""
+    """Compute batch norm's statistics over the batches of all ranks, not of each rank alone."""
     clip_grad_norm: Positive | None = None
-    """Largest norm of the gradient; a longer one is shortened to it."""
+    """Largest norm of the gradient; a larger gradient is scaled down to it. By default there is no limit."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay at each step of an exponential moving average of the weights; evaluation then uses the average."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay at each step of an exponential moving average of the weights, which evaluation then uses; by default there
+    is no average."""
+    label_smoothing: Fraction = 0.0
+    """Probability that is spread evenly over all classes in the target (Szegedy et al. 2016)."""
     on_divergence: Literal["stop", "record"] = "stop"
-    """When the loss is no longer finite. record: note it as this network's result and go on to the next."""
+    """What happens if the loss is not finite: `stop` ends the program; `record` records it as the result of this
+    network and continues with the next."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_consistent(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of epochs, steps")
         if self.batch_size % self.grad_accum_steps:
@@ -146,75 +62,85 @@ class TrainConfig(Section):
                 f"batch_size {self.batch_size} is not divisible by grad_accum_steps {self.grad_accum_steps}"
             )
         if self.cuda_graph and self.grad_accum_steps > 1:
-            raise ValueError("cuda_graph records steps of one pass: set grad_accum_steps to 1, or cuda_graph to false")
+            raise ValueError(
+                f"cuda_graph needs grad_accum_steps 1, and it is {self.grad_accum_steps}: set one of them back"
+            )
         if self.device == "cpu" and self.precision == "tf32":
             raise ValueError("precision tf32 has no effect with device cpu: use fp32 or bf16")
         return self
 
 
 class ViewConfig(Section):
-    """What evaluation sees of an image of any size: its shorter side resized, then the centre cut out."""
+    """How evaluation sees an image of any size: its shorter side is resized, then the centre is cut out."""
 
     resize: Count = 256
+    """Length of the shorter side in pixels."""
     crop: Count = 224
+    """Height and width of the centre crop in pixels."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_crop(self) -> Self:
         if self.crop > self.resize:
             raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
         return self
 
 
 class EvalConfig(Section):
-    """Evaluation during training and by `resnet-train eval`."""
+    """Evaluation, during training and by `resnet-train eval`."""
 
     every: Duration = Duration(epochs=1)
+    """How often to evaluate; the last step is always evaluated."""
     view: ViewConfig | None = None
-    """For `imagefolder` and `shards` (the training crop from 256/224 of it unless given): others are seen whole."""
+    """How image files are seen. By default the crop has the size of the training crop, and the shorter side is 256/224
+    of that. Images of one size are evaluated whole."""
     protocol: Literal["one-crop", "ten-crop", "multi-scale"] = "one-crop"
-    """ten-crop: corners, centre and their mirror images. multi-scale: whole images at `short_sides`, fully
-    convolutional (He et al. 2015, section 3.4). Both are for `imagefolder` and `shards`."""
+    """What is averaged for an image file: `one-crop` the centre; `ten-crop` corners, centre and their mirror images;
+    `multi-scale` whole images at `short_sides`, fully convolutional (He et al. 2015, section 3.4)."""
     short_sides: Annotated[tuple[Count, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
-    """The scales of `multi-scale`, in pixels."""
+    """Only for `multi-scale`: lengths of the shorter side in pixels."""
     flip: bool = False
-    """Add the mirror image of each view."""
+    """Also evaluate the mirror image of each view."""
     average: Literal["softmax", "logits"] = "softmax"
-    """What is averaged over views and over the networks of an ensemble."""
-    recompute_bn: Annotated[int, Field(ge=0)] = 0
-    """Batch norm's statistics anew over so many training images, as the authors' release; 0: the running ones."""
+    """What is averaged over the views of an image and over the networks of an ensemble."""
+    recompute_bn: CountOrZero = 0
+    """Number of training images over which batch norm's statistics are computed again before an evaluation, as in the
+    release of He et al.; with 0 the running statistics are used."""
     batch_size: Count = 256
-    """Samples of each rank at once; it never changes a result."""
-    clean_train_images: Annotated[int, Field(ge=0)] = 10_000
-    """Training images, evenly spaced, for the clean training error: evaluation mode, no augmentation. 0: none."""
+    """Number of samples that a rank evaluates at once. Results do not change."""
+    clean_train_images: CountOrZero = 10_000
+    """Number of training images, evenly spaced, for the clean training error: in evaluation mode, without augmentation;
+    with 0 it is not measured."""
 
     @model_validator(mode="after")
-    def _effective(self) -> Self:
+    def _check_effects(self) -> Self:
         if self.flip and self.protocol == "ten-crop":
-            raise ValueError("flip has no effect with protocol ten-crop, which mirrors already: remove it")
+            raise ValueError("flip has no effect with protocol ten-crop, which has mirror images: remove it")
         if self.protocol != "multi-scale" and self.short_sides != EvalConfig.model_fields["short_sides"].default:
             raise ValueError(f"short_sides has no effect with protocol {self.protocol}: use multi-scale")
         return self
 
 
 class ProbeConfig(Section):
-    """A measurement beside the training, of a fixed batch of evenly spaced training images as evaluation sees them."""
+    """A measurement during training on a fixed batch: training images, evenly spaced, as evaluation sees them."""
 
     every: Duration = Duration(fraction=0.05)
-    """When; also before the first step."""
+    """How often to measure; also before the first step."""
     images: Count = 128
+    """Number of training images in the batch."""
 
 
 class LesionConfig(Section):
-    """Error with a unit dropped, each in turn, and with neighbours swapped: as many evaluations as there are units."""
+    """The error with each unit dropped in turn, and with neighbouring units swapped: one evaluation for each of
+    them."""
 
     every: Duration = Duration(fraction=1.0)
-    """When; it costs a whole evaluation of `images` for each unit."""
+    """How often to measure. A measurement evaluates `images` once for each unit."""
     images: Count = 1000
-    """Evenly spaced validation images."""
+    """Number of validation images, evenly spaced, for each evaluation."""
 
 
 class ProbesConfig(Section):
-    """Why depth hurts or helps: figures by depth, at chosen steps; none unless given."""
+    """Measurements of why depth hurts or helps. A probe runs if its section is given."""
 
     gradients: ProbeConfig | None = None
     """Norm of the loss's gradient at each unit's input and at each convolution's weights."""
@@ -225,73 +151,95 @@ class ProbesConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the state of a run is saved; the last, the one before it and the best are always kept."""
+    """When the state of a run is saved. The last two checkpoints and the best one are always kept."""
 
     every: Duration = Duration(epochs=1)
+    """How often to save; the last step is always saved."""
     keep_every: Duration | None = None
-    """Checkpoints that are kept for good as `step-N.pt`; none unless given."""
+    """How often to keep a checkpoint for good, as `step-N.pt`; by default none is."""
 
 
 class LogConfig(Section):
-    """The record of a run."""
+    """The record of a run, `metrics.jsonl`."""
 
     every: Duration = Duration(steps=50)
-    """Steps over which the running training error is averaged, then written."""
-
-
-# --- the whole --------------------------------------------------------------------------------------------------------
+    """How often to record the running training error, which is averaged over the steps since the last record."""
 
 
 class Recipe(Section):
-    """All that the networks of an experiment have in common."""
+    """The sections that all networks of an experiment share."""
 
     data: DataConfig
+    """The data set."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""
     schedule: ScheduleConfig = StepScheduleConfig(kind="step")
+    """The learning rate over the training; constant by default."""
     augment: AugmentConfig = AugmentConfig()
+    """Augmentation of training images; none by default."""
     train: TrainConfig
+    """The training loop."""
     eval: EvalConfig = EvalConfig()
+    """Evaluation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
     log: LogConfig = LogConfig()
+    """The record of a run."""
     probes: ProbesConfig = ProbesConfig()
+    """Measurements of gradients, responses and lesions; none by default."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        crop, kind = self.augment.crop, self.data.kind
+    def _check_consistent(self) -> Self:
         if self.schedule.warmup is not None and self.schedule.warmup.lr == self.optimizer.lr:
             raise ValueError(f"schedule.warmup has no effect: its lr is optimizer.lr, {self.optimizer.lr}")
         if self.data.any_size:
-            if crop is None or crop.kind == "pad":
-                raise ValueError(
-                    f"augment.crop must be of kind scale or random-resized: data.kind {kind} has images of any size "
-                    "(data.device_cache_gb is for those of one size)"
-                )
+            self._check_files_of_any_size()
         else:
-            if crop is not None and crop.kind != "pad":
-                held = "data.device_cache_gb" if kind in ("imagefolder", "shards") else f"data.kind {kind}"
-                raise ValueError(
-                    f"augment.crop of kind {crop.kind} is for files of any size, {held} for images of one: use kind pad"
-                )
-            if self.eval.view is not None:
-                raise ValueError(f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole")
-            if self.eval.protocol != "one-crop":
-                raise ValueError(
-                    f"eval.protocol {self.eval.protocol} is for image files (imagefolder, shards): use eval.flip"
-                )
+            self._check_images_of_one_size()
         if self.train.cuda_graph and self.train.precision == "fp16" and self.optimizer.kind == "lars":
-            raise ValueError("train.cuda_graph needs precision bf16 with optimizer.kind lars: fp16's scaler would wait")
+            raise ValueError(
+                "train.cuda_graph needs precision bf16 with optimizer.kind lars: fp16's loss scaler would wait for the "
+                "device"
+            )
         if self.train.batch_size % self.augment.repeated_augmentation:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} is not divisible by "
                 f"augment.repeated_augmentation {self.augment.repeated_augmentation}"
             )
         if self.augment.pca_lighting and self.data.grey:
-            raise ValueError(f"augment.pca_lighting needs colour images, and those of data.kind {kind} are grey")
+            raise ValueError(
+                f"augment.pca_lighting needs colour images, and those of data.kind {self.data.kind} are grey: remove it"
+            )
         return self
+
+    def _check_files_of_any_size(self) -> None:
+        crop = self.augment.crop
+        if crop is None or crop.kind == "pad":
+            raise ValueError(
+                f"augment.crop must be of kind scale or random-resized: data.kind {self.data.kind} has images of any "
+                "size (if they have one size, set data.device_cache_gb)"
+            )
+
+    def _check_images_of_one_size(self) -> None:
+        crop, kind = self.augment.crop, self.data.kind
+        if crop is not None and crop.kind != "pad":
+            key = "data.device_cache_gb" if kind in ("imagefolder", "shards") else f"data.kind {kind}"
+            raise ValueError(
+                f"augment.crop of kind {crop.kind} is for image files of any size, and {key} for images of one size: "
+                "use kind pad"
+            )
+        if self.eval.view is not None:
+            raise ValueError(
+                f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole: remove it"
+            )
+        if self.eval.protocol != "one-crop":
+            raise ValueError(
+                f"eval.protocol {self.eval.protocol} is for image files (imagefolder, shards): use eval.flip"
+            )
 
     @property
     def view(self) -> ViewConfig | None:
-        """What evaluation sees of an image; `None` is the whole of it."""
+        """How evaluation sees an image; None for the whole image."""
         crop = self.augment.crop
         if self.eval.view is not None or crop is None or crop.kind == "pad":
             return self.eval.view
@@ -299,43 +247,51 @@ class Recipe(Section):
 
 
 class Experiment(Recipe):
-    """One YAML file: every network of it is trained with every seed under one recipe."""
+    """An experiment file: every network is trained with every seed under one recipe."""
 
     name: Name
+    """Name of the experiment, and of the folder of its runs."""
     networks: Annotated[tuple[AnyNet, ...], Field(min_length=1)]
-    """Names of the zoo, or inline: `{base: resnet-34, name: narrow-34, widths: [32, 64, 128, 256]}`."""
+    """The networks: names of the zoo, or inline, such as `{base: resnet-34, name: narrow-34, widths: [32, 64, 128,
+    256]}`."""
     twins: bool = False
-    """Train beside each residual network its plain twin, NAME-plain: the same weights, batches and order of them."""
+    """Also train the plain twin of each residual network, NAME-plain, with the same weights and the same batches in the
+    same order."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
+    """The seeds that each network is trained with."""
     per_network: dict[str, dict[str, Any]] = Field(default={})
-    """Exceptions to the recipe, by network name: `cifar-resnet-110: {schedule: {warmup: {...}}}`."""
+    """Changes to the recipe for one network, by its name, such as `cifar-resnet-110: {schedule: {warmup: {steps:
+    400}}}`."""
     output: str = "runs"
-    """Run folders are OUTPUT/NAME/NETWORK/seed-N."""
+    """The folder of all runs; a run's folder is OUTPUT/NAME/NETWORK/seed-N."""
 
     @model_validator(mode="after")
-    def _unique(self) -> Self:
+    def _check_grid(self) -> Self:
         names = [network.name for network in self.networks]
-        for what, values in (("network", names), ("seed", [str(seed) for seed in self.seeds])):
-            for value in values:
-                if values.count(value) > 1:
-                    raise ValueError(f"{what} {value} is listed twice: a run folder holds one run")
+        listed = [f"network {name}" for name in names] + [f"seed {seed}" for seed in self.seeds]
+        for entry in listed:
+            if listed.count(entry) > 1:
+                raise ValueError(f"{entry} is listed twice: a run folder holds one run")
         if self.twins and all(network.plain for network in self.networks):
-            raise ValueError("twins has no effect: no network has a shortcut to take away")
+            raise ValueError("twins has no effect: no network has shortcuts")
         for name in self.per_network:
             if name not in names:
-                raise ValueError(f"per_network.{name} has no effect: networks are {', '.join(names)}")
+                raise ValueError(f"per_network.{name} has no effect: the networks are {', '.join(names)}")
         return self
 
 
 class Run(Recipe):
-    """One member of an experiment's grid: all that decides its result."""
+    """One cell of an experiment's grid. It determines the result."""
 
     experiment: Name
+    """Name of the experiment."""
     network: AnyNet
+    """The network."""
     seed: int
+    """The seed of weights, data order, augmentation and dropout."""
 
     @model_validator(mode="after")
-    def _has_units(self) -> Self:
+    def _check_probes(self) -> Self:
         if self.network.unit == "vgg" and (self.probes.gradients or self.probes.lesion):
-            raise ValueError(f"{self.network.name} has no units to probe: keep probes.responses alone for it")
+            raise ValueError(f"{self.network.name} has no units to probe: remove probes.gradients and probes.lesion")
         return self

@@ -1,10 +1,11 @@
-"""What every section of the configuration is made of."""
+"""The base class of every section of the configuration, and the types of numbers and names that sections share."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -12,7 +13,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, strict about types, and no key beyond its own."""
+    """A part of the configuration: immutable, strict about types, and without keys beyond its own.
+
+    The docstring under a field is the description of its key in `configs/schema.json` and `docs/config.md`.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True

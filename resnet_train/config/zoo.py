@@ -1,14 +1,26 @@
-"""The zoo: from a network's name to its configuration.
+"""From the name of a network to its configuration. A name is FAMILY-DEPTH and any suffixes.
 
-FAMILY-DEPTH, then any of the suffixes: `resnet-34`, `plain-34`, `cifar-resnet-110`, `resnet-34-A`, `resnet-50-v1.5`.
+| name | depth D | network |
+| --- | --- | --- |
+| `plain-D`, `resnet-D`, `preact-resnet-D` | 18, 34, 50, 101, 152, 200 | He et al. 2015, table 1, and He et al. \
+2016. A bottleneck halves the image on its first 1x1 convolution, as in the paper |
+| `cifar-plain-D`, `cifar-resnet-D`, `cifar-preact-D` | 6n+2, such as 20, 56, 110 | He et al. 2015, section 4.2. \
+164 and 1001 are the bottlenecks of He et al. 2016 |
+| `cifar-plain-D-bottleneck`, `cifar-resnet-D-bottleneck`, `cifar-preact-D-bottleneck` | 9n+2, such as 56, 110, 164 | \
+the same with bottlenecks |
+| `wrn-D-1`, `wrn-D-2`, `wrn-D-4` | 50, 101 | ImageNet networks whose 3x3 convolutions are 1, 2 or 4 times as wide \
+(Zagoruyko and Komodakis 2016) |
+| `wrn-D-K`, such as `wrn-28-10` | 6n+4, such as 16, 28, 40 | CIFAR networks that are K times as wide \
+(Zagoruyko and Komodakis 2016) |
+| `vgg-D` | 16, 19 | Simonyan and Zisserman 2014 |
 
-- `resnet`, `plain`, `preact-resnet`: depths of He et al. 2015, table 1, and He et al. 2016. They halve the image on a
-  bottleneck's first 1x1, as the paper does; suffix `-v1.5` is torchvision's 3x3.
-- `cifar-resnet`, `cifar-plain`, `cifar-preact`: any depth 6n+2 (He et al. 2015, section 4.2). 164 and 1001 are the
-  bottlenecks of He et al. 2016; suffix `-bottleneck` makes one of any depth 9n+2.
-- `wrn-DEPTH-WIDTH` (Zagoruyko and Komodakis 2016): `wrn-50-2` and `wrn-101-2` for ImageNet, any depth 6n+4 for CIFAR;
-  suffix `-dropout` is theirs, of 0.3.
-- `vgg-16`, `vgg-19`; suffix `-bn` adds batch norm.
+| suffix | effect |
+| --- | --- |
+| `-A`, `-B`, `-C` | kind of shortcut where the shape changes |
+| `-v1`, `-v1.5` | a bottleneck halves the image on its first 1x1 convolution, or on its 3x3 as torchvision does |
+| `-bottleneck` | bottlenecks in place of basic units, for CIFAR |
+| `-dropout` | dropout of 0.3 in each unit (Zagoruyko and Komodakis 2016) |
+| `-bn` | batch norm after each convolution, for VGG |
 """
 
 import difflib
@@ -27,8 +39,9 @@ IMAGENET: dict[int, dict[str, Any]] = {
     152: {"unit": "bottleneck", "stride_on": "1x1", "depths": (3, 8, 36, 3)},
     200: {"unit": "bottleneck", "stride_on": "1x1", "depths": (3, 24, 36, 3)},
 }
+"""The ImageNet networks of He et al. 2015, table 1, and of He et al. 2016, by depth."""
 
-SUFFIXES: dict[str, dict[str, Any]] = {
+_SUFFIXES: dict[str, dict[str, Any]] = {
     "A": {"shortcut": "A"},
     "B": {"shortcut": "B"},
     "C": {"shortcut": "C"},
@@ -38,6 +51,7 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.3},
     "bn": {"batch_norm": True},
 }
+"""The field that each suffix sets."""
 
 _IMAGENET = {"stem": "imagenet", "widths": (64, 128, 256, 512)}
 _CIFAR = {"stem": "cifar", "widths": (16, 32, 64)}
@@ -53,7 +67,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 
 _NAME = re.compile(
     rf"(?P<family>{'|'.join(_FAMILIES)}|wrn|vgg)-(?P<depth>\d+)(?:-(?P<width>\d+))?"
-    rf"(?P<suffixes>(?:-(?:{'|'.join(map(re.escape, SUFFIXES))}))*)"
+    rf"(?P<suffixes>(?:-(?:{'|'.join(map(re.escape, _SUFFIXES))}))*)"
 )
 
 
@@ -73,113 +87,127 @@ def network_fields(name: str) -> dict[str, Any]:
         case "vgg":
             fields = _vgg(name, depth)
         case "wrn":
-            fields = _wide(name, depth, int(match["width"]))
+            fields = _wide_resnet(name, depth, int(match["width"]))
         case _ if _FAMILIES[family]["stem"] == "imagenet":
-            fields = _FAMILIES[family] | _one_of(IMAGENET, name, family, depth)
+            fields = _FAMILIES[family] | _fields_of_depth(IMAGENET, name, family, depth)
         case _:
             fields = _cifar(name, family, depth, bottleneck="bottleneck" in suffixes)
-    seen: set[str] = set()
+    changed: set[str] = set()
     for suffix in suffixes:
-        [(key, value)] = SUFFIXES[suffix].items()
-        if key in seen:
+        [(key, value)] = _SUFFIXES[suffix].items()
+        if key in changed:
             raise BadInput(f"unknown network {name!r}: -{suffix} contradicts the suffix before it")
-        seen.add(key)
-        if not _may_change(fields, key):
+        if not _has_effect(fields, key):
             raise BadInput(f"unknown network {name!r}: -{suffix} has no effect on {family}-{depth}")
-        fields[key] = value
+        changed.add(key)
+        fields = fields | {key: value}
     return {"name": name, **fields}
 
 
 def resolve(entry: object) -> object:
-    """One entry of an experiment's `networks`: a name, or a mapping whose `base` names what it starts from."""
+    """The fields for an entry of `networks`: a name, or a mapping whose `base` names the network that it changes."""
     if isinstance(entry, str):
         return network_fields(entry)
     if isinstance(entry, Mapping) and "base" in entry:
-        given = {key: value for key, value in entry.items() if key != "base"}
-        return {**network_fields(str(entry["base"])), **given}
+        changes = {key: value for key, value in entry.items() if key != "base"}
+        return {**network_fields(str(entry["base"])), **changes}
     return entry
 
 
 def with_twins(networks: Iterable[object]) -> list[object]:
-    """Each residual network, and beside it its plain twin, unless it is there: the same but for its shortcuts."""
-    found = list(networks)
-    whole: list[object] = []
-    for fields in found:
-        whole.append(fields)
+    """The networks, each residual one followed by its plain twin: the same network without shortcuts.
+
+    A twin is left out if the same network is there under any name.
+    """
+    listed = list(networks)
+    result: list[object] = []
+    for fields in listed:
+        result.append(fields)
         if isinstance(fields, Mapping) and fields.get("shortcut") in ("A", "B", "C"):
             twin = {key: value for key, value in fields.items() if key != "addition"} | {"shortcut": "none"}
             twin["name"] = f"{fields.get('name')}-plain"
-            if not any(_same_but_for_name(twin, other) for other in (*found, *whole)):
-                whole.append(twin)
-    return whole
+            if not any(_equal_but_for_name(twin, other) for other in (*listed, *result)):
+                result.append(twin)
+    return result
 
 
-def _same_but_for_name(one: Mapping[str, Any], other: object) -> bool:
-    return isinstance(other, Mapping) and {**one, "name": None} == {**other, "name": None}
+def _equal_but_for_name(fields: Mapping[str, Any], other: object) -> bool:
+    return isinstance(other, Mapping) and {**fields, "name": None} == {**other, "name": None}
 
 
 def _cifar(name: str, family: str, depth: int, bottleneck: bool) -> dict[str, Any]:
     fields = _FAMILIES[family]
     if not bottleneck and depth not in (164, 1001):
-        return fields | {"unit": "basic", "depths": (_units(name, family, depth, 6, 2),) * 3}
+        units = _units_in_stage(name, family, depth, layers_in_unit=6, other_layers=2)
+        return fields | {"unit": "basic", "depths": (units,) * 3}
     # The authors' own 164 and 1001 (github.com/KaimingHe/resnet-1k-layers) project where the shape changes.
     shortcut = "none" if fields["shortcut"] == "none" else "B"
-    units = _units(name, family, depth, 9, 2)
+    units = _units_in_stage(name, family, depth, layers_in_unit=9, other_layers=2)
     return fields | {"unit": "bottleneck", "stride_on": "1x1", "depths": (units,) * 3, "shortcut": shortcut}
 
 
-def _wide(name: str, depth: int, width: int) -> dict[str, Any]:
+def _wide_resnet(name: str, depth: int, width: int) -> dict[str, Any]:
     if width < 1:
         raise BadInput(f"unknown network {name!r}: its width is a factor of at least 1")
     if depth in (50, 101):
-        widths = tuple(width * w for w in _IMAGENET["widths"])
-        fields = {**_IMAGENET, **IMAGENET[depth], "widths": widths, "stem_width": 64, "stride_on": "3x3"}
         if 4 % width:
-            raise BadInput(f"unknown network {name!r}: its ends are 4 x 64 channels, so its width is 1, 2 or 4")
+            raise BadInput(f"unknown network {name!r}: its units end in 4 x 64 channels, so its width is 1, 2 or 4")
+        widths = tuple(width * channels for channels in _IMAGENET["widths"])
+        fields = {**_IMAGENET, **IMAGENET[depth], "widths": widths, "stem_width": 64, "stride_on": "3x3"}
         return fields | {"shortcut": "B", "expansion": 4 // width}
-    widths = tuple(width * w for w in _CIFAR["widths"])
-    fields = {**_CIFAR, "unit": "basic", "depths": (_units(name, "wrn", depth, 6, 4),) * 3, "widths": widths}
+    units = _units_in_stage(name, "wrn", depth, layers_in_unit=6, other_layers=4)
+    widths = tuple(width * channels for channels in _CIFAR["widths"])
+    fields = {**_CIFAR, "unit": "basic", "depths": (units,) * 3, "widths": widths}
     return fields | {"stem_width": 16, "shortcut": "B", "order": "pre-activation"}
 
 
 def _vgg(name: str, depth: int) -> dict[str, Any]:
-    return _one_of({d: {"unit": "vgg", "depth": d} for d in (16, 19)}, name, "vgg", depth)
+    return _fields_of_depth({d: {"unit": "vgg", "depth": d} for d in (16, 19)}, name, "vgg", depth)
 
 
-def _units(name: str, family: str, depth: int, layers: int, rest: int) -> int:
-    """n of a depth that is `layers` n + `rest`."""
-    n, left = divmod(depth - rest, layers)
-    if n < 1 or left:
-        below = rest + layers * max(1, n)
+def _units_in_stage(name: str, family: str, depth: int, layers_in_unit: int, other_layers: int) -> int:
+    """n for a depth of `layers_in_unit` * n + `other_layers`. Raises `BadInput`."""
+    n, remainder = divmod(depth - other_layers, layers_in_unit)
+    if n < 1 or remainder:
+        below = other_layers + layers_in_unit * max(1, n)
         raise BadInput(
-            f"unknown network {name!r}: depths are {layers}n+{rest}, the nearest {family}-{below} and "
-            f"{family}-{below + layers}"
+            f"unknown network {name!r}: depths are {layers_in_unit}n+{other_layers}, the nearest {family}-{below} and "
+            f"{family}-{below + layers_in_unit}"
         )
     return n
 
 
-def _one_of(known: dict[int, dict[str, Any]], name: str, family: str, depth: int) -> dict[str, Any]:
-    if depth not in known:
-        nearest = [d for d in sorted(known) if d < depth][-1:] + [d for d in sorted(known) if d > depth][:1]
-        told = " and ".join(f"{family}-{d}" for d in nearest)
-        raise BadInput(f"unknown network {name!r}: the nearest depth{'s are' * (len(nearest) > 1)} {told}")
-    return known[depth]
+def _fields_of_depth(table: dict[int, dict[str, Any]], name: str, family: str, depth: int) -> dict[str, Any]:
+    if depth not in table:
+        below = [f"{family}-{d}" for d in sorted(table) if d < depth][-1:]
+        above = [f"{family}-{d}" for d in sorted(table) if d > depth][:1]
+        nearest = " and ".join(below + above)
+        raise BadInput(
+            f"unknown network {name!r}: the nearest {'depths are' if below and above else 'depth is'} {nearest}"
+        )
+    return table[depth]
 
 
-def _may_change(fields: dict[str, Any], key: str) -> bool:
+def _has_effect(fields: dict[str, Any], key: str) -> bool:
+    """Whether setting this field by a suffix changes the network."""
     unit: str = fields["unit"]
-    if key == "shortcut" and fields.get("shortcut") == "none":
-        return False
-    may: dict[str, tuple[str, ...]] = {
-        "batch_norm": ("vgg",),
-        "stride_on": ("bottleneck",),
-        "unit": ("bottleneck",) if fields.get("stem") == "cifar" else (),  # of ImageNet's, the depth decides
-    }
-    return unit in may.get(key, ("basic", "bottleneck"))
+    match key:
+        case "batch_norm":
+            return unit == "vgg"
+        case "stride_on":
+            return unit == "bottleneck"
+        case "unit":  # the depth of an ImageNet network decides its unit
+            return unit == "bottleneck" and fields["stem"] == "cifar"
+        case "shortcut":
+            return unit != "vgg" and fields["shortcut"] != "none"
+        case _:
+            return unit != "vgg"
 
 
 def _did_you_mean(name: str) -> str:
-    known = [f"{family}-{d}" for family in ("resnet", "plain", "preact-resnet") for d in IMAGENET]
-    known += [f"{family}-{d}" for family in ("cifar-resnet", "cifar-plain", "cifar-preact") for d in (20, 56, 110)]
-    known += ["cifar-preact-164", "wrn-28-10", "wrn-50-2", "vgg-16", "vgg-19", "vgg-19-bn"]
-    return f"did you mean {' or '.join(difflib.get_close_matches(name, known, n=2, cutoff=0.3) or known[:2])}?"
+    names = [f"{family}-{depth}" for family in ("resnet", "plain", "preact-resnet") for depth in IMAGENET]
+    for family in ("cifar-resnet", "cifar-plain", "cifar-preact"):
+        names += [f"{family}-{depth}" for depth in (20, 56, 110)]
+    names += ["cifar-preact-164", "wrn-28-10", "wrn-50-2", "vgg-16", "vgg-19", "vgg-19-bn"]
+    nearest = difflib.get_close_matches(name, names, n=2, cutoff=0.3) or names[:2]
+    return f"did you mean {' or '.join(nearest)}?"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from resnet_train.config.data import AugmentConfig, PadCropConfig, RandomResizedCropConfig, ScaleCropConfig
+from resnet_train.config.augment import AugmentConfig, PadCropConfig, RandomResizedCropConfig, ScaleCropConfig
 from resnet_train.data import auto_augment, mixup
 from resnet_train.data.decoding import EncodedImage, ImageArray
 from resnet_train.data.rng import Floats

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from resnet_train.config.data import RandAugmentConfig, TrivialAugmentConfig
+from resnet_train.config.augment import RandAugmentConfig, TrivialAugmentConfig
 from resnet_train.data.decoding import ImageArray
 from resnet_train.data.rng import Floats, Ints
 

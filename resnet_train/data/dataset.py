@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 import torch
 
-from resnet_train.config.data import AugmentConfig
+from resnet_train.config.augment import AugmentConfig
 from resnet_train.data.batch import Batch
 from resnet_train.data.rng import Ints
 from resnet_train.data.sampler import Sampler

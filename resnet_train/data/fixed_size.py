@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_train.config.data import AugmentConfig, PadCropConfig
+from resnet_train.config.augment import AugmentConfig, PadCropConfig
 from resnet_train.data import augment as augmentation
 from resnet_train.data import auto_augment, rng
 from resnet_train.data.batch import Batch, to_device

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from resnet_train.config.data import AugmentConfig
+from resnet_train.config.augment import AugmentConfig
 from resnet_train.data import augment as augmentation
 from resnet_train.data import auto_augment, prefetch, rng
 from resnet_train.data.batch import Batch

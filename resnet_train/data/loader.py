@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from resnet_train.config.data import AugmentConfig, PadCropConfig
+from resnet_train.config.augment import AugmentConfig, PadCropConfig
 from resnet_train.config.schema import Recipe
 from resnet_train.data import augment, mixup, rng
 from resnet_train.data.batch import Batch, StepBatches, to_device

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resnet_train.config.data import AugmentConfig
+from resnet_train.config.augment import AugmentConfig
 from resnet_train.data import rng
 from resnet_train.data.rng import Floats, Ints
 

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from resnet_train.config import zoo
-from resnet_train.config.data import DigitsConfig, SyntheticConfig, TorchvisionConfig
 from resnet_train.config.default_run import default_run
 from resnet_train.config.load import dump, override_run, read_run
 from resnet_train.config.schema import Run, ViewConfig
@@ -126,12 +125,12 @@ class PretrainedModel:
     @property
     def view(self) -> View:
         """The one view that predictions use: the first of evaluation; of images of one size, the whole image."""
-        view, data = self.run.view, self.run.data
+        view = self.run.view
         if not self.has_run and self.run.network.stem == "imagenet":
             view = ViewConfig()
         if view is not None:
             return View(view.resize, view.crop)
-        size = data.size if isinstance(data, (TorchvisionConfig, DigitsConfig, SyntheticConfig)) else self.image_size
+        size = self.run.data.image_size or self.image_size
         return View(size, size)
 
     @property

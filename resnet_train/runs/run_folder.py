@@ -20,8 +20,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from resnet_train.config.load import Tree, dump, read_run, read_yaml, to_yaml
+from resnet_train.config.load import dump, read_run
 from resnet_train.config.schema import Run
+from resnet_train.config.yaml12 import Tree, read_yaml, to_yaml
 from resnet_train.errors import BadInput
 from resnet_train.runtime.atomic import atomic_write_text
 from resnet_train.runtime.file_lock import locked

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_train.config.schema import OptimizerConfig
+from resnet_train.config.optim import OptimizerConfig
 from resnet_train.training.lars import Lars
 
 

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from resnet_train.config.schema import Duration, Recipe, ScheduleConfig, StepScheduleConfig
+from resnet_train.config.optim import Duration, ScheduleConfig, StepScheduleConfig
+from resnet_train.config.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from photographs import photograph
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
-from resnet_train.config.data import AugmentConfig, PadCropConfig, RandomResizedCropConfig, ScaleCropConfig
+from resnet_train.config.augment import AugmentConfig, PadCropConfig, RandomResizedCropConfig, ScaleCropConfig
 from resnet_train.data import augment, rng
 from resnet_train.data.decoding import Box, Region
 from resnet_train.data.views import View, apply_views

@@ -7,7 +7,7 @@ import pytest
 import torchvision.transforms.v2 as v2
 from photographs import photograph
 
-from resnet_train.config.data import RandAugmentConfig, TrivialAugmentConfig
+from resnet_train.config.augment import RandAugmentConfig, TrivialAugmentConfig
 from resnet_train.data import auto_augment, rng
 
 WIDE = TrivialAugmentConfig(kind="trivial-augment")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from loading import copied_batches, equal, folder_run, run_batches, training_data
 
-from resnet_train.config.data import AugmentConfig
+from resnet_train.config.augment import AugmentConfig
 from resnet_train.config.schema import Run
 from resnet_train.data import augment, datasets, mixup, rng
 from resnet_train.data.sampler import Sampler

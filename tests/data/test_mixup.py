@@ -8,7 +8,7 @@ import torch
 import torchvision.transforms.v2 as v2
 from torch import nn
 
-from resnet_train.config.data import AugmentConfig
+from resnet_train.config.augment import AugmentConfig
 from resnet_train.data import mixup, rng
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from resnet_train.config import load
-from resnet_train.config.schema import OptimizerConfig
+from resnet_train.config.optim import OptimizerConfig
 from resnet_train.training.lars import Lars
 from resnet_train.training.optim import build_optimizer
 from resnet_train.training.schedule import build_schedule

@@ -1,0 +1,105 @@
+"""The keys of the optimizer and of the learning rate, and durations."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from resnet_train.config.section import Count, Fraction, NonNegative, Positive, Section
+
+
+class Duration(Section):
+    """A length of training, in one of three units. It is turned into steps when a run starts."""
+
+    epochs: Positive | None = None
+    """Passes over the training set; may be a fraction, such as 0.5."""
+    steps: Count | None = None
+    """Steps of the optimizer, which papers call iterations."""
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Fraction of the whole training."""
+
+    @model_validator(mode="after")
+    def _check_one_unit(self) -> Self:
+        if [self.epochs, self.steps, self.fraction].count(None) != 2:
+            raise ValueError("give exactly one of epochs, steps, fraction")
+        return self
+
+
+class WarmupConfig(Duration):
+    """The learning rate of the first steps, before the schedule begins. Its length is a duration."""
+
+    kind: Literal["linear", "constant"] = "linear"
+    """`linear` rises from `lr` to `optimizer.lr`; `constant` stays at `lr`, then jumps to `optimizer.lr`."""
+    lr: NonNegative = 0.0
+    """Learning rate at the start."""
+
+    @model_validator(mode="after")
+    def _check_lr(self) -> Self:
+        if self.kind == "constant" and self.lr == 0:
+            raise ValueError("a constant warm-up at lr 0 trains nothing: set its lr")
+        return self
+
+
+class StepScheduleConfig(Section):
+    """The learning rate is multiplied by `gamma` at each milestone."""
+
+    kind: Literal["step"]
+    """A factor at each milestone."""
+    milestones: tuple[Duration, ...] = ()
+    """When the learning rate changes, counted from the start of the training; none for a constant rate."""
+    gamma: Positive = 0.1
+    """Factor of the learning rate at each milestone."""
+    warmup: WarmupConfig | None = None
+    """The learning rate of the first steps; no warm-up by default."""
+
+    @model_validator(mode="after")
+    def _check_gamma(self) -> Self:
+        if not self.milestones and "gamma" in self.model_fields_set and self.gamma != 0.1:
+            raise ValueError("gamma has no effect without milestones: remove it or add milestones")
+        return self
+
+
+class DecayScheduleConfig(Section):
+    """The learning rate falls from the end of the warm-up to the last step."""
+
+    kind: Literal["cosine", "linear"]
+    """`cosine` follows half a cosine, `linear` a line."""
+    min_lr: NonNegative = 0.0
+    """Learning rate at the end of the training."""
+    warmup: WarmupConfig | None = None
+    """The learning rate of the first steps; no warm-up by default."""
+
+
+ScheduleConfig = Annotated[StepScheduleConfig | DecayScheduleConfig, Field(discriminator="kind")]
+
+
+class OptimizerConfig(Section):
+    """Stochastic gradient descent with momentum: v = momentum * v + g, w = w - lr * v."""
+
+    kind: Literal["sgd", "lars"] = "sgd"
+    """`sgd` is stochastic gradient descent; `lars`, for large batches, gives each convolution and the head a learning
+    rate of its own (You et al. 2017)."""
+    trust_coefficient: Positive = 0.001
+    """Only for `lars`: a step is this fraction of a weight's norm, times `lr` (You et al. 2017)."""
+    lr: Positive = 0.1
+    """Learning rate after the warm-up and before any decay."""
+    momentum: Fraction = 0.9
+    """Factor of the previous step's update."""
+    nesterov: bool = False
+    """Use Nesterov's momentum, as fb.resnet.torch does; He et al. use plain momentum."""
+    weight_decay: NonNegative = 1e-4
+    """Factor of each weight that is added to its gradient."""
+    decay_on: Literal["all", "matrices"] = "all"
+    """What is decayed: `all` parameters (He et al. 2015), or `matrices`: the weights of convolutions and of the head,
+    not batch norm and biases."""
+
+    @model_validator(mode="after")
+    def _check_effects(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov has no effect with momentum 0: remove one of them")
+        if self.nesterov and self.kind == "lars":
+            raise ValueError("nesterov has no effect with kind lars, which has plain momentum: remove it")
+        if self.kind == "sgd" and self.trust_coefficient != OptimizerConfig.model_fields["trust_coefficient"].default:
+            raise ValueError("trust_coefficient has no effect with kind sgd: remove it, or use kind lars")
+        if self.decay_on == "matrices" and self.weight_decay == 0:
+            raise ValueError("decay_on has no effect with weight_decay 0: remove one of them")
+        return self

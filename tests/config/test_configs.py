@@ -1,0 +1,39 @@
+"""The experiment files that are shipped."""
+
+from pathlib import Path
+
+import pytest
+
+from resnet_train.config import load
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_files_load_and_open_with_command_cost_and_expectation(path: Path) -> None:
+    experiment = load.load(path)
+    assert experiment.name == path.stem
+    assert list(load.runs(experiment))
+    head = path.read_text().partition("\nname:")[0]
+    assert head.startswith("# yaml-language-server: $schema=schema.json")
+    assert f"resnet_train run configs/{path.name}" in head.replace("resnet-train run", "resnet_train run")
+    assert "Cost:" in head
+    assert "Expect" in head
+
+
+def test_cifar_recipe_is_the_papers() -> None:
+    """He et al. 2015, section 4.2, warm-up of the 110-layer net included."""
+    runs = {run.network.name: run for run in load.runs(load.load(CONFIGS / "cifar10-depth.yaml"))}
+    assert sorted(run.network.depth for run in runs.values()) == [20, 20, 32, 32, 44, 44, 56, 56, 110]
+    for name, run in runs.items():
+        assert (run.train.steps, run.train.batch_size) == (64000, 128)
+        assert (run.optimizer.lr, run.optimizer.momentum) == (0.1, 0.9)
+        assert run.optimizer.weight_decay == 1e-4
+        assert run.schedule.kind == "step"
+        assert [m.steps for m in run.schedule.milestones] == [32000, 48000]
+        warmup = run.schedule.warmup
+        if name == "cifar-resnet-110":
+            assert warmup is not None
+            assert (warmup.kind, warmup.lr, warmup.steps) == ("constant", 0.01, 400)
+        else:
+            assert warmup is None

@@ -1,0 +1,152 @@
+"""What is invalid is refused in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from resnet_train.config import load
+from resnet_train.config.yaml12 import read_yaml, to_yaml
+from resnet_train.errors import BadInput
+
+
+def error_message(path: Path, *overrides: str) -> str:
+    """The one line that refuses an experiment."""
+    with pytest.raises(BadInput) as caught:
+        load.load(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=5", "train.epoch: unknown key; did you mean epochs?"),
+        ("optimiser.lr=5", "optimiser: unknown key; did you mean optimizer?"),
+        ("train.steps=abc", 'train.steps = "abc": input should be a valid integer'),
+        ("train.steps=0", "train.steps = 0: input should be greater than or equal to 1"),
+        ("train.batch_size=true", "train.batch_size = true: input should be a valid integer"),
+        ("train.grad_accum_steps=3", "train: batch_size 16 is not divisible by grad_accum_steps 3"),
+        ("optimizer.lr=.nan", "optimizer.lr = NaN: input should be a finite number"),
+        ("data.workers=2", "data.workers: has no effect with kind synthetic: remove it"),
+        ("data.kind=imagenet", "data.kind: 'imagenet' is none of 'imagefolder', 'shards'"),
+        ("networks=[resnet-35]", "unknown network 'resnet-35': the nearest depths are resnet-34 and resnet-50"),
+        ("networks=[cifar-plain-57]", "unknown network 'cifar-plain-57': depths are 6n+2, the nearest cifar-plain-56"),
+        ("networks=[resent-34]", "unknown network 'resent-34': did you mean resnet-34"),
+        ("networks=[plain-18-A]", "unknown network 'plain-18-A': -A has no effect on plain-18"),
+        ("networks=[{base: resnet-18, shortcutt: A}]", "networks.0.shortcutt: unknown key; did you mean shortcut?"),
+        ("networks=[{base: resnet-18, stride_on: 3x3}]", "networks.0: stride_on has no effect with unit basic"),
+        ("networks=[{base: vgg-16, widths: [3]}]", "networks.0.widths: has no effect with unit vgg: remove it"),
+        ("networks=[{base: vgg-16, batchnorm: true}]", "networks.0.batchnorm: unknown key; did you mean batch_norm?"),
+        ("networks=[{unit: conv, name: x}]", "networks.0.unit: 'conv' is none of 'basic', 'bottleneck', 'vgg'"),
+        ("networks=[{name: x}]", "networks.0.unit is missing"),
+        ("networks=[{base: plain-18, addition: {kind: shortcut-gating}}]", "addition has no effect on a plain network"),
+        ("networks=[wrn-28-0]", "unknown network 'wrn-28-0'"),
+        ("networks=[wrn-29-10]", "depths are 6n+4, the nearest wrn-28 and wrn-34"),
+        ("networks=[resnet-18, {base: resnet-18}]", "network resnet-18 is listed twice"),
+        ("seeds=[1, 1]", "seed 1 is listed twice"),
+        ("optimizer={momentum: 0, nesterov: true}", "optimizer: nesterov has no effect with momentum 0"),
+        ("schedule={kind: cosine, milestones: []}", "schedule.milestones: has no effect with kind cosine"),
+        ("schedule={kind: step, warmup: {kind: constant, steps: 3}}", "a constant warm-up at lr 0 trains nothing"),
+        ("eval.view.crop=3", "eval.view has no effect with data.kind synthetic"),
+        ("augment.crop={kind: scale}", "augment.crop of kind scale is for image files of any size"),
+        (
+            "augment.progressive_resizing={0: 8, 0.5: 16}",
+            "augment: progressive_resizing needs a crop of kind scale or random-resized",
+        ),
+        (
+            "augment={crop: null, flip: false, repeated_augmentation: 2}",
+            "augment: repeated_augmentation 2 would make identical copies",
+        ),
+        ("augment.repeated_augmentation=3", "train.batch_size 16 is not divisible by augment.repeated_augmentation 3"),
+        (
+            "augment.auto_augment={kind: rand-augment, operations: 9}",
+            "augment.auto_augment.operations = 9: input should be less",
+        ),
+        (
+            "augment.auto_augment={kind: trivial-augment, magnitude: 9}",
+            "augment.auto_augment.magnitude: has no effect with kind",
+        ),
+        ("optimizer.trust_coefficient=0.1", "optimizer: trust_coefficient has no effect with kind sgd"),
+        ("optimizer={kind: lars, nesterov: true}", "optimizer: nesterov has no effect with kind lars"),
+        ("per_network={resnet-50: {train: {steps: 3}}}", "per_network.resnet-50 has no effect: the networks are"),
+        ("per_network.cifar-resnet-8.train.step=3", "train.step: unknown key; did you mean steps?"),
+        ("networks=[resnet-18-A-B]", "unknown network 'resnet-18-A-B': -B contradicts the suffix before it"),
+        ("eval.every.steps=0", "eval.every.steps = 0: input should be greater than or equal to 1"),
+        (
+            "per_network={cifar-resnet-8: {seed: 7}}",
+            "per_network.cifar-resnet-8.seed: only keys of the recipe can be set for one network: data, optimizer",
+        ),
+        ("name=!!int x", "command line, name: not an experiment"),
+        ("data=&a {b: *a}", "command line, data: not an experiment"),
+        ("networks=[{base: cifar-resnet-8, widths: [8, 4, 4]}]", "networks.0: shortcut A pads with channels of zeros"),
+        ("schedule={kind: step, warmup: {lr: 0.1, steps: 3}}", "schedule.warmup has no effect: its lr is optimizer.lr"),
+        ("train.kind=x", "train.kind: unknown key; valid keys are epochs, steps"),
+        ("kind=x", "command line: kind: unknown key; valid keys are data, optimizer"),
+        ("name=a/b", 'name = "a/b": string should match'),
+        ("train", "'train' is not of the form key=value"),
+        ("train.steps=[", "command line, train.steps, line 1"),
+    ],
+)
+def test_bad_values_are_named_with_a_hint(config: Callable[..., Path], override: str, message: str) -> None:
+    assert message in error_message(config(), override)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "bad.yaml, line 2, column 1: "),
+        ("name: a\nname: b", "bad.yaml, line 2, column 1: key 'name' is given twice"),
+        ("- a", "bad.yaml: expected `key: value` lines, found list"),
+        ("", "bad.yaml: expected `key: value` lines, found nothing"),
+        ("base: none.yaml", "cannot read"),
+        ("base: bad.yaml", "bad.yaml: base: leads back to this file"),
+        ("name: x\nnetworks: [resnet-18]\ntrain: {steps: 1}", "bad.yaml: data is missing"),
+        ("name: x\nnetworks: [resnet-18]\ndata: {path: x}\ntrain: {steps: 1}", "bad.yaml: data.kind is missing"),
+        ("name: x\nnetworks: [resnet-18]\ndata: {kind: digits}\ntrain: {}", "give exactly one of epochs, steps"),
+    ],
+)
+def test_bad_files_are_named_with_line_and_column(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text + "\n")
+    assert message in error_message(path)
+
+
+def test_the_file_that_holds_the_fault_is_named(config: Callable[..., Path], tmp_path: Path) -> None:
+    config("under.yaml", train={"step": 3})
+    over = tmp_path / "over.yaml"
+    over.write_text("base: under.yaml\nname: over\n")
+    assert "under.yaml: train.step" in error_message(over)
+    assert "command line: train.stepz" in error_message(config(), "train.stepz=1")
+    assert "tiny.yaml: augment.crop of kind scale is for" in error_message(config(augment={"crop": {"kind": "scale"}}))
+
+
+def test_progressive_resizing_is_one_schedule(config: Callable[..., Path]) -> None:
+    """A later one replaces an earlier; the run folder gives it back; what it contradicts is named."""
+    crop = {"kind": "random-resized", "size": 192}
+    path = config(
+        data={"kind": "imagefolder", "path": "x"}, augment={"crop": crop, "progressive_resizing": {0: 128, 0.4: 192}}
+    )
+    run = next(load.runs(load.load(path, ["augment.progressive_resizing={0: 160, 0.75: 192}"])))
+    assert run.augment.progressive_resizing == {0.0: 160, 0.75: 192}
+    Path("again.yaml").write_text(to_yaml(load.dump(run)))
+    assert load.read_run(read_yaml(Path("again.yaml")), "again") == run
+    for value, message in (
+        ("{0: 128, 0.4: 160}", "augment: progressive_resizing ends at 160 pixels and crop.size is 192"),
+        (
+            "{0: 256, 0.4: 192}",
+            "augment: progressive_resizing has a size of 256 pixels, which is larger than crop.size 192",
+        ),
+        ("{0.1: 128, 0.4: 192}", "augment: progressive_resizing must begin at 0"),
+        ("{0: 128, 0.8: 160, 0.4: 192}", "augment: progressive_resizing must begin at 0 and have rising fractions"),
+        ("{0: 192}", "augment: progressive_resizing has no effect with one size"),
+        ("{0: 128, 1.5: 192}", 'augment.progressive_resizing.1.5 = "1.5": input should be less than 1'),
+    ):
+        assert message in error_message(path, f"augment.progressive_resizing={value}")
+
+
+def test_fp16_with_lars_cannot_be_a_cuda_graph(config: Callable[..., Path]) -> None:
+    path = config(train={"cuda_graph": True, "precision": "fp16", "device": "cuda"})
+    assert "train.cuda_graph needs precision bf16 with" in error_message(path, "optimizer.kind=lars")
+    assert load.load(path, ["optimizer.kind=lars", "train.precision=bf16"]).train.cuda_graph
