@@ -108,7 +108,7 @@ def parse_overrides(overrides: Sequence[str]) -> Tree:
         key, equals, text = override.partition("=")
         names = key.split(".")
         if not equals or not all(names):
-            raise BadInput(f"{COMMAND_LINE}: {override!r} is not of the form key=value, such as train.epochs=5")
+            raise BadInput(f"command line: {override!r} is not of the form key=value, such as train.epochs=5")
         value: Any = parse_yaml(text, f"{COMMAND_LINE}, {key}")
         for name in reversed(names):
             value = {name: value}
