@@ -80,15 +80,15 @@ def ilsvrc_tars(photos: Path) -> Source:
 
 
 def parquet_files(photos: Path) -> Source:
-    """As Hugging Face writes them: shuffled, and a test part without labels."""
+    """As Hugging Face writes them: shuffled, and a test split without labels."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     features = {"image": {"_type": "Image"}, "label": {"names": list(CLASSES), "_type": "ClassLabel"}}
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     Path("hub/data").mkdir(parents=True)
-    for part, name in (("train", "train"), ("val", "validation"), ("val", "test")):
-        paths = sorted((photos / part).rglob("*.*"), key=lambda path: path.name[::-1])
+    for split, name in (("train", "train"), ("val", "validation"), ("val", "test")):
+        paths = sorted((photos / split).rglob("*.*"), key=lambda path: path.name[::-1])
         images = [{"bytes": path.read_bytes(), "path": f"/home/me/{path.name}"} for path in paths]
         labels = [-1 if name == "test" else CLASSES.index(path.parent.name) for path in paths]
         table = pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata)
@@ -98,13 +98,13 @@ def parquet_files(photos: Path) -> Source:
 
 def webdataset_tars(photos: Path) -> Source:
     Path("wds").mkdir()
-    for part in ("train", "validation"):
+    for split, word in (("train", "train"), ("val", "validation")):
         files: dict[str, bytes] = {}
         for label, name in enumerate(CLASSES):
-            for path in sorted((photos / part[:5].replace("valid", "val") / name).iterdir()):
+            for path in sorted((photos / split / name).iterdir()):
                 files |= {f"{path.stem}.cls": str(label).encode(), path.name: path.read_bytes()}
                 files |= {f"{path.stem}.json": b"{}"}
-        tar_of(Path(f"wds/imagenet-{part}-0000.tar"), files)
+        tar_of(Path(f"wds/imagenet-{word}-0000.tar"), files)
     Path("names.txt").write_text("n01 tench, Tinca tinca\nn02 goldfish\nn03 shark\n")
     return Path("wds"), ["--class-names", "names.txt"], ("tench, Tinca tinca", "goldfish", "shark")
 
