@@ -179,7 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--verify", action="store_true", help="check every byte, pixel and label of what was packed")
     _json(prepare)
 
-    verb("schema", _schema, "print the JSON Schema of experiment files, for editors")
+    schema = verb("schema", _schema, "print the JSON Schema of experiment files, for editors")
+    schema.add_argument("--markdown", action="store_true", help="print docs/config.md, the table of keys, instead")
     return parser
 
 
@@ -305,4 +306,7 @@ def _prepare(args: argparse.Namespace) -> None:
 def _schema(args: argparse.Namespace) -> None:
     from resnet_train.config import reference
 
-    print(json.dumps(reference.json_schema(), indent=2))
+    if args.markdown:
+        print(reference.markdown(), end="")
+    else:
+        print(json.dumps(reference.json_schema(), indent=2))

@@ -13,7 +13,7 @@ def default_run(entry: str | Tree, data: Tree) -> Run:
 
     Image files need a crop: 32 pixels for a CIFAR network, else 224. Raises `BadInput`.
     """
-    network = zoo.resolve(entry)
+    network: Any = zoo.resolve(entry)
     name = entry if isinstance(entry, str) else entry.get("name", "network")
     tree: dict[str, Any] = {"experiment": "none", "network": network, "seed": 0, "data": data, "train": {"epochs": 1}}
     if data["kind"] in ("imagefolder", "shards"):

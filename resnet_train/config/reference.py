@@ -1,7 +1,31 @@
-"""The schema for editors and readers: JSON Schema, and the tables of docs/config.md."""
+"""The schema for editors and for readers: JSON Schema, and the text of docs/config.md."""
 
+from collections.abc import Iterator
+from typing import Any
+
+from resnet_train.config import zoo
 from resnet_train.config.schema import Experiment
 from resnet_train.config.yaml12 import Tree
+
+_BASE = {"type": "string", "description": "Name of the network of the zoo that this one starts from."}
+_TITLE = """# Configuration
+
+Every key of an experiment file. `resnet-train schema --markdown` generates this page from the schema;
+`configs/schema.json` is the same for editors. [Recipes](recipes.md) explains how to write an experiment.
+
+A key without effect is an error. On the command line a nested key is written with dots: `train.epochs=5`. `null` resets
+a key to its default.
+"""
+_DURATIONS = """## Durations
+
+A duration is a mapping with exactly one of these keys, such as `{epochs: 1}`. On the command line:
+`eval.every.steps=500`.
+"""
+_ZOO = """### Names of networks
+
+`networks` lists names, or mappings that change a named network: `{base: resnet-34, name: narrow-34, widths: [32, 64,
+128, 256]}`. A mapping without `base` gives every required key.
+"""
 
 
 def json_schema() -> Tree:
@@ -11,12 +35,161 @@ def json_schema() -> Tree:
     """
     schema = Experiment.model_json_schema()
     networks = ("NetConfig", "VGGConfig")
-    base = {"type": "string", "description": "The network of the zoo that this one starts from."}
     for definition in (schema["$defs"][name] for name in networks):
-        definition["properties"] = {"base": base, **definition["properties"]}
+        definition["properties"] = {"base": _BASE, **definition["properties"]}
         definition["required"] = []  # `base` can provide any of them
     references = [{"$ref": f"#/$defs/{name}"} for name in networks]
     schema["properties"]["networks"]["items"] = {"anyOf": [{"type": "string"}, *references]}
     schema["properties"]["base"] = {"type": "string", "description": "A file, beside this one, to start from."}
     schema["required"] = []  # the file of `base` can provide any of them
     return schema
+
+
+def markdown() -> str:
+    """docs/config.md: a table of keys for each section, durations, and the names of networks."""
+    schema = Experiment.model_json_schema()
+    definitions: Tree = schema["$defs"]
+    base = {"description": "A file, beside this one, whose keys this file inherits.", "type": "string", "default": None}
+    top = schema | {"properties": {"base": base, **schema["properties"]}}
+    blocks = [_TITLE, "## Top level", _table("", [top], definitions)]
+    blocks += [_DURATIONS, _table("", [definitions["Duration"]], definitions)]
+    for path, members in _sections("", [schema], definitions):
+        blocks += _section(path, members, definitions)
+        if path == "networks":
+            _, _, tables = str(zoo.__doc__).partition("\n\n")
+            blocks += [_ZOO, tables]
+    return "\n\n".join(block.strip() for block in blocks) + "\n"
+
+
+def _sections(prefix: str, members: list[Tree], definitions: Tree) -> Iterator[tuple[str, list[Tree]]]:
+    """Each nested section with the path of its key: its only member, or one member for each kind."""
+    for key, field in _fields(members).items():
+        nested = [definitions[name] for name in _references(field) if name != "Duration"]
+        if nested:
+            yield prefix + key, nested
+            yield from _sections(f"{prefix}{key}.", nested, definitions)
+
+
+def _section(path: str, members: list[Tree], definitions: Tree) -> list[str]:
+    """Heading, description and table of a section. A section of several kinds has a table of the keys that all kinds
+    share, then one table for each group of kinds with the same other keys."""
+    level = "##" if "." not in path else "###"
+    if len(members) == 1:
+        return [f"{level} {path}", members[0]["description"], _table(f"{path}.", members, definitions)]
+    kind_key = "unit" if path == "networks" else "kind"
+    shared = [key for key in members[0]["properties"] if all(key in member["properties"] for member in members)]
+    blocks = [f"{level} {path}", _table(f"{path}.", members, definitions, shared, kind_key)]
+    groups: dict[str, list[Tree]] = {}
+    for member in members:
+        own_fields = {key: field for key, field in member["properties"].items() if key not in shared}
+        groups.setdefault(repr(own_fields), []).append(member)
+    for group in groups.values():
+        kinds = [kind for member in group for kind in _choices(member["properties"][kind_key])]
+        blocks.append(f"{level}# {path}: {', '.join(kinds)}")
+        blocks += [f"{_code(_choices(member['properties'][kind_key]))}: {member['description']}" for member in group]
+        keys = [key for key in group[0]["properties"] if key not in shared or _is_choice(group, key)]
+        if keys:
+            blocks.append(_table(f"{path}.", group[:1], definitions, keys))
+    return blocks
+
+
+def _is_choice(group: list[Tree], key: str) -> bool:
+    """Whether a shared key, which is the kind, has several values in this group that its description explains."""
+    return key in ("kind", "unit") and len(group) == 1 and len(_choices(group[0]["properties"][key])) > 1
+
+
+def _table(
+    prefix: str, members: list[Tree], definitions: Tree, keys: list[str] | None = None, kind_key: str = ""
+) -> str:
+    rows = ["| key | type | default | description |", "| --- | --- | --- | --- |"]
+    fields = _fields(members)
+    for key in fields if keys is None else keys:
+        field, required = fields[key], key in members[0].get("required", ())
+        if key == kind_key:
+            choices = [kind for member in members for kind in _choices(member["properties"][key])]
+            field = {"enum": choices, "description": "Decides which other keys the section has."}
+        default = "required" if required else _default(field)
+        description = " ".join(field["description"].split())
+        rows.append(f"| `{key}` | {_type(f'{prefix}{key}', field, definitions)} | {default} | {description} |")
+    return "\n".join(rows)
+
+
+def _fields(members: list[Tree]) -> Tree:
+    """The keys of all members of a section."""
+    return {key: field for member in members for key, field in member["properties"].items()}
+
+
+def _references(field: Any) -> list[str]:
+    """The definitions that a field refers to, in order, each once."""
+    if isinstance(field, dict):
+        if "$ref" in field:
+            return [field["$ref"].rpartition("/")[2]]
+        parts = [part for key, part in field.items() if key != "discriminator"]
+    else:
+        parts = field if isinstance(field, list) else []
+    return list(dict.fromkeys(name for part in parts for name in _references(part)))
+
+
+def _type(path: str, field: Tree, definitions: Tree) -> str:
+    references = _references(field)
+    if references == ["Duration"]:
+        return "list of [durations](#durations)" if field.get("type") == "array" else "[duration](#durations)"
+    if references:
+        return f"list of [{path}](#{path})" if field.get("type") == "array" else f"[{path}](#{path.replace('.', '')})"
+    choices = _choices(field)
+    if choices:
+        return _code(choices)
+    if "anyOf" in field:  # a type or null
+        return _type(path, next(part for part in field["anyOf"] if part != {"type": "null"}), definitions)
+    match field["type"]:
+        case "boolean":
+            return "true or false"
+        case "string":
+            return "text"
+        case "array" if "prefixItems" in field:
+            return f"list of {len(field['prefixItems'])} {_number(field['prefixItems'][0], 's')}"
+        case "array":
+            return f"list of {_number(field['items'], 's')}"
+        case "object":
+            return "mapping"
+        case _:
+            return _number(field, "")
+
+
+def _number(field: Tree, plural: str) -> str:
+    """Such as `integer ≥ 1`."""
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {field[key]:g}" for key, sign in signs.items() if field.get(key, 2**53) < 2**53]
+    return " ".join([f"{field['type']}{plural}", ", ".join(bounds)]).strip()
+
+
+def _choices(field: Tree) -> list[Any]:
+    return [field["const"]] if "const" in field else list(field.get("enum", ()))
+
+
+def _code(values: list[Any]) -> str:
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def _default(field: Tree) -> str:
+    """The default as YAML; nothing for a key that is not set, or for a section, whose keys have their own defaults."""
+    default = field.get("default")
+    if isinstance(default, dict):
+        default = {key: value for key, value in default.items() if value is not None}
+        if not default or set(default) - {"epochs", "steps", "fraction"}:
+            return ""
+    return "" if default is None or default == [] else f"`{_yaml(default)}`"
+
+
+def _yaml(value: Any) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:.4g}"
+        case list():
+            return f"[{', '.join(map(_yaml, value))}]"
+        case dict():
+            return f"{{{', '.join(f'{key}: {_yaml(part)}' for key, part in value.items())}}}"
+        case _:
+            return str(value)

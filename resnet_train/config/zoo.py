@@ -1,4 +1,4 @@
-"""From the name of a network to its configuration. A name is FAMILY-DEPTH and any suffixes.
+"""The zoo: from the name of a network to its configuration. A name is FAMILY-DEPTH and any suffixes.
 
 | name | depth D | network |
 | --- | --- | --- |
