@@ -234,8 +234,8 @@ def _worker_pool(
     collate_fn: CollateFn, shape: Shape, memory: _SharedMemory, workers: int
 ) -> Iterator[tuple["SimpleQueue[_Task]", Children]]:
     """Workers that take tasks from one queue and send an `_Answer` for each. They end with the block."""
-    tasks = multiprocessing.get_context("forkserver").SimpleQueue()
-    with closing(tasks), Children(WORKERS_HINT) as children:
+    context = multiprocessing.get_context("forkserver")
+    with Children(WORKERS_HINT) as children, closing(context.SimpleQueue()) as tasks:
         for _ in range(workers):
             children.start("a data worker", _work, collate_fn, shape, memory, tasks)
         yield tasks, children

@@ -66,7 +66,6 @@ class Children:
 
     def start(self, name: str, function: Callable[..., object], *arguments: object) -> Child:
         """Start a child that calls `function(connection, *arguments)`; `function` is one of a module."""
-        ensure_fork_server()
         context = multiprocessing.get_context("forkserver")
         ours, theirs = context.Pipe()
         process = context.Process(
@@ -107,6 +106,7 @@ class Children:
             raise failed
 
     def __enter__(self) -> Self:
+        ensure_fork_server()
         return self
 
     def __exit__(self, *_: object) -> None:
