@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 from torchvision import models
 from torchvision.datasets import ImageFolder
@@ -24,6 +27,9 @@ from resnet_train.training.step import create_train_state
 
 Program = Callable[..., tuple[int, str, str]]
 Config = Callable[..., Path]
+
+
+ROOT = Path(__file__).parents[1]
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -226,3 +232,43 @@ def test_reading_runs_imports_no_torch(checkpoint: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(resnet_train.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "False\n"
+
+
+def test_examples_of_the_page_run(program: Program) -> None:
+    """docs/python.md from top to bottom, commands and code, after one epoch in place of fourteen."""
+    pytest.importorskip("pandas")
+    Path("configs").symlink_to(ROOT / "configs")
+    Image.fromarray((load_digits().images[4] * (255 / 16)).astype(np.uint8)).save("digit.png")
+    torch.save(models.resnet18().state_dict(), "resnet18.pth")
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```$", (ROOT / "docs/python.md").read_text(), re.S | re.M)
+    assert len(blocks) > 8
+    names: dict[str, Any] = {}
+    for language, block in blocks:
+        if language == "python":
+            exec(compile(block, "docs/python.md", "exec"), names)
+            continue
+        for line in block.splitlines():
+            words = shlex.split(line)[1:]
+            code, _, err = program(*words, *(["train.epochs=1"] if words[0] == "run" else []))
+            assert code == 0, err
+
+
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/tour.ipynb as a reader runs it; it is committed without outputs."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / "docs/tour.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    folder = Path("bin")
+    folder.mkdir()
+    (folder / "resnet-train").write_text(f'#!/bin/sh\nexec {sys.executable} -m resnet_train "$@"\n')
+    (folder / "resnet-train").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder.resolve()}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    client = nbclient.NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(Path.cwd())}})
+    client.execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    printed = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
+    assert "cifar-plain-56" in printed
+    assert re.search(r"error on 40 validation images: \d", printed)
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 4

@@ -36,6 +36,9 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Pipeline(nn.Module):
     """Normalisation and network: uint8 images [n, H, W, C] -> logits [n, classes]. In evaluation mode."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, normalization: Normalization) -> None:
         super().__init__()
         self.network = network
@@ -48,7 +51,7 @@ class Pipeline(nn.Module):
 
     def normalized(self, images: Tensor) -> Tensor:
         """uint8 [n, H, W, C] -> float32 [n, C, H, W]."""
-        normalization = Normalization(self.mean, self.std)  # type: ignore[arg-type]
+        normalization = Normalization(self.mean, self.std)
         no_shift = images.new_zeros(1, 1, dtype=torch.float32)
         return normalization(Batch(images, images.new_zeros(1, dtype=torch.int64), no_shift))
 
