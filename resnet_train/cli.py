@@ -26,6 +26,7 @@ _EPILOG = """exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit code."""
+
     args = parse(arguments)
     show_messages()
     try:

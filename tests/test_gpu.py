@@ -19,7 +19,7 @@ from resnet_train.runs.checkpoint import CheckpointMeta
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import set_precision
 from resnet_train.training import checkpoint
-from resnet_train.training.cuda_graph import Graph, eagerly
+from resnet_train.training.cuda_graph import GraphLauncher, launch_eagerly
 from resnet_train.training.step import TrainState, create_train_state, train_step
 
 pytestmark = [
@@ -88,8 +88,8 @@ def pair(run: Run) -> tuple[TrainState, TrainState]:
     graph = create_train_state(run, 4, 3, GPU)
     eager = create_train_state(run, 4, 3, GPU)
     torch.backends.cudnn.benchmark = False  # a search may end with other kernels
-    assert isinstance(graph.launch, Graph)
-    eager.launch = eagerly
+    assert isinstance(graph.launch, GraphLauncher)
+    eager.launch = launch_eagerly
     return eager, graph
 
 
@@ -110,7 +110,7 @@ def assert_close(one: TrainState, other: TrainState, precision: str) -> None:
     """Weights, running statistics, average, momentum, sums and loss scale."""
     tolerance = {"rtol": 1e-4, "atol": 1e-6} if precision == "fp32" else {"rtol": 2e-2, "atol": 2e-3}
     held = [
-        (s.net.state_dict(), s.averaged().state_dict(), s.optimizer.state_dict(), s.sums, s.diverged_at)
+        (s.net.state_dict(), s.eval_net.state_dict(), s.optimizer.state_dict(), s.sums, s.diverged_at)
         for s in (one, other)
     ]
     assert one.step == other.step == STEPS

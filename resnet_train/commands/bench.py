@@ -28,7 +28,7 @@ from resnet_train.runtime.tables import columns
 from resnet_train.training import cuda_graph
 from resnet_train.training.step import create_train_state, train_step
 
-_WARM_UP = cuda_graph.WARM_UP + 1
+_WARM_UP = cuda_graph.WARM_UP_CALLS + 1
 """Steps before the clock starts: kernels are chosen and compiled in the first ones, and recorded in the last."""
 _PROFILED = 5
 _ENDLESS = 2**62

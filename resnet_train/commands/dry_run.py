@@ -64,7 +64,7 @@ def _cost(run: Run) -> dict[str, Any]:
     if source is not None:
         data = loader.training_data(run, source, run.seed, 0, 1, torch.device("cpu"))
         size, classes, channels = data.image_size, len(source.classes), source.channels
-        steps = build_schedule(run, data.steps_per_epoch).total
+        steps = build_schedule(run, data.steps_per_epoch).total_steps
     cost = complexity.network_complexity(run.network, size, classes, channels)
     images = run.train.batch_size // run.train.grad_accum_steps
     memory = complexity.estimate_training_memory(cost, images, run.train.precision, run.train.ema_decay is not None)

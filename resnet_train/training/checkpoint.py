@@ -1,6 +1,6 @@
-"""Checkpoints: written whole or not at all, verified when read, the last good one used."""
+"""Save and restore a training's state. A file is written whole or not at all, and verified when it is read."""
 
-import sys
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,23 +15,31 @@ from resnet_train.runtime.atomic import atomic_write
 from resnet_train.runtime.distributed import World, all_gather, broadcast_from_main
 from resnet_train.training.step import TrainState
 
+logger = logging.getLogger(__name__)
+
 
 def save(state: TrainState, meta: CheckpointMeta, folder: Path, copies: Sequence[str], world: World) -> None:
-    """Write `last.pt`, and copies of it under other names; the one before it stays as `previous.pt`. For every rank.
+    """Write `last.pt`, and copies of it under other names; the older `last.pt` becomes `previous.pt`. For every rank.
 
-    Raises `BadInput` where a file cannot be written; the previous checkpoint is then intact.
+    Raises `BadInput` if a file cannot be written; the older checkpoint is then intact.
     """
-    ranks = {
+    per_rank = {
         "statistics": all_gather(world, running_stats(state.net, state.ema)),
         "sums": all_gather(world, state.sums),
     }
     with averaged_running_stats(world, state.net, state.ema):
         if world.is_main:
-            _write(state, meta, folder, copies, ranks)
+            _write(state, meta, folder, copies, per_rank)
+
+
+def save_missing_copy(state: TrainState, meta: CheckpointMeta, folder: Path, name: str, world: World) -> None:
+    """Save a restored state under `name` if that file is missing: the process may have been killed while it saved."""
+    if broadcast_from_main(world, lambda: not (folder / name).exists()):
+        save(state, meta, folder, [name], world)
 
 
 def _write(
-    state: TrainState, meta: CheckpointMeta, folder: Path, copies: Sequence[str], ranks: dict[str, Tensor]
+    state: TrainState, meta: CheckpointMeta, folder: Path, copies: Sequence[str], per_rank: dict[str, Tensor]
 ) -> None:
     payload = {
         "format": FORMAT,
@@ -46,47 +54,47 @@ def _write(
         "ema": None if state.ema is None else state.ema.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
-        "ranks": ranks,  # what each rank has of its own
-        "best": state.best,
+        "ranks": per_rank,
+        "best": state.best_val_error,
     }
     try:
         folder.mkdir(exist_ok=True)
-        # `last.pt` comes last: killed before it, the run repeats this step and writes the others again. No links, so
-        # that damage to one file is not damage to two.
+        # `last.pt` is written last: a run that is killed before it repeats this step and writes the copies again. They
+        # are no links, so that damage to one file is not damage to two.
         for name in (*copies, "last.pt"):
-            # Killed between the two renames of `last.pt`, the run continues from `previous.pt`.
+            # If the run is killed between the two renames of `last.pt`, it continues from `previous.pt`.
             with atomic_write(folder / name, folder / "previous.pt" if name == "last.pt" else None) as file:
                 torch.save(payload, file)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's file writer
             raise
         reason = getattr(error, "strerror", None) or "the disk is full or over its quota"
-        before = next(_newest_first(folder), None)  # `previous.pt`, where the last rename was refused
-        kept = "there is none before it" if before is None else f"{before} is intact"
-        raise BadInput(f"cannot save the checkpoint of step {state.step} in {folder}: {reason}; {kept}") from None
+        older = next(_newest_first(folder), None)  # `previous.pt`, if the second rename was refused
+        rest = "there is none before it" if older is None else f"{older} is intact"
+        raise BadInput(f"cannot save the checkpoint of step {state.step} in {folder}: {reason}; {rest}") from None
 
 
 def load_latest(folder: Path, world: World) -> Checkpoint | None:
-    """The last good checkpoint of a folder, if it has any; warns where a newer one is damaged, and moves that aside.
+    """The newest good checkpoint of a folder, None if it has none. Damaged ones are moved aside with a warning.
 
-    Raises `BadInput` where there are checkpoints and none is good: training does not start over unasked.
+    Raises `BadInput` if there are checkpoints and all are damaged: a training never starts over unasked.
     """
-    path = broadcast_from_main(world, lambda: _latest_good(folder))
+    path = broadcast_from_main(world, lambda: _find_latest(folder))
     return None if path is None else read_checkpoint(path)
 
 
-def _latest_good(folder: Path) -> Path | None:
+def _find_latest(folder: Path) -> Path | None:
     damaged: list[Path] = []
     for path in _newest_first(folder):
         try:
             step = read_checkpoint(path).step
         except BadInput as error:
             damaged.append(path)
-            print(f"warning: {error}", file=sys.stderr)
+            logger.warning("%s", error)
             continue
-        for bad in damaged:  # or the next save would move it over `previous.pt`, which may be the good one
+        for bad in damaged:  # else the next save would move it over `previous.pt`, which may be the good one
             bad.rename(bad.with_name(f"{bad.name}.damaged"))
-            print(f"warning: continuing from {path}, step {step}; {bad} is now {bad.name}.damaged", file=sys.stderr)
+            logger.warning("continuing from %s, step %d; %s is now %s.damaged", path, step, bad, bad.name)
         return path
     if damaged:
         raise BadInput(f"no checkpoint in {folder} is good: start anew with --fresh")
@@ -94,23 +102,26 @@ def _latest_good(folder: Path) -> Path | None:
 
 
 def restore(state: TrainState, saved: Checkpoint, world: World) -> None:
-    """Bring a new state to where a checkpoint was made."""
+    """Bring a new state to where a checkpoint was saved, on any number of ranks.
+
+    On as many ranks as before each has its own running statistics again, else the mean of all.
+    """
     payload = saved.payload
     state.net.load_state_dict(payload["net"])
     if state.ema is not None:
         state.ema.load_state_dict(payload["ema"])
     state.optimizer.load_state_dict(payload["optimizer"])
     state.scaler.load_state_dict(payload["scaler"])
-    ranks = payload["ranks"]
-    if len(ranks["sums"]) == world.size:
-        set_running_stats(ranks["statistics"][world.rank].to(world.device), state.net, state.ema)
-        state.sums.copy_(ranks["sums"][world.rank])
+    per_rank = payload["ranks"]
+    if len(per_rank["sums"]) == world.size:
+        set_running_stats(per_rank["statistics"][world.rank].to(world.device), state.net, state.ema)
+        state.sums.copy_(per_rank["sums"][world.rank])
     elif world.is_main:
-        state.sums.copy_(ranks["sums"].sum(0))
-    state.best, state.step = payload["best"], saved.step
+        state.sums.copy_(per_rank["sums"].sum(0))
+    state.best_val_error, state.step = payload["best"], saved.step
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:
-    named = [folder / "last.pt", folder / "previous.pt"]
-    others = sorted(set(folder.glob("*.pt")) - set(named), key=lambda path: path.stat().st_mtime, reverse=True)
-    return (path for path in [*named, *others] if path.exists())
+    regular = [folder / "last.pt", folder / "previous.pt"]
+    others = sorted(set(folder.glob("*.pt")) - set(regular), key=lambda path: path.stat().st_mtime, reverse=True)
+    return (path for path in [*regular, *others] if path.exists())

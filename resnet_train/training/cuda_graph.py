@@ -1,6 +1,7 @@
-"""A step as one CUDA graph: its kernels are recorded once, then launched together.
+"""Run the same computation over and over: eagerly, or as a CUDA graph that is captured once and then replayed.
 
-A small network's step is bound by launches: hundreds of kernels of a few microseconds, each asked for by Python.
+A step of a small network is bound by kernel launches: hundreds of kernels of a few microseconds each, launched one by
+one from Python. A graph launches them together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,84 +12,86 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Measured = dict[str, Tensor]
-Work = Callable[..., Measured]
-"""Work on tensors that stay where they are, but for its arguments: a graph holds none of them. No number of Python's
-that changes from call to call may be read in it, and nothing of the device be waited for."""
-Launch = Callable[[Work, Sequence[Tensor]], Measured]
-"""How such work is done on given arguments."""
-Record = Callable[[Callable[[], Measured]], tuple[Callable[[], None], Measured]]
-"""Records what a call would do: what does it, and the tensors in which its answer will be."""
+Outputs = dict[str, Tensor]
+Computation = Callable[..., Outputs]
+"""A function of its tensor arguments and of tensors that stay at the same address, such as weights.
 
-WARM_UP = 3
-"""Calls that are made as they are before one is recorded: they compile, tune cuDNN and make what is made once. They are
-steps of the training like all others, so the warm-up leaves no trace."""
+To be captured it must read no Python number that changes from call to call, and must never wait for the device."""
+Launcher = Callable[[Computation, Sequence[Tensor]], Outputs]
+"""Runs a computation on given arguments."""
+Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]
+"""Captures a call without arguments. Returns a function that replays it, and the tensors that each replay writes."""
 
-
-def eagerly(work: Work, arguments: Sequence[Tensor]) -> Measured:
-    """The work as it is."""
-    return work(*arguments)
+WARM_UP_CALLS = 3
+"""Eager calls before the capture: the first ones compile, choose cuDNN's kernels and allocate. They are ordinary steps
+of the training."""
 
 
-class _Recorded(NamedTuple):
+def launch_eagerly(computation: Computation, arguments: Sequence[Tensor]) -> Outputs:
+    """Run the computation as an ordinary call."""
+    return computation(*arguments)
+
+
+class _CapturedGraph(NamedTuple):
     arguments: list[Tensor]
-    """Where each call's are put."""
-    repeat: Callable[[], None]
-    answer: Measured
+    """The tensors that a replay reads: the arguments of each call are copied into them."""
+    replay: Callable[[], None]
+    outputs: Outputs
 
 
-class Graph:
-    """Does the same work over and over: the first times as it is, then by repeating what was recorded of one call.
+class GraphLauncher:
+    """Runs a computation eagerly a few times, then captures one call of it, and replays that from then on.
 
-    Its answers are good until the next call. Arguments of another shape begin anew.
+    Outputs are valid until the next call. If the shapes of the arguments change, it starts again.
     """
 
-    def __init__(self, record: Record, side: torch.cuda.Stream | None = None) -> None:
-        self.record, self.side = record, side
+    def __init__(self, capture: Capture, stream: torch.cuda.Stream | None = None) -> None:
+        self.capture = capture
+        self.warm_up_stream = stream
         self.shapes: list[torch.Size] = []
         self.calls = 0
-        self.recorded: _Recorded | None = None
+        self.graph: _CapturedGraph | None = None
 
-    def __call__(self, work: Work, arguments: Sequence[Tensor]) -> Measured:
+    def __call__(self, computation: Computation, arguments: Sequence[Tensor]) -> Outputs:
         shapes = [tensor.shape for tensor in arguments]
         if shapes != self.shapes:
             self.shapes, self.calls = shapes, 0
-            self.recorded = None  # and its memory is free for the warm-up
+            self.graph = None  # frees its memory before the warm-up
         self.calls += 1
-        if self.calls <= WARM_UP:
-            with _aside(self.side):
-                return work(*arguments)
-        if self.recorded is None:
-            held = [tensor.clone() for tensor in arguments]
-            self.recorded = _Recorded(held, *self.record(lambda: work(*held)))
-        for tensor, given in zip(self.recorded.arguments, arguments, strict=True):
-            tensor.copy_(given)
-        self.recorded.repeat()
-        return self.recorded.answer
+        if self.calls <= WARM_UP_CALLS:
+            with _on_stream(self.warm_up_stream):
+                return computation(*arguments)
+        if self.graph is None:
+            inputs = [tensor.clone() for tensor in arguments]
+            self.graph = _CapturedGraph(inputs, *self.capture(lambda: computation(*inputs)))
+        for captured, argument in zip(self.graph.arguments, arguments, strict=True):
+            captured.copy_(argument)
+        self.graph.replay()
+        return self.graph.outputs
 
 
-def on_cuda(device: torch.device) -> Graph:
-    """A graph of this device, recorded on the stream that the warm-up ran on."""
-    side = torch.cuda.Stream(device)
-    return Graph(partial(_recorded, side), side)
+def cuda_graph_launcher(device: torch.device) -> GraphLauncher:
+    """A launcher that captures CUDA graphs. The warm-up runs on the stream of the capture, as torch demands."""
+    stream = torch.cuda.Stream(device)
+    return GraphLauncher(partial(_capture_cuda_graph, stream), stream)
 
 
-def _recorded(side: torch.cuda.Stream, call: Callable[[], Measured]) -> tuple[Callable[[], None], Measured]:
+def _capture_cuda_graph(stream: torch.cuda.Stream, call: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
     graph = torch.cuda.CUDAGraph()
-    # Of this thread only: what others ask of the device meanwhile is no part of the step, and no error.
-    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-        answer = call()
-    return graph.replay, answer
+    # thread_local: other threads, such as those that copy the next batch, may use the device meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        outputs = call()
+    return graph.replay, outputs
 
 
 @contextmanager
-def _aside(side: torch.cuda.Stream | None) -> Iterator[None]:
-    """Within the block kernels go to another stream, after those of before and before those that follow."""
-    if side is None:
+def _on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Within the block, kernels run on another stream: after those before the block, and before those after it."""
+    if stream is None:
         yield
         return
-    current = torch.cuda.current_stream(side.device)
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
         yield
-    current.wait_stream(side)
+    current.wait_stream(stream)

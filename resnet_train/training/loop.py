@@ -1,9 +1,10 @@
-"""The hall: one run, from config to final checkpoint, top to bottom."""
+"""The training of one run: set up, loop, finish."""
 
 import gc
-import sys
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_train.config.schema import Run
@@ -27,102 +28,191 @@ from resnet_train.training.log import Log, open_log, running_averages
 from resnet_train.training.schedule import TrainSchedule, build_schedule
 from resnet_train.training.step import TrainState, create_train_state, train_step
 
+logger = logging.getLogger(__name__)
 
-def train(run: Run, folder: Path, world: World, request: StopRequest, fresh: bool = False, later: float = 0.0) -> None:
-    """One run, from the last good checkpoint of its folder if there is one, unless it is to start afresh.
 
-    `later` is the work of the experiment's other runs, in units of this one's.
-    Raises `BadInput`; `Interrupted`, once the state is saved, if a signal came; `Diverged`, recorded if so configured.
+@dataclass(frozen=True)
+class Training:
+    """Everything that the training loop works with."""
+
+    run: Run
+    folder: Path
+    world: World
+    data: TrainingData
+    """This rank's training batches."""
+    sets: EvalSets
+    schedule: TrainSchedule
+    state: TrainState
+    meta: CheckpointMeta
+    """What every checkpoint of the run holds beside the state."""
+    records: list[Record]
+    """The records of the run up to `state.step`, from earlier sessions."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.run.network.name} seed {self.run.seed}"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+
+def train(
+    run: Run, folder: Path, world: World, request: StopRequest, fresh: bool = False, later_runs_cost: float = 0.0
+) -> None:
+    """Train one run, from its last good checkpoint if it has one, else (or if `fresh`) from the start. For every rank.
+
+    later_runs_cost: the cost of the experiment's later runs as a multiple of this run's, for the time that is left.
+    Raises `BadInput`; `Interrupted` if a signal came, after saving the state; `Diverged` if the loss is not finite.
     """
-    locks = ExitStack()
+    with ExitStack() as locks:
+        training = set_up(run, folder, world, fresh, locks)
+        state, schedule = training.state, training.schedule
+        with (
+            manual_garbage_collection(),
+            open_log(folder, run, state.step, schedule.total_steps, training.records, later_runs_cost, world) as log,
+        ):
+            if not training.records:
+                log.write("start", 0, start_record(training))
+                for kind in schedule.probes:
+                    if kind != "lesion":  # an untrained network has nothing to lose
+                        probing.probe(kind, state, run, training.sets, log, world)
+            train_loop(training, request, log)
+            is_finished = state.step == schedule.total_steps
+            if is_finished:
+                log.write("end", state.step, {"status": "finished"})
+                log.flush()
+                probing.draw_heat_map(folder, world)
+    if not is_finished:
+        command = "run again without --fresh" if fresh else "run again"
+        raise Interrupted(
+            f"{training.name} stopped at step {state.step} of {schedule.total_steps}, saved; {command} to continue"
+        )
+
+
+def train_loop(training: Training, request: StopRequest, log: Log) -> None:
+    """Train to the last step; or, if a signal came to any rank, to the next step, whose state is saved."""
+    run, world, sets, state = training.run, training.world, training.sets, training.state
+    schedule = training.schedule
+    stop_flag = AnyRankFlag(world)
+
+    with closing(training.data.from_step(state.step, schedule.total_steps, schedule.image_size_at)) as steps:
+        for batches in steps:
+            metrics = train_step(state, batches, sets.normalization, schedule.lr_at(state.step), run.train)
+            log.note_loading(batches)
+            stop = stop_flag.any(request.signal_name is not None)
+            is_best = False
+
+            if stop or schedule.is_anything_due(state.step):
+                gc.collect()
+                check_not_diverged(training, log)
+
+            if schedule.log.is_due(state.step):
+                averages = running_averages(world, state.sums) | {"lr": schedule.lr_at(state.step - 1)}
+                log.write("train", state.step, averages | metrics | log.clock.speed(state.step))
+
+            if schedule.eval.is_due(state.step):
+                with log.clock.paused(world), batch_norm.averaged_running_stats(world, state.net, state.ema):
+                    errors = evaluator.errors(state.eval_net, run, sets, world)
+                is_best = state.update_best(errors["val_error_top1"])
+                log.write("eval", state.step, errors)
+
+            for kind, interval in schedule.probes.items():
+                if interval.is_due(state.step):
+                    probing.probe(kind, state, run, sets, log, world)
+
+            if stop or is_best or schedule.checkpoint.is_due(state.step) or schedule.keep_checkpoint.is_due(state.step):
+                save_checkpoint(training, is_best, log)
+            if stop:
+                break
+    stop_flag.settle()
+
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+
+def set_up(run: Run, folder: Path, world: World, fresh: bool, locks: ExitStack) -> Training:
+    """Open the data, build the state, restore the last checkpoint, prepare the run folder. Raises `BadInput`.
+
+    The run folder stays locked until `locks` is closed.
+    """
     distributed.broadcast_from_main(world, lambda: run_folder.lock_run_folder(folder, locks))
     set_precision(run.train.precision, world.device)
     train_set, val_set = distributed.main_first(world, lambda: datasets.open_data(run.data))
     data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
-    train_set.check_device_memory(world.size)  # now, before any file is written
-    clean_set = train_set.subset(datasets.evenly_spaced(len(train_set), run.eval.clean_train_images))
-    plan = build_schedule(run, data.steps_per_epoch)
-
+    train_set.check_device_memory(world.size)  # before any file is written
+    schedule = build_schedule(run, data.steps_per_epoch)
     state = create_train_state(run, len(train_set.classes), train_set.channels, world)
-    checkpoints = folder / "checkpoints"
-    saved = None if fresh else checkpoint.load_latest(checkpoints, world)
+
+    saved = None if fresh else checkpoint.load_latest(folder / "checkpoints", world)
     if saved is None:
-        statistics = distributed.broadcast_from_main(world, lambda: normalize.statistics(run, train_set))
-        changed = datasets.describe_changes(run.data)
-        meta = CheckpointMeta(run, tuple(train_set.classes), len(train_set), statistics, train_set.size, changed)
+        meta = create_meta(run, train_set, world)
         if run.train.init_from is not None:
             load_initial_weights(run.train.init_from, run.network, state, world)
     else:
+        check_same_run(saved, run, train_set)
         meta = saved.meta
-        same_run(saved, run, train_set)
         checkpoint.restore(state, saved, world)
-        copy = f"step-{state.step}.pt"
-        if plan.keep.is_due(state.step) and distributed.broadcast_from_main(
-            world, lambda: not (checkpoints / copy).exists()
-        ):
-            checkpoint.save(state, meta, checkpoints, [copy], world)  # the save that a kill cut short
+        if schedule.keep_checkpoint.is_due(state.step):
+            checkpoint.save_missing_copy(state, meta, folder / "checkpoints", f"step-{state.step}.pt", world)
+
+    records = distributed.broadcast_from_main(world, lambda: run_folder.open_run_folder(run, folder, fresh, locks))
+    records = [record for record in records if 0 < state.step >= record["step"] and record["kind"] != "end"]
+    if world.is_main and (unreached := schedule.unreached()):
+        logger.info("the run ends after %d steps, before %s", schedule.total_steps, unreached)
+    clean_set = train_set.subset(datasets.evenly_spaced(len(train_set), run.eval.clean_train_images))
     sets = EvalSets(train_set, val_set, clean_set, meta.normalization.to(world.device))
-    held = distributed.broadcast_from_main(world, lambda: run_folder.open_run_folder(run, folder, fresh, locks))
-    kept = [record for record in held if 0 < state.step >= record["step"] and record["kind"] != "end"]
+    return Training(run, folder, world, data, sets, schedule, state, meta, records)
 
-    if world.is_main and (beyond := plan.beyond_the_end()):
-        print(f"note: the run ends after {plan.total} steps, before {beyond}", file=sys.stderr)
-    agreement, stop = AnyRankFlag(world), False
-    shares = data.from_step(state.step, plan.total, plan.size_at)
-    with (
-        locks,
-        garbage_kept(),
-        closing(shares),
-        open_log(folder, run, state.step, plan.total, kept, later, world) as log,
-    ):
-        if not kept:
-            log.write("start", 0, facts(run, data, len(val_set), plan))
-            for kind in (kind for kind in plan.probes if kind != "lesion"):
-                probing.measure(kind, state, run, sets, log, world)
-        for share in shares:
-            measured = train_step(state, share, sets.normalization, plan.lr_at(state.step), run.train)
-            log.received(share)
-            stop = agreement.any(request.signal_name is not None)
-            improved = False
 
-            if stop or plan.anything_is_due(state.step):
-                gc.collect()
-                stop_if_diverged(state, run, data, checkpoints, log, world)
-            if plan.log.is_due(state.step):
-                averages = running_averages(world, state.sums) | {"lr": plan.lr_at(state.step - 1)}
-                log.write("train", state.step, averages | measured | log.clock.speed(state.step))
-            if plan.eval.is_due(state.step):
-                with log.clock.stopped(world), batch_norm.averaged_running_stats(world, state.net, state.ema):
-                    errors = evaluator.errors(state.averaged(), run, sets, world)
-                improved = state.improves(errors["val_error_top1"])
-                log.write("eval", state.step, errors)
-            for kind, every in plan.probes.items():
-                if every.is_due(state.step):
-                    probing.measure(kind, state, run, sets, log, world)
-            if stop or improved or plan.save.is_due(state.step) or plan.keep.is_due(state.step):
-                with log.clock.stopped(world):
-                    log.flush()
-                    names = ["best.pt"] * improved + [f"step-{state.step}.pt"] * plan.keep.is_due(state.step)
-                    checkpoint.save(state, meta, checkpoints, names, world)
-            if stop and state.step < plan.total:
-                break
-        else:
-            log.write("end", state.step, {"status": "finished"})
-            log.flush()
-            probing.finish(folder, world)
-    agreement.settle()
-    if stop and state.step < plan.total:
-        name, again = f"{run.network.name} seed {run.seed}", "run again" + " without --fresh" * fresh
-        raise Interrupted(f"{name} stopped at step {state.step} of {plan.total}, saved; {again} to continue")
+def create_meta(run: Run, train_set: Dataset, world: World) -> CheckpointMeta:
+    """What every checkpoint of a new run holds beside the state. Measures the statistics of the training images."""
+    statistics = distributed.broadcast_from_main(world, lambda: normalize.statistics(run, train_set))
+    changes = datasets.describe_changes(run.data)
+    return CheckpointMeta(run, tuple(train_set.classes), len(train_set), statistics, train_set.size, changes)
+
+
+def check_same_run(saved: Checkpoint, run: Run, train_set: Dataset) -> None:
+    """Raise `BadInput` if a checkpoint is of another run, or of a run that began with other data."""
+    meta = saved.meta
+    for key, old, new in run_folder.differences(meta.run, run):
+        raise BadInput(f"{saved.path} is of a run with {key} = {old}, not {new}: it belongs to another folder")
+    if meta.train_images != len(train_set):
+        raise BadInput(f"data: the run began with {meta.train_images} training images, and here are {len(train_set)}")
+    old, new = meta.changed, datasets.describe_changes(run.data)
+    if old != new:
+        original = "as the source has them"
+        raise BadInput(f"data: the run began with images {old or original}; here they are {new or original}")
+    if meta.classes != tuple(train_set.classes):
+        raise BadInput("data: the run began with classes of other names than are here")
+
+
+def start_record(training: Training) -> Record:
+    """The figures of a run that are known before its first step."""
+    run, data, size = training.run, training.data, training.data.image_size
+    cost = complexity.network_complexity(run.network, size, len(data.dataset.classes), data.dataset.channels)
+    return {
+        "params": cost.params,
+        "macs": cost.macs,
+        "activations": cost.activations,
+        "image_size": size,
+        "steps": training.schedule.total_steps,
+        "train_images": len(training.sets.train),
+        "val_images": len(training.sets.val),
+        "protocol": protocols.describe(run, datasets.describe_changes(run.data)),
+    }
 
 
 @contextmanager
-def garbage_kept() -> Iterator[None]:
-    """Within the block garbage is collected when the loop says so, which is on all ranks at the same step.
+def manual_garbage_collection() -> Iterator[None]:
+    """Within the block Python collects garbage only when the loop calls `gc.collect`: on all ranks at the same step.
 
-    Else each rank would stop at a step of its own, and the others wait for it. What was made before is not searched.
+    Automatic collection would pause each rank at another step, and the other ranks would wait for it each time. Objects
+    that exist before the block are not searched.
     """
-    enabled = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -130,56 +220,44 @@ def garbage_kept() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-        if enabled:
+        if was_enabled:
             gc.enable()
 
 
-def facts(run: Run, data: TrainingData, val_images: int, plan: TrainSchedule) -> Record:
-    """What is known of a run before its first step."""
-    size = data.image_size
-    cost = complexity.network_complexity(run.network, size, len(data.dataset.classes), data.dataset.channels)
-    return {
-        "params": cost.params,
-        "macs": cost.macs,
-        "activations": cost.activations,
-        "image_size": size,
-        "steps": plan.total,
-        "train_images": len(data.dataset),
-        "val_images": val_images,
-        "protocol": protocols.describe(run, datasets.describe_changes(run.data)),
-    }
+# --- in the loop ------------------------------------------------------------------------------------------------------
 
 
-def same_run(saved: Checkpoint, run: Run, train_set: Dataset) -> None:
-    """Raise `BadInput` where a checkpoint is another run's, or began on other data."""
-    meta = saved.meta
-    for key, old, new in run_folder.differences(meta.run, run):
-        raise BadInput(f"{saved.path} is of a run with {key} = {old}, not {new}: it belongs to another folder")
-    if meta.train_images != len(train_set):
-        raise BadInput(f"data: the run began with {meta.train_images} training images, and here are {len(train_set)}")
-    if meta.changed != (changed := datasets.describe_changes(run.data)):
-        whole = "as the source has them"
-        raise BadInput(f"data: the run began with images {meta.changed or whole}; here they are {changed or whole}")
-    if meta.classes != tuple(train_set.classes):
-        raise BadInput("data: the run began with classes of other names than are here")
+def check_not_diverged(training: Training, log: Log) -> None:
+    """Raise `Diverged` if a loss or gradient was not finite; first record it, if the recipe says so.
 
-
-def stop_if_diverged(
-    state: TrainState, run: Run, data: TrainingData, checkpoints: Path, log: Log, world: World
-) -> None:
-    """Raise `Diverged` if any loss was not finite. Waits for the device, so only where something is due anyway."""
-    step = distributed.first_step(world, state.diverged_at)
+    Waits for the device, so it is called only where the loop waits anyway.
+    """
+    run, world, data = training.run, training.world, training.data
+    step = distributed.first_step(world, training.state.diverged_at)
     if step is None:
         return
     if run.train.on_divergence == "record":
         log.write("end", step, {"status": "diverged"})
         log.flush()
-    last, listed = checkpoints / "last.pt", checkpoints.with_name(f"diverged-at-step-{step}.txt")
     samples = data.sample_names(step)
+    sample_list = training.folder / f"diverged-at-step-{step}.txt"
     if world.is_main:
-        listed.write_text("\n".join(samples) + "\n")
+        sample_list.write_text("\n".join(samples) + "\n")
+    last = training.checkpoints / "last.pt"
+    hint = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it"
     raise Diverged(
-        f"{run.network.name} seed {run.seed}: the loss or its gradient is not finite at step {step}, of samples "
-        f"{', '.join(samples[:4])}, … ({len(samples)}, listed in {listed}); "
-        + (f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it")
+        f"{training.name}: the loss or its gradient is not finite at step {step}, of samples "
+        f"{', '.join(samples[:4])}, … ({len(samples)}, listed in {sample_list}); {hint}"
     )
+
+
+def save_checkpoint(training: Training, is_best: bool, log: Log) -> None:
+    """Save the state as `last.pt`; if it is the best so far as `best.pt`; if it is to be kept as `step-N.pt`."""
+    state, copies = training.state, list[str]()
+    if is_best:
+        copies.append("best.pt")
+    if training.schedule.keep_checkpoint.is_due(state.step):
+        copies.append(f"step-{state.step}.pt")
+    with log.clock.paused(training.world):
+        log.flush()
+        checkpoint.save(state, training.meta, training.checkpoints, copies, training.world)

@@ -1,4 +1,4 @@
-"""The optimizer and what it decays."""
+"""The optimizer of a run."""
 
 from typing import Any
 
@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from resnet_train.config.optim import OptimizerConfig
-from resnet_train.training.lars import Lars
+from resnet_train.training.lars import LARS
 
 
 def build_optimizer(net: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD as the papers write it, or LARS. What is decayed, and what LARS scales, is chosen by module type, never by a
-    parameter's name or shape."""
+    """SGD as the papers write it, or LARS.
+
+    Two parameter groups: the weights of convolutions and linear layers, and all other parameters (batch norm, biases).
+    The type of the module decides, never the name or the shape of a parameter.
+    """
     matrices = [m.weight for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     ids = {id(weight) for weight in matrices}
     others = [parameter for parameter in net.parameters() if id(parameter) not in ids]
@@ -19,30 +22,29 @@ def build_optimizer(net: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optimiz
         {"params": matrices, "weight_decay": cfg.weight_decay},
         {"params": others, "weight_decay": cfg.weight_decay if cfg.decay_on == "all" else 0.0},
     ]
-    # The rate is read by the kernel that uses it: so a CUDA graph can be repeated at another rate.
-    rate = torch.tensor(cfg.lr, device=next(net.parameters()).device)
+    # A tensor, which the optimizer's kernel reads: a captured CUDA graph is then replayed at another learning rate.
+    lr = torch.tensor(cfg.lr, device=next(net.parameters()).device)
     if cfg.kind == "lars":
-        groups = [
-            group | {"trust_coefficient": trust}
-            for group, trust in zip(groups, (cfg.trust_coefficient, None), strict=True)
-        ]
-        optimizer: torch.optim.Optimizer = Lars(groups, lr=rate, momentum=cfg.momentum)
+        groups[0]["trust_coefficient"] = cfg.trust_coefficient
+        groups[1]["trust_coefficient"] = None
+        optimizer: torch.optim.Optimizer = LARS(groups, lr=lr, momentum=cfg.momentum)
     else:
-        optimizer = torch.optim.SGD(groups, lr=rate, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
-    optimizer.register_load_state_dict_post_hook(lambda loaded: _share(loaded, rate))  # a file's rates are on the CPU
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
+    # Loading a state dict puts other tensors in the place of `lr`, on the CPU.
+    optimizer.register_load_state_dict_post_hook(lambda loaded: _set_lr_tensor(loaded, lr))
     if cfg.momentum:
-        # Zero is what the first step starts from. Left to itself, the fused kernel allocates the buffers unwritten, and
-        # reads them as history if the loss scaler skips that step.
+        # The first step starts from zero momentum. By itself the fused kernel leaves new buffers uninitialised, and
+        # reads them as momentum if the loss scaler skips the first step.
         for parameter in net.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The rate of the next step, written where the optimizer's kernel reads it."""
-    optimizer.param_groups[0]["lr"].fill_(lr)
+    """Set the learning rate of the next step, in the tensor that the optimizer's kernel reads."""
+    optimizer.param_groups[0]["lr"].fill_(lr)  # all groups have the same tensor
 
 
-def _share(optimizer: torch.optim.Optimizer, rate: Tensor) -> None:
+def _set_lr_tensor(optimizer: torch.optim.Optimizer, lr: Tensor) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr

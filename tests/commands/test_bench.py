@@ -21,7 +21,7 @@ from resnet_train.data.batch import StepBatches
 from resnet_train.models import complexity, roofline
 from resnet_train.models.roofline import Limits
 from resnet_train.runtime.distributed import World
-from resnet_train.training.cuda_graph import Graph
+from resnet_train.training.cuda_graph import GraphLauncher
 from resnet_train.training.step import TrainState, train_step
 
 NOTHING = "- nothing that we know of would change that"
@@ -79,8 +79,8 @@ def test_workers_that_take_time_from_the_step_are_told(tiny_run: Callable[..., R
 
 def test_a_graph_is_recorded_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    monkeypatch.setattr(roofline, "wait", lambda _: events.append("the clock"))
-    graph = Graph(lambda call: (events.append("recorded"), lambda: events.append("repeated"), call())[1:])
+    monkeypatch.setattr(roofline, "synchronize", lambda _: events.append("the clock"))
+    graph = GraphLauncher(lambda call: (events.append("recorded"), lambda: events.append("repeated"), call())[1:])
     bench._each([None] * 9, lambda _: graph(lambda: {}, []), 1e9, World(torch.device("cpu")))  # type: ignore[list-item]
     repeated = ["repeated"] * (9 - bench._WARM_UP)
     assert events == ["recorded", "repeated", "the clock", *repeated, "the clock"]

@@ -40,8 +40,8 @@ def saved(tiny_run: TinyRun, tmp_path: Path) -> tuple[TrainState, Callable[[], N
 
 def test_a_restored_state_is_the_state(saved: Any, tiny_run: TinyRun, tmp_path: Path) -> None:
     state, save, folder = saved
-    assert state.improves(12.5)
-    assert not state.improves(12.5)
+    assert state.update_best(12.5)
+    assert not state.update_best(12.5)
     save(), save("best.pt")
     assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
     found = checkpoint.load_latest(folder, CPU)
@@ -50,7 +50,7 @@ def test_a_restored_state_is_the_state(saved: Any, tiny_run: TinyRun, tmp_path: 
     assert (found.meta.classes, found.meta.train_images, found.meta.channels) == (("a", "b", "c", "d"), 40, 3)
     other = create_train_state(found.meta.run, 4, 3, CPU)
     checkpoint.restore(other, found, CPU)
-    assert (other.step, other.best) == (2, 12.5)
+    assert (other.step, other.best_val_error) == (2, 12.5)
     checkpoint.save(other, found.meta, tmp_path / "again", [], CPU)
     assert same_weights(folder / "last.pt", tmp_path / "again" / "last.pt")
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from resnet_train.config.schema import Run
 from resnet_train.runs.checkpoint import CheckpointMeta
 from resnet_train.training import checkpoint
-from resnet_train.training.cuda_graph import Graph, Measured
+from resnet_train.training.cuda_graph import GraphLauncher, Outputs
 from resnet_train.training.step import TrainState, create_train_state, train_step
 
 TinyRun = Callable[..., Run]
@@ -30,7 +30,7 @@ class Tape(TorchDispatchMode):
         self.calls.append((operator, args, kwargs or {}, answer))
         return answer
 
-    def __init__(self, call: Callable[[], Measured]) -> None:
+    def __init__(self, call: Callable[[], Outputs]) -> None:
         super().__init__()
         self.calls: list[tuple[Any, ...]] = []
         with self:
@@ -46,20 +46,20 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-def taped(call: Callable[[], Measured]) -> tuple[Callable[[], None], Measured]:
+def taped(call: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
     tape = Tape(call)
     return tape.repeat, tape.answer
 
 
 def states(run: Run) -> tuple[TrainState, TrainState]:
     eager, graph = (create_train_state(run, 4, 3, CPU) for _ in range(2))
-    graph.launch = Graph(taped)
+    graph.launch = GraphLauncher(taped)
     return eager, graph
 
 
 def assert_same(one: TrainState, other: TrainState) -> None:
     assert_same_parameters(one.net, other.net, rtol=0, atol=0)
-    assert_same_parameters(one.averaged(), other.averaged(), rtol=0, atol=0)
+    assert_same_parameters(one.eval_net, other.eval_net, rtol=0, atol=0)
     assert one.scaler.state_dict() == other.scaler.state_dict()
     assert (one.step, one.sums.tolist(), one.diverged_at) == (other.step, other.sums.tolist(), other.diverged_at)
     for a, b in zip(*(tree_leaves(state.optimizer.state_dict()) for state in (one, other)), strict=True):
@@ -142,12 +142,12 @@ def test_images_of_another_size_begin_a_new_graph(tiny_run: TinyRun) -> None:
     eager, graph = states(run)
     held: list[weakref.ref[torch.Tensor]] = []
 
-    def record(call: Callable[[], Measured]) -> tuple[Callable[[], None], Measured]:
+    def record(call: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         repeat, answer = taped(call)
         held.append(weakref.ref(answer["grad_norm"]))
         return repeat, answer
 
-    graph.launch = Graph(record)
+    graph.launch = GraphLauncher(record)
     for step in range(12):
         batch = random_batch(seed=step)
         if step >= 6:

@@ -16,7 +16,7 @@ from tiny_runs import CONFIGS, FOLDER, Config, Program, finish, last_step
 from resnet_train.config import load
 from resnet_train.evaluation import evaluator
 from resnet_train.runtime.progress import Progress
-from resnet_train.training import checkpoint, log
+from resnet_train.training import checkpoint, sinks
 from resnet_train.training.step import train_step
 
 
@@ -151,7 +151,7 @@ def test_a_full_disk_under_the_record_is_one_line(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log.JsonLines, "flush", full)
+    monkeypatch.setattr(sinks.JsonLinesSink, "flush", full)
     code, _, err = program("run", config())
     assert (code, "cannot write the run's record: No space left on device" in err) == (2, True)
     assert "Traceback" not in err

@@ -49,7 +49,7 @@ def test_resume_is_exact(
     path = config(**changes)
     whole = finish(program, path, output="whole")
 
-    received, sizes = log.Log.received, []
+    received, sizes = log.Log.note_loading, []
 
     def interrupt(self: log.Log, share: Any) -> None:
         received(self, share)
@@ -57,7 +57,7 @@ def test_resume_is_exact(
         if len(sizes) == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(log.Log, "received", interrupt)
+    monkeypatch.setattr(log.Log, "note_loading", interrupt)
     code, _, err = program("run", path, "output=parts")
     assert (code, f"stopped at step {stop_after} of 8, saved" in err) == (Interrupted.exit_code, True)
     assert "Traceback" not in err
@@ -110,7 +110,8 @@ def test_killed_at_any_write_a_run_ends_the_same(config: Config, program: Progra
     code = """if True:
         import itertools, os, signal, sys
         import matplotlib.figure, torch.utils.tensorboard
-        from resnet_train import cli, grid
+        from resnet_train import cli
+        from resnet_train.training import grid
         cli.main(["run", sys.argv[1], "--dry-run"])  # all is imported once: each run is a copy of this process
         real = os.fsync
         for nth in itertools.count(1):

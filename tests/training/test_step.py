@@ -27,7 +27,7 @@ TinyRun = Callable[..., Run]
 
 def rates(run: Run, steps_per_epoch: float = 10.0) -> list[float]:
     plan = build_schedule(run, steps_per_epoch)
-    return [plan.lr_at(step) for step in range(plan.total)]
+    return [plan.lr_at(step) for step in range(plan.total_steps)]
 
 
 def scheduled(make: Callable[[torch.optim.Optimizer], Any], steps: int, lr: float = 0.1) -> list[float]:
@@ -67,17 +67,17 @@ def test_warm_ups(tiny_run: TinyRun) -> None:
 def test_everything_is_due_at_the_end_and_keeping_only_in_its_turn(tiny_run: TinyRun) -> None:
     run = tiny_run(train={"epochs": 1.1}, checkpoint={"every": {"epochs": 0.5}, "keep_every": {"steps": 10}})
     plan = build_schedule(run, 20.0)
-    assert plan.total == 22
-    assert [step for step in range(1, 23) if plan.save.is_due(step)] == [10, 20, 22]
-    assert [step for step in range(1, 23) if plan.keep.is_due(step)] == [10, 20]
-    assert plan.beyond_the_end() == ""
+    assert plan.total_steps == 22
+    assert [step for step in range(1, 23) if plan.checkpoint.is_due(step)] == [10, 20, 22]
+    assert [step for step in range(1, 23) if plan.keep_checkpoint.is_due(step)] == [10, 20]
+    assert plan.unreached() == ""
     late = {"kind": "step", "milestones": [{"steps": 5}, {"steps": 22}], "warmup": {"steps": 30}}
-    assert build_schedule(tiny_run(train={"epochs": 1.1}, schedule=late), 20.0).beyond_the_end() == (
+    assert build_schedule(tiny_run(train={"epochs": 1.1}, schedule=late), 20.0).unreached() == (
         "the milestone at 22 and the end of the warm-up at 30"
     )
     odd = build_schedule(tiny_run(train={"epochs": 4}, eval={"every": {"epochs": 1}}), 11.234)
     assert [step for step in range(1, 46) if odd.eval.is_due(step)] == [11, 22, 34, 45]  # epochs end, no step drifts
-    assert not any(build_schedule(tiny_run(), 20.0).keep.is_due(step) for step in range(1, 9))
+    assert not any(build_schedule(tiny_run(), 20.0).keep_checkpoint.is_due(step) for step in range(1, 9))
 
 
 # --- step -------------------------------------------------------------------------------------------------------------
@@ -194,12 +194,12 @@ def test_clipping_shortens_the_gradient_and_reports_it_whole(tiny_run: TinyRun) 
 def test_average_of_the_weights(tiny_run: TinyRun) -> None:
     run = tiny_run(train={"ema_decay": 0.9})
     state = create_train_state(run, 4, 3, CPU)
-    assert state.averaged() is state.ema
+    assert state.eval_net is state.ema
     wanted = {key: value.double() for key, value in state.net.state_dict().items()}
     for seed in range(3):
         train_step(state, share(random_batch(seed=seed)), IDENTITY, 0.1, run.train)
         wanted = {key: 0.9 * wanted[key] + 0.1 * value for key, value in state.net.state_dict().items()}
-    for key, value in state.averaged().state_dict().items():
+    for key, value in state.eval_net.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value.double(), wanted[key], rtol=1e-4, atol=1e-6)
 

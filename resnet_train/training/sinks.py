@@ -1,0 +1,139 @@
+"""Where the records of a run go: `metrics.jsonl`, TensorBoard and the terminal."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from resnet_train.config.schema import Run
+from resnet_train.runs.run_folder import Record, defining_keys
+from resnet_train.runtime import progress
+from resnet_train.runtime.atomic import atomic_write_text
+
+TAGS = {
+    "train": {
+        "error": "error/train_running",
+        "loss": "loss/train_running",
+        "lr": "optimizer/lr",
+        "grad_norm": "optimizer/grad_norm",
+        "images_per_second": "speed/images_per_second",
+        "data_wait_seconds": "speed/data_wait_seconds",
+    },
+    "eval": {
+        "clean_train_error_top1": "error/train_clean",
+        "clean_train_loss": "loss/train_clean",
+        "val_error_top1": "error/val_top1",
+        "val_error_top5": "error/val_top5",
+        "val_loss": "loss/val",
+    },
+}
+"""TensorBoard's tag for each figure, by the kind of record."""
+
+
+class Sink(Protocol):
+    """A place that records are written to."""
+
+    def write(self, record: Record) -> None: ...
+
+    def flush(self) -> None:
+        """Make what was written durable."""
+
+    def close(self) -> None: ...
+
+
+class JsonLinesSink:
+    """`metrics.jsonl`: the records of earlier sessions, then each new one."""
+
+    def __init__(self, path: Path, records: Sequence[Record]) -> None:
+        atomic_write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        self.file = path.open("a")
+
+    def write(self, record: Record) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def flush(self) -> None:
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class TensorBoardSink:
+    """The same figures as scalars, and the configuration as hyper-parameters.
+
+    A run that resumes writes the log again from the records of earlier sessions, so that no steps show that were taken
+    after the last checkpoint and lost.
+    """
+
+    def __init__(self, folder: Path, run: Run, records: Sequence[Record]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        assert self.writer.file_writer is not None
+        scalars = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in defining_keys(run).items()}
+        for summary in hparams(scalars, {"error/val_top1": 0, "error/train_clean": 0}):
+            self.writer.file_writer.add_summary(summary)
+        for record in records:
+            self.write(record)
+
+    def write(self, record: Record) -> None:
+        kind = record["kind"]
+        for key, value in record.items():
+            if isinstance(value, dict):  # a probe's figures, by unit or layer
+                for name, figure in value.items():
+                    self._add_scalar(f"{kind}/{key}/{name}".replace(" ", "-"), figure, record)
+        for key, tag in TAGS.get(kind, {}).items():
+            self._add_scalar(tag, record.get(key), record)
+
+    def _add_scalar(self, tag: str, value: float | None, record: Record) -> None:
+        if value is not None:
+            self.writer.add_scalar(tag, value, record["step"], walltime=record["time"])
+
+    def flush(self) -> None:
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class ProgressSink:
+    """The progress of a run, and its errors as they are measured, on standard error.
+
+    later_runs_cost: the cost of the experiment's later runs, as a multiple of this run's.
+    """
+
+    def __init__(self, name: str, step: int, total_steps: int, later_runs_cost: float) -> None:
+        self.total_steps, self.later_runs_cost = total_steps, later_runs_cost
+        self.progress = progress.Progress(name, total_steps, "step", initial=step)
+
+    def write(self, record: Record) -> None:
+        step, name = record["step"], self.progress.name
+        if record["kind"] == "train":
+            self.progress.advance(step - self.progress.done)
+            steps_left = self.total_steps - step + self.later_runs_cost * self.total_steps
+            experiment = progress.format_seconds(self.progress.seconds_for(steps_left))
+            self.progress.show(
+                f"experiment {experiment} left, train error {record['error']:.2f} %, "
+                f"{record['images_per_second']:.0f} images/s"
+            )
+        elif record["kind"] == "eval":
+            errors = f"validation error {record['val_error_top1']:.2f} %"
+            if "clean_train_error_top1" in record:
+                errors += f", clean training error {record['clean_train_error_top1']:.2f} %"
+            progress.write_line(f"{name}: step {step}, {errors}")
+        elif "probe_share" in record:
+            progress.write_line(
+                f"{name}: step {step}, probed {record['kind']} in {record['probe_seconds']:.2f} s; probes so far "
+                f"{100 * record['probe_share']:.2f} % of the time"
+            )
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.progress.close()
