@@ -22,7 +22,7 @@ SOON = LAST.replace("tiny", "new").format("cifar-resnet-8")
 
 
 def test_fine_tuning_starts_from_the_weights_and_a_new_head(
-    config: Config, program: Program, tiny_run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    config: Config, program: Program, tiny_run: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     from resnet_train.runtime.distributed import World
     from resnet_train.training.finetune import load_initial_weights
@@ -33,7 +33,7 @@ def test_fine_tuning_starts_from_the_weights_and_a_new_head(
     run = tiny_run(**NEW, train={"init_from": path, "ema_decay": 0.9})
     state, fresh = (create_train_state(run, 3, 3, World(torch.device("cpu"))) for _ in range(2))
     load_initial_weights(path, run.network, state, World(torch.device("cpu")))
-    assert "has 4 classes, not 3: the head starts anew" in capsys.readouterr().err
+    assert "has 4 classes, not 3: the head starts anew" in caplog.text
     assert state.ema is not None
     for key, value in weights(path, "ema").items():
         expected = fresh.net.state_dict()[key] if key.startswith("fc.") else value
