@@ -1,4 +1,4 @@
-"""The residual unit, its plain twin, the shortcuts (He et al. 2015, 3.2 and 3.3) and their orders (He et al. 2016)."""
+"""The residual unit, its plain twin and its shortcuts (He et al. 2015, 3.2, 3.3); orders of layers (He et al. 2016)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,12 +22,12 @@ def conv(w_in: int, w_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Order(NamedTuple):
-    """Where batch norm and ReLU stand, beside those between a unit's convolutions, which are bn-relu in every order."""
+    """Where the batch norms and ReLUs of a unit are. Between its convolutions it is bn-relu in every order."""
 
     before: tuple[str, ...] = ()
     """Before the first convolution."""
     end: tuple[str, ...] = ()
-    """After the last one, before the addition."""
+    """After the last convolution, before the addition."""
     after: tuple[str, ...] = ()
     """After the addition."""
 
@@ -43,7 +43,9 @@ ORDERS = {
 
 
 class ZeroPad(nn.Module):
-    """Shortcut A: drop pixels, then append channels of zeros. It has no parameters (He et al. 2015, section 3.3).
+    """Shortcut A: take every `stride`-th pixel, then append channels of zeros (He et al. 2015, section 3.3).
+
+    It has no parameters.
 
     [N, w_in, H, W] -> [N, w_out, ceil(H / stride), ceil(W / stride)]
     """
@@ -58,11 +60,14 @@ class ZeroPad(nn.Module):
 
 
 class Gate(nn.Conv2d):
-    """g(x) = sigmoid(W x + b), a 1x1 convolution whose b starts at `start` (He et al. 2016, section 3.1)."""
+    """g(x) = sigmoid(W x + b), a 1x1 convolution; b starts at `initial_bias` (He et al. 2016, section 3.1).
 
-    def __init__(self, w_in: int, w_out: int, stride: int, start: float) -> None:
+    [N, w_in, H, W] -> [N, w_out, ceil(H / stride), ceil(W / stride)]
+    """
+
+    def __init__(self, w_in: int, w_out: int, stride: int, initial_bias: float) -> None:
         super().__init__(w_in, w_out, 1, stride)
-        self.start = start
+        self.initial_bias = initial_bias
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(super().forward(x))
@@ -72,8 +77,9 @@ class Unit(nn.Module):
     """A residual unit, in the original order y = relu(F(x) + shortcut(x)); its plain twin is y = relu(F(x)).
 
     F is conv1-bn1-relu-conv2-bn2 (basic) or conv1-bn1-relu-conv2-bn2-relu-conv3-bn3 (bottleneck); `ORDERS` has the
-    others. With pre-activation, bn1 and bn2 stand before conv1 and conv2. Where the shape changes, the shortcut then
-    starts from the activated input as F does; `first` says that the network's stem has activated it already.
+    other orders. With pre-activation, bn1 is before conv1, bn2 before conv2, and so on. If such a unit changes the
+    shape, its shortcut reads the activated input, as F does. `first`: the unit reads the stem's output, which is
+    already activated.
 
     [N, w_in, H, W] -> [N, w_out, ceil(H / stride), ceil(W / stride)]
     """
@@ -82,40 +88,48 @@ class Unit(nn.Module):
         super().__init__()
         self.w_out = w_out
         self.dropped = False
-        """Whether F is left out, as a lesion does."""
+        """Whether F is left out: a lesion."""
         order = ORDERS[cfg.order]
         if cfg.unit == "basic":
             convs = [conv(w_in, width, 3, stride), conv(width, w_out, 3)]
         else:
-            on_first = cfg.stride_on == "1x1"
-            middle = conv(width, width, 3, 1 if on_first else stride)
-            convs = [conv(w_in, width, 1, stride if on_first else 1), middle, conv(width, w_out, 1)]
+            first_stride, middle_stride = (stride, 1) if cfg.stride_on == "1x1" else (1, stride)
+            convs = [
+                conv(w_in, width, 1, first_stride),
+                conv(width, width, 3, middle_stride),
+                conv(width, w_out, 1),
+            ]
         pre_activated = "bn" in order.before
-        for i, made in enumerate(convs, 1):
-            self.add_module(f"conv{i}", made)
+        for i, layer in enumerate(convs, 1):
+            self.add_module(f"conv{i}", layer)
             if not (pre_activated and first and i == 1):
-                self.add_module(f"bn{i}", nn.BatchNorm2d(made.in_channels if pre_activated else made.out_channels))
-        # In place, but where it would overwrite what the shortcut still needs.
+                self.add_module(f"bn{i}", nn.BatchNorm2d(layer.in_channels if pre_activated else layer.out_channels))
+        # Not in place if the ReLU is the unit's first layer: it would overwrite the shortcut's input.
         self.relu = nn.ReLU(inplace=order.before != ("relu",))
         self.dropout = nn.Dropout(cfg.dropout)
 
         last = len(convs)
-        inner = [(f"bn{i + pre_activated}", "relu", f"conv{i + 1}") for i in range(1, last)]
-        self.before = () if first else _numbered(order.before, 1)
-        self.residual = ("conv1", *(name for layer in inner for name in layer), *_numbered(order.end, last))
+        self.before = () if first else _layer_names(order.before, 1)
+        """Names of the layers before F, in the order of the forward pass."""
+        inner: list[str] = []
+        for i in range(1, last):
+            inner += [f"bn{i + 1}" if pre_activated else f"bn{i}", "relu", f"conv{i + 1}"]
+        self.residual = ("conv1", *inner, *_layer_names(order.end, last))
+        """Names of the layers of F."""
         if cfg.dropout:
-            at = self.residual.index(f"conv{last}")
-            self.residual = (*self.residual[:at], "dropout", *self.residual[at:])
-        self.after = _numbered(order.after, last)
+            position = self.residual.index(f"conv{last}")
+            self.residual = (*self.residual[:position], "dropout", *self.residual[position:])
+        self.after = _layer_names(order.after, last)
+        """Names of the layers after the addition."""
 
-        self.changes = stride != 1 or w_in != w_out
+        self.changes_shape = stride != 1 or w_in != w_out
         self.downsample = _shortcut(cfg, w_in, w_out, stride)
         self.addition = cfg.addition
         self.gate = Gate(w_in, w_out, stride, cfg.addition.bias) if isinstance(cfg.addition, GatingConfig) else None
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self._through(self.before, x)
-        if self.changes:
+        if self.changes_shape:
             x = activated
         out = None if self.dropped else self._through(self.residual, activated)
         if self.downsample is not None:
@@ -130,38 +144,43 @@ class Unit(nn.Module):
 
 
 def add(
-    shortcut: Tensor, residual: Tensor | None, how: AdditionConfig | None, gate: Tensor | None, training: bool
+    shortcut: Tensor, residual: Tensor | None, addition: AdditionConfig | None, gate: Tensor | None, training: bool
 ) -> Tensor:
-    """What a unit adds up; a `residual` of None is a unit without its F."""
-    match how:
+    """The sum of a unit's shortcut and residual branch, scaled or gated as `addition` says (He et al. 2016, section 3).
+
+    All tensors are [N, C, H, W]. A `residual` of None: F is left out.
+    """
+    match addition:
         case ConstantScalingConfig():
-            shortcut = shortcut * how.shortcut
-            residual = None if residual is None else residual * how.residual
+            shortcut = shortcut * addition.shortcut
+            residual = None if residual is None else residual * addition.residual
         case GatingConfig():
             assert gate is not None
             shortcut = shortcut * (1 - gate)
-            residual = residual if residual is None or how.kind == "shortcut-gating" else residual * gate
+            if residual is not None and addition.kind == "exclusive-gating":
+                residual = residual * gate
         case ShortcutDropoutConfig():
-            shortcut = F.dropout(shortcut, how.rate, training)
+            shortcut = F.dropout(shortcut, addition.rate, training)
         case None:
             pass
     return shortcut if residual is None else residual + shortcut
 
 
-def _numbered(names: Sequence[str], layer: int) -> tuple[str, ...]:
-    return tuple(f"bn{layer}" if name == "bn" else name for name in names)
+def _layer_names(kinds: Sequence[str], number: int) -> tuple[str, ...]:
+    """Names of a unit's modules: its batch norms are numbered, its ReLU is shared."""
+    return tuple(f"bn{number}" if kind == "bn" else kind for kind in kinds)
 
 
 def _shortcut(cfg: NetConfig, w_in: int, w_out: int, stride: int) -> nn.Module | None:
-    changes = stride != 1 or w_in != w_out
+    changes_shape = stride != 1 or w_in != w_out
     match cfg.shortcut:
         case "none":
             return None
         case "A":
-            return ZeroPad(w_in, w_out, stride) if changes else nn.Identity()
-        case "B" if not changes:
+            return ZeroPad(w_in, w_out, stride) if changes_shape else nn.Identity()
+        case "B" if not changes_shape:
             return nn.Identity()
-        case _ if cfg.order == "pre-activation":  # what it reads is normalised already
+        case _ if cfg.order == "pre-activation":  # its input is normalised already
             return nn.Sequential(conv(w_in, w_out, 1, stride))
         case _:
             return nn.Sequential(conv(w_in, w_out, 1, stride), nn.BatchNorm2d(w_out))

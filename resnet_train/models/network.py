@@ -1,4 +1,4 @@
-"""Stem, stages, head and initialisation, from a `NetConfig`. The keys of the state dict are torchvision's."""
+"""Networks from their configuration: stem, stages, head and initialisation. State dict keys are torchvision's."""
 
 import hashlib
 import math
@@ -33,8 +33,8 @@ class Network(nn.Module):
                 units[str(j)], width = Unit(cfg, width, inner, w_out, stride, first=i == j == 0), w_out
             self.stages.append(f"layer{i + 1}")
             self.add_module(self.stages[-1], nn.Sequential(units))
-        # Pre-activated units leave their sum as it is: after the last one comes the activation of the one that would
-        # follow, as the stem's is that of the first (He et al. 2016, section 4.1).
+        # The sum of a pre-activated unit is activated by the next unit. The stem activates for the first unit, and
+        # these layers stand in for the unit that would follow the last one (He et al. 2016, section 4.1).
         before = ORDERS[cfg.order].before
         self.bn_last: nn.Module = nn.BatchNorm2d(width) if "bn" in before else nn.Identity()
         self.relu_last: nn.Module = nn.ReLU(inplace="bn" in before) if "relu" in before else nn.Identity()
@@ -48,7 +48,7 @@ class Network(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
     def units(self) -> dict[str, Unit]:
-        """Each unit by its name, such as layer1.0, in order."""
+        """The units by name, such as `layer1.0`, in the order of the forward pass."""
         return {f"{stage}.{i}": unit for stage in self.stages for i, unit in getattr(self, stage).named_children()}
 
 
@@ -58,27 +58,29 @@ def build_network(cfg: NetConfig | VGGConfig, classes: int, channels: int = 3) -
         return Network(cfg, classes, channels)
     from torchvision.models import vgg
 
-    made: nn.Module = getattr(vgg, f"vgg{cfg.depth}{'_bn' * cfg.batch_norm}")(num_classes=classes, init_weights=False)
+    create = getattr(vgg, f"vgg{cfg.depth}_bn" if cfg.batch_norm else f"vgg{cfg.depth}")
+    net: nn.Module = create(num_classes=classes, init_weights=False)
     if channels != 3:
-        made.features[0] = nn.Conv2d(channels, 64, 3, padding=1)  # type: ignore[index,operator,assignment]
-    return made
+        net.features[0] = nn.Conv2d(channels, 64, 3, padding=1)  # type: ignore[index,operator,assignment]
+    return net
 
 
 @torch.no_grad()
 def initialise(net: nn.Module, seed: int) -> None:
-    """He initialisation, each weight a function of (seed, its name) alone.
+    """He initialisation. Each weight is a function of (seed, name of its module) alone.
 
-    So a plain net and its residual partner start from the same weights wherever they have the same layers.
-    Convolutions are normal with variance 2 / (k * k * w_out): He et al. 2015b, section 2.2, in its backward form, which
-    fb.resnet.torch and torchvision chose too. Batch norms are the identity; the head is uniform within 1 / sqrt(w_in),
-    its bias 0. Biases of convolutions are 0, but a gate's, which starts where its configuration says.
+    So a plain network and its residual twin start from the same weights in all layers that both have.
+
+    Convolutions: normal with variance 2 / (k * k * w_out), the backward form of He et al. 2015b, section 2.2, as in
+    fb.resnet.torch and torchvision; their biases 0, except a gate's (`Gate.initial_bias`). Batch norms: weight 1, bias
+    0. Linear layers: uniform in +-1 / sqrt(w_in), biases 0.
     """
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * math.prod(module.kernel_size)
             module.weight.normal_(0, math.sqrt(2 / fan_out), generator=_generator(seed, name))
             if module.bias is not None:
-                nn.init.constant_(module.bias, module.start if isinstance(module, Gate) else 0)
+                nn.init.constant_(module.bias, module.initial_bias if isinstance(module, Gate) else 0)
         elif isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
             module.weight.uniform_(-bound, bound, generator=_generator(seed, name))
@@ -88,7 +90,7 @@ def initialise(net: nn.Module, seed: int) -> None:
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         else:
-            assert not list(module.parameters(recurse=False)), f"{name} has weights that nothing initialises"
+            assert not list(module.parameters(recurse=False)), f"{name} has parameters that are not initialised"
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""How fast a step of training could be: what a device can do, measured, against what a network asks of it."""
+"""How fast a training step could be: the measured limits of a device against the cost of a network."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,23 +8,24 @@ import torch
 
 from resnet_train.models.complexity import Stage
 
-_PASSES = 14
-"""How often a step reads or writes each convolution's output where batch norm, ReLU and addition are fused with each
-other, not with convolutions: forward the output, its statistics, its normalisation; backward twice that and more."""
+_MEMORY_PASSES = 14
+"""How often a step reads or writes the output of each convolution, if batch norm, ReLU and addition are fused with each
+other but not with convolutions. Forward: the output, its statistics, its normalisation. Backward: a little more than
+twice as often."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device can do at most, each alone."""
+    """The highest speeds of a device, each measured alone."""
 
     flops: float
-    """Operations of a matrix product, per second; a multiply-add is two."""
+    """Floating-point operations per second of a matrix product; a multiply-add is two."""
     bytes: float
-    """Read and written by a copy, per second."""
+    """Bytes per second that a copy reads and writes."""
 
 
 def measure_limits(device: torch.device, precision: str) -> Limits:
-    """The device's limits, by a large matrix product and a large copy: the best of several."""
+    """Measure a device by a large matrix product and a large copy, the best of ten runs each."""
     side, count = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     matrix = torch.randn(side, side, device=device, dtype=dtype)
@@ -36,28 +37,33 @@ def measure_limits(device: torch.device, precision: str) -> Limits:
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    took = []
+    """Seconds of the fastest of ten calls."""
+    times = []
     for _ in range(10):
         synchronize(device)
         begin = time.perf_counter()
         work()
         synchronize(device)
-        took.append(time.perf_counter() - begin)
-    return min(took)
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def synchronize(device: torch.device) -> None:
-    """Until a device has done all that it was given."""
+    """Wait until a device has finished all its work. The CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def images_per_second(parts: Sequence[Stage], limits: Limits, precision: str) -> float:
-    """The bound that a network's stages meet: in each, the slower of arithmetic and memory, forward and backward.
+def images_per_second(stages: Sequence[Stage], limits: Limits, precision: str) -> float:
+    """The roofline of a training step: each stage takes the longer of its arithmetic and its memory traffic.
 
-    The backward pass costs twice the multiply-adds of the forward pass. The weights' own traffic, which does not grow
-    with the batch, is left out.
+    The backward pass has twice the multiply-adds of the forward pass. Memory traffic of the weights is left out, since
+    it does not grow with the batch.
     """
-    width = 2 if precision in ("bf16", "fp16") else 4
-    costs = [part.complexity for part in parts]
-    return 1 / sum(max(6 * c.macs / limits.flops, _PASSES * width * c.activations / limits.bytes) for c in costs)
+    bytes_per_activation = 2 if precision in ("bf16", "fp16") else 4
+    seconds = 0.0
+    for cost in (stage.complexity for stage in stages):
+        arithmetic = 3 * 2 * cost.macs / limits.flops
+        traffic = _MEMORY_PASSES * bytes_per_activation * cost.activations / limits.bytes
+        seconds += max(arithmetic, traffic)
+    return 1 / seconds

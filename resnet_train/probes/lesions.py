@@ -30,7 +30,7 @@ def lesion_errors(net: nn.Module, error: Callable[[nn.Module], float]) -> ProbeR
 
 
 def _error_without(unit: Unit, error: Callable[[], float]) -> float | None:
-    if unit.downsample is None and unit.changes:
+    if unit.downsample is None and unit.changes_shape:
         return None
     unit.dropped = True
     value = error()
@@ -58,4 +58,4 @@ def _interchangeable(one: Unit, other: Unit) -> bool:
 
     The stem activates the input of that one, so it lacks the first batch norm and ReLU.
     """
-    return not one.changes and not other.changes and one.before == other.before
+    return not one.changes_shape and not other.changes_shape and one.before == other.before

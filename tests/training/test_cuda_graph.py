@@ -162,4 +162,4 @@ def test_where_a_graph_cannot_be_it_is_refused(config: Any, program: Any) -> Non
     code, _, err = program("run", config(), "train.cuda_graph=true")
     assert (code, "train.cuda_graph has no effect on the CPU" in err) == (2, True)
     code, _, err = program("run", config(), "train.cuda_graph=true", "train.grad_accum_steps=2")
-    assert (code, "cuda_graph records steps of one pass" in err) == (2, True)
+    assert (code, "cuda_graph needs grad_accum_steps 1, and it is 2" in err) == (2, True)
