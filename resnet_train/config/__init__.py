@@ -1,1 +1,1 @@
-"""From a YAML file to a validated experiment; nothing here imports torch."""
+"""From a YAML file to a validated experiment. It imports no torch and reads no file but YAML."""

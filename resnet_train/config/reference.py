@@ -53,60 +53,62 @@ def markdown() -> str:
     top = schema | {"properties": {"base": base, **schema["properties"]}}
     blocks = [_TITLE, "## Top level", _table("", [top], definitions)]
     blocks += [_DURATIONS, _table("", [definitions["Duration"]], definitions)]
-    for path, members in _sections("", [schema], definitions):
-        blocks += _section(path, members, definitions)
+    for path, variants in _sections("", [schema], definitions):
+        blocks += _section(path, variants, definitions)
         if path == "networks":
             _, _, tables = str(zoo.__doc__).partition("\n\n")
             blocks += [_ZOO, tables]
     return "\n\n".join(block.strip() for block in blocks) + "\n"
 
 
-def _sections(prefix: str, members: list[Tree], definitions: Tree) -> Iterator[tuple[str, list[Tree]]]:
-    """Each nested section with the path of its key: its only member, or one member for each kind."""
-    for key, field in _fields(members).items():
+def _sections(prefix: str, variants: list[Tree], definitions: Tree) -> Iterator[tuple[str, list[Tree]]]:
+    """Each nested section: the path of its key, and its variants, one for each of its classes."""
+    for key, field in _fields(variants).items():
         nested = [definitions[name] for name in _references(field) if name != "Duration"]
         if nested:
             yield prefix + key, nested
             yield from _sections(f"{prefix}{key}.", nested, definitions)
 
 
-def _section(path: str, members: list[Tree], definitions: Tree) -> list[str]:
-    """Heading, description and table of a section. A section of several kinds has a table of the keys that all kinds
-    share, then one table for each group of kinds with the same other keys."""
+def _section(path: str, variants: list[Tree], definitions: Tree) -> list[str]:
+    """Heading, description and table of a section.
+
+    A section with variants has a table of the keys that all of them have, then one for each group with the same others.
+    """
     level = "##" if "." not in path else "###"
-    if len(members) == 1:
-        return [f"{level} {path}", members[0]["description"], _table(f"{path}.", members, definitions)]
+    if len(variants) == 1:
+        return [f"{level} {path}", variants[0]["description"], _table(f"{path}.", variants, definitions)]
     kind_key = "unit" if path == "networks" else "kind"
-    shared = [key for key in members[0]["properties"] if all(key in member["properties"] for member in members)]
-    blocks = [f"{level} {path}", _table(f"{path}.", members, definitions, shared, kind_key)]
+    shared = [key for key in variants[0]["properties"] if all(key in variant["properties"] for variant in variants)]
+    blocks = [f"{level} {path}", _table(f"{path}.", variants, definitions, shared, kind_key)]
     groups: dict[str, list[Tree]] = {}
-    for member in members:
-        own_fields = {key: field for key, field in member["properties"].items() if key not in shared}
-        groups.setdefault(repr(own_fields), []).append(member)
+    for variant in variants:
+        own_fields = {key: field for key, field in variant["properties"].items() if key not in shared}
+        groups.setdefault(repr(own_fields), []).append(variant)
     for group in groups.values():
-        kinds = [kind for member in group for kind in _choices(member["properties"][kind_key])]
+        kinds = [kind for variant in group for kind in _choices(variant["properties"][kind_key])]
         blocks.append(f"{level}# {path}: {', '.join(kinds)}")
-        blocks += [f"{_code(_choices(member['properties'][kind_key]))}: {member['description']}" for member in group]
-        keys = [key for key in group[0]["properties"] if key not in shared or _is_choice(group, key)]
+        blocks += [f"{_code(_choices(variant['properties'][kind_key]))}: {variant['description']}" for variant in group]
+        keys = [key for key in group[0]["properties"] if key not in shared or _is_kind_with_choices(group, key)]
         if keys:
             blocks.append(_table(f"{path}.", group[:1], definitions, keys))
     return blocks
 
 
-def _is_choice(group: list[Tree], key: str) -> bool:
-    """Whether a shared key, which is the kind, has several values in this group that its description explains."""
+def _is_kind_with_choices(group: list[Tree], key: str) -> bool:
+    """Whether this key is the kind of a single variant with several kinds, which the key's description explains."""
     return key in ("kind", "unit") and len(group) == 1 and len(_choices(group[0]["properties"][key])) > 1
 
 
 def _table(
-    prefix: str, members: list[Tree], definitions: Tree, keys: list[str] | None = None, kind_key: str = ""
+    prefix: str, variants: list[Tree], definitions: Tree, keys: list[str] | None = None, kind_key: str = ""
 ) -> str:
     rows = ["| key | type | default | description |", "| --- | --- | --- | --- |"]
-    fields = _fields(members)
+    fields = _fields(variants)
     for key in fields if keys is None else keys:
-        field, required = fields[key], key in members[0].get("required", ())
+        field, required = fields[key], key in variants[0].get("required", ())
         if key == kind_key:
-            choices = [kind for member in members for kind in _choices(member["properties"][key])]
+            choices = [kind for variant in variants for kind in _choices(variant["properties"][key])]
             field = {"enum": choices, "description": "Decides which other keys the section has."}
         default = "required" if required else _default(field)
         description = " ".join(field["description"].split())
@@ -114,9 +116,9 @@ def _table(
     return "\n".join(rows)
 
 
-def _fields(members: list[Tree]) -> Tree:
-    """The keys of all members of a section."""
-    return {key: field for member in members for key, field in member["properties"].items()}
+def _fields(variants: list[Tree]) -> Tree:
+    """The keys of all variants."""
+    return {key: field for variant in variants for key, field in variant["properties"].items()}
 
 
 def _references(field: Any) -> list[str]:

@@ -35,9 +35,9 @@ def test_page_of_keys_is_what_the_program_prints(program: Callable[..., tuple[in
 
 
 def test_every_section_and_key_is_described_in_sentences() -> None:
-    found = {section for model in (Experiment, Run) for section in sections(model)}
-    assert len(found) > 25
-    for section in found:
+    described = {section for model in (Experiment, Run) for section in sections(model)}
+    assert len(described) > 25
+    for section in described:
         assert section.__doc__, section
         for key, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{key} has no docstring"
@@ -45,7 +45,7 @@ def test_every_section_and_key_is_described_in_sentences() -> None:
 
 
 def test_every_section_class_is_named_a_config() -> None:
-    """Duration is a value; Recipe, Experiment and Run are the whole."""
+    """Duration is a value; Experiment and Run are the models of a file and of a run."""
     names = {section.__name__ for model in (Experiment, Run) for section in sections(model)}
     assert {name for name in names if not name.endswith("Config")} == {"Duration", "Experiment", "Run"}
 
