@@ -17,6 +17,8 @@ from resnet_train.runtime import process_exit
 
 _T = TypeVar("_T")
 _group_numbers = itertools.count()
+_unreleased: list[BaseException] = []
+"""Errors of this rank alone. Their frames hold tensors and graphs whose release could wait for another rank."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,20 @@ def start(device: str) -> Iterator[World]:
     world = _join_group(local_device, size)
     try:
         yield world
-    except Stop as stop:
-        if stop.on_all_ranks:
-            stop.reported = not world.is_main
+    except BaseException as error:
+        if isinstance(error, Stop) and error.on_all_ranks:
+            error.reported = not world.is_main
             dist.destroy_process_group()
-        raise
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "onnection" in str(error):
+            raise
+        _unreleased.append(error)
+        if _is_lost_rank(error):
             raise RankLost("another rank has stopped; its message is the reason") from None
         raise
     dist.destroy_process_group()
+
+
+def _is_lost_rank(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "onnection" in str(error))
 
 
 def _local_device(device: str) -> torch.device:
