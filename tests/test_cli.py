@@ -1,5 +1,6 @@
 """The commands as a user meets them: what they refuse."""
 
+import argparse
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from resnet_train import cli
 
 ROOT = Path(__file__).parents[1]
 Program = Callable[..., tuple[int, str, str]]
@@ -111,3 +114,58 @@ def test_a_reader_that_leaves_early_is_no_error(config: Config) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
     assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def leaf_parsers() -> dict[str, argparse.ArgumentParser]:
+    return cli.build_parsers()[1]
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_explains_every_argument_and_has_an_example(name: str) -> None:
+    parser = leaf_parsers()[name]
+    for action in parser._actions:
+        assert action.help, action.dest
+        if action.option_strings and action.default not in (None, False, argparse.SUPPRESS, []):
+            assert "default" in action.help, f"{name} {action.option_strings}: its default is not in its help"
+    text = parser.format_help()
+    [example] = re.findall(r"^example:\n  resnet-train (.*)$", text, re.MULTILINE)
+    words = shlex.split(example.split(" > ")[0])
+    assert words[0] == name
+    assert cli.parse(words).main is not None
+
+
+def test_help_of_the_program_lists_the_commands(program: Program) -> None:
+    code, out, _ = program("--help")
+    assert code == 0
+    assert all(re.search(rf"^    {name}\b", out, re.MULTILINE) for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_prints_a_script(shell: str, program: Program) -> None:
+    code, out, err = program("completion", shell)
+    assert code == 0, err
+    assert "compare" in out
+
+
+def test_bash_completes_commands_and_options(program: Program) -> None:
+    script = Path("completion.bash")
+    script.write_text(program("completion", "bash")[1])
+    subprocess.run(["bash", "-n", script], check=True)
+    completed = []
+    for line in ("resnet-train comp", "resnet-train compare --o"):
+        words = line.split()
+        code = f"""source {script}
+        COMP_WORDS=({line}) COMP_CWORD={len(words) - 1} COMP_LINE={line!r} COMP_POINT={len(line)}
+        function=$(complete -p resnet-train | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+        $function; printf '%s ' "${{COMPREPLY[@]}}" """
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
+        assert done.stderr == ""
+        completed.append(done.stdout.split())
+    assert completed == [["compare", "completion"], ["--out"]]
+
+
+def test_commands_are_parsed_without_heavy_imports() -> None:
+    code = "import sys; from resnet_train import cli; cli.build_parsers(); print(*{'torch', 'matplotlib', 'scipy'} & sys.modules.keys())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "\n"

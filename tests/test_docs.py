@@ -86,8 +86,7 @@ def is_placeholder(word: str) -> bool:
 
 
 def command_names() -> set[str]:
-    [names] = [action.choices for action in cli._parser()._actions if isinstance(action.choices, dict)]
-    return set(names)
+    return set(cli.COMMANDS)
 
 
 def check(words: Words) -> None:

@@ -1,1 +1,49 @@
-"""The commands: one file for each, the only code that prints results."""
+"""The commands: one file for each, the only code that prints results.
+
+Each has `EXAMPLE`, `add_arguments(parser)` and `main(args)`. Nothing heavy is imported before `main`. What several
+commands share is here.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnet_train.errors import BadInput
+
+if TYPE_CHECKING:
+    from resnet_train.config.schema import Experiment, Run
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option `--json`."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def positive_int(text: str) -> int:
+    """The type of an option that is a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """The type of an option that is a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return number
+
+
+def select_runs(config: Path, experiment: "Experiment", only: Sequence[str]) -> list["Run"]:
+    """The runs of an experiment, or of some of its networks. Raises `BadInput`."""
+    from resnet_train.config import load
+
+    names = [network.name for network in experiment.networks]
+    for name in only:
+        if name not in names:
+            raise BadInput(f"--only {name}: the networks of {config} are {', '.join(names)}")
+    return [run for run in load.runs(experiment) if not only or run.network.name in only]

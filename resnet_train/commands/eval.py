@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_train.commands import add_json
 from resnet_train.errors import BadInput
 
 if TYPE_CHECKING:
@@ -15,7 +16,42 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+EXAMPLE = "resnet-train eval runs/imagenet-depth/resnet-34/seed-0/checkpoints/best.pt --protocol ten-crop"
+
 _CHANGEABLE = ("data.", "eval.", "train.device=", "train.precision=")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(words="checkpoints")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="such as checkpoints/best.pt; a state dict of torchvision or timm, with --network; or saved logits",
+    )
+    parser.add_argument("--data", metavar="PATH", help="folder of the data (default: data.path of the run)")
+    parser.add_argument("--network", metavar="NAME", help="the network of a state dict, such as resnet-50")
+    parser.add_argument(
+        "--protocol",
+        choices=("one-crop", "ten-crop", "multi-scale"),
+        help="the views of an image (default: eval.protocol of the run)",
+    )
+    parser.add_argument("--flip", action="store_true", help="add the mirror image of each view (eval.flip=true)")
+    parser.add_argument(
+        "--save-logits", type=Path, metavar="FILE.npz", help="save the logits; average them again with `eval FILE.npz`"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder for confusions (default: evaluation/ in the run folder)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="change a key of the run, such as eval.batch_size=64; may be repeated",
+    )
+    add_json(parser)
 
 
 def main(args: argparse.Namespace) -> None:

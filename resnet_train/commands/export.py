@@ -1,6 +1,21 @@
 """`resnet-train export`: a network as a file for other programs."""
 
 import argparse
+from pathlib import Path
+
+EXAMPLE = "resnet-train export runs/imagenet-depth/resnet-34/seed-0/checkpoints/best.pt --to onnx"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a state dict with --network")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=("safetensors", "onnx", "torch-export", "torchvision"),
+        help="the format; onnx and torch-export also hold the normalisation, and take uint8 images",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: beside the checkpoint)")
+    parser.add_argument("--network", metavar="NAME", help="the network of a state dict, such as resnet-50")
 
 
 def main(args: argparse.Namespace) -> None:

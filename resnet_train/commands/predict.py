@@ -7,12 +7,27 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnet_train.commands import add_json, positive_int
 from resnet_train.errors import BadInput
 
 if TYPE_CHECKING:
     from resnet_train.evaluation.predictor import Prediction
 
 logger = logging.getLogger(__name__)
+
+EXAMPLE = "resnet-train predict runs/imagenet-depth/resnet-34/seed-0/checkpoints/best.pt photo.jpg --top 3"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(words="images")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a state dict with --network")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--network", metavar="NAME", help="the network of a state dict, such as resnet-50")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument(
+        "--top", type=positive_int, default=5, metavar="K", help="number of classes to print (default: %(default)s)"
+    )
+    add_json(parser)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnet_train.commands import add_json, fraction, positive_int
 from resnet_train.errors import BadInput
 from resnet_train.runtime.tables import columns
 
@@ -16,6 +17,55 @@ if TYPE_CHECKING:
     from resnet_train.packing.report import PackReport
 
 _LARGEST_SQUARE = 1024
+
+EXAMPLE = "resnet-train prepare /data/imagenet /fast/imagenet --tiled"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(words="paths")
+    parser.usage = "%(prog)s [options] SOURCE DEST\n       %(prog)s --verify DEST"
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="SOURCE DEST",
+        help="class folders, ILSVRC2012's tar files, parquet files, WebDataset shards or torchvision's files, all with "
+        "a train and a val part; and a new folder (with --verify the packed folder alone). By default each file is "
+        "copied unchanged",
+    )
+    parser.add_argument(
+        "--tiled",
+        action="store_true",
+        help="store JPEGs so that a crop is decoded alone, same pixels; needs jpegtran (libjpeg-turbo-progs)",
+    )
+    parser.add_argument(
+        "--raw-fraction",
+        type=fraction,
+        default=0.0,
+        metavar="P",
+        help="store this fraction of the images, the largest files, as raw pixels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--short-side", type=positive_int, metavar="N", help="reduce longer shorter sides to N pixels: another recipe"
+    )
+    parser.add_argument(
+        "--square",
+        type=positive_int,
+        metavar="N",
+        help="resize to N x N raw pixels, for data.device_cache_gb: another recipe",
+    )
+    parser.add_argument("--val-labels", type=Path, metavar="FILE", help="IMAGE,CLASS lines, or the development kit")
+    parser.add_argument("--class-names", type=Path, metavar="FILE", help="lines such as `n01440764 tench`")
+    parser.add_argument(
+        "--on-bad-image",
+        choices=("stop", "skip"),
+        help="skip: leave out an image that cannot be decoded, and list it (default: stop)",
+    )
+    parser.add_argument("--shard-images", type=positive_int, metavar="N", help="images of a shard (default: 2048)")
+    parser.add_argument(
+        "--workers", type=positive_int, metavar="N", help="worker processes (default: one for each processor)"
+    )
+    parser.add_argument("--verify", action="store_true", help="compare every byte, pixel and label with the index")
+    add_json(parser)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -1,92 +1,140 @@
-"""Probes during a training, and the verb `probe`, which sets networks side by side."""
+"""`resnet-train probe`: gradients, responses or lesions by depth, plain networks beside residual ones."""
 
+import argparse
 import json
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from resnet_train.config.schema import LesionConfig, ProbeConfig
-from resnet_train.data import datasets
+from resnet_train.commands import add_json, positive_int
 from resnet_train.errors import BadInput
-from resnet_train.evaluation import pretrained
-from resnet_train.probes import figures as probe_figures
-from resnet_train.probes.hooks import ProbeResult
-from resnet_train.probes.measure import run_probe
-from resnet_train.runs import run_folder
-from resnet_train.runtime import distributed
-from resnet_train.runtime.precision import set_precision
-from resnet_train.runtime.tables import columns
+
+if TYPE_CHECKING:
+    from resnet_train.evaluation.pretrained import PretrainedModel
+    from resnet_train.probes.hooks import ProbeResult
+
+EXAMPLE = "resnet-train probe gradients cifar-plain-56 cifar-resnet-56 --data digits"
 
 
-def compare(
-    kind: str, names: Sequence[str], data: str | None, images: int | None, seed: int, out: Path | None, as_json: bool
-) -> None:
-    """Probe checkpoints and fresh networks of the zoo; a table, and a picture with plain left and residual right.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(words="networks")
+    parser.add_argument(
+        "kind",
+        choices=("gradients", "responses", "lesion"),
+        help="norms of the loss's gradient; standard deviations of layer responses; error without each unit",
+    )
+    parser.add_argument(
+        "networks",
+        nargs="+",
+        metavar="NETWORK",
+        help="checkpoints, names of untrained networks, or (gradients) run folders",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="digits, synthetic, or a folder of images or of torchvision's files (default: the data of the checkpoint)",
+    )
+    parser.add_argument(
+        "--images", type=positive_int, metavar="N", help="number of images (default: 128, for lesions 1000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of untrained weights (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="the figure (default: KIND.png)")
+    add_json(parser)
 
-    Run folders give the heat maps of the gradients that they recorded. Raises `BadInput`.
-    """
-    folders = [Path(name) for name in names if Path(name).is_dir()]
-    out = out or Path(f"{kind}.png")
+
+def main(args: argparse.Namespace) -> None:
+    """Print a table and write a figure."""
+    out = args.out or Path(f"{args.kind}.png")
+    folders = [Path(name) for name in args.networks if Path(name).is_dir()]
     if folders:
-        if kind != "gradients" or len(folders) < len(names):
+        if args.kind != "gradients" or len(folders) < len(args.networks):
             raise BadInput(f"{folders[0]} is a folder: run folders are for `probe gradients`, by themselves")
-        recorded = run_folder.find(folders)
-        if not probe_figures.draw_heat_maps(recorded, out, None):
-            raise BadInput(f"{folders[0]} has no gradients on record: train with probes.gradients={{}}")
-        print(f"wrote {out}")
-        return
+        _draw_recorded_gradients(folders, out)
+    else:
+        _probe_networks(args, out)
+
+
+def _draw_recorded_gradients(folders: Sequence[Path], out: Path) -> None:
+    """The heat maps of the gradients that runs recorded."""
+    from resnet_train.probes import figures
+    from resnet_train.runs import run_folder
+
+    if not figures.draw_heat_maps(run_folder.find(folders), out, None):
+        raise BadInput(f"{folders[0]} has no gradients on record: train with probes.gradients={{}}")
+    print(f"wrote {out}")
+
+
+def _probe_networks(args: argparse.Namespace, out: Path) -> None:
+    from resnet_train.config.schema import LesionConfig, ProbeConfig
+    from resnet_train.data import datasets
+    from resnet_train.probes import figures
+    from resnet_train.probes.measure import run_probe
+    from resnet_train.runtime import distributed
+    from resnet_train.runtime.precision import set_precision
+
+    lesion = args.kind == "lesion"
+    images = args.images or (LesionConfig() if lesion else ProbeConfig()).images
     with distributed.start("auto") as world:
-        found: dict[str, ProbeResult] = {}
+        results: dict[str, ProbeResult] = {}
         plain: dict[str, bool] = {}
-        for name in names:
-            one = _load(name, data, seed)
-            train_set, val_set = datasets.open_data(one.run.data)
-            source = val_set if kind == "lesion" else train_set
-            count = images or (LesionConfig() if kind == "lesion" else ProbeConfig()).images
-            # A CPU, which has no tf32, may yet probe a run of it.
-            set_precision("fp32" if world.device.type == "cpu" else one.run.train.precision, world.device)
-            one = one.to(world.device)
-            label = one.name if one.name not in found else name
-            found[label] = run_probe(kind, one.network, one.run, source, count, one.normalization, world.device)
-            plain[label] = one.run.network.plain
+        for name in args.networks:
+            model = _load(name, args.data, args.seed)
+            train_set, val_set = datasets.open_data(model.run.data)
+            # A network that was trained with tf32 can be probed on a CPU, which has none.
+            set_precision("fp32" if world.device.type == "cpu" else model.run.train.precision, world.device)
+            model = model.to(world.device)
+            label = model.name if model.name not in results else name
+            dataset = val_set if lesion else train_set
+            results[label] = run_probe(
+                args.kind, model.network, model.run, dataset, images, model.normalization, world.device
+            )
+            plain[label] = model.run.network.plain
         if not world.is_main:
             return
         try:
-            probe_figures.draw_side_by_side(kind, found, plain, out)
+            figures.draw_side_by_side(args.kind, results, plain, out)
         except OSError as error:
             raise BadInput(f"--out: cannot write {out}: {error.strerror}") from None
-        print(json.dumps(found, indent=2) if as_json else f"{_table(found)}\nwrote {out}")
+        print(json.dumps(results, indent=2) if args.json else f"{_table(results)}\nwrote {out}")
 
 
-def _load(name: str, data: str | None, seed: int) -> pretrained.PretrainedModel:
+def _load(name: str, data: str | None, seed: int) -> "PretrainedModel":
+    from resnet_train.evaluation import pretrained
+
     if Path(name).is_file():
         return pretrained.load(name, data=None if data in ("digits", "synthetic") else data)
     if Path(name).suffix in (".pt", ".pth"):
         raise BadInput(f"{name}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
     if data is None:
-        raise BadInput(f"{name} is untrained and knows no data: give --data digits, synthetic or a folder")
+        raise BadInput(f"{name} is untrained and has no data: give --data digits, synthetic or a folder")
     return pretrained.untrained(name, data, seed=seed)
 
 
-def _table(found: Mapping[str, ProbeResult]) -> str:
-    """A row for each unit or layer, a column for each network."""
-    told = []
-    for what in dict.fromkeys(what for figures in found.values() for what in figures):
-        by_network = {name: figures.get(what, {}) for name, figures in found.items()}
-        places = sorted({place for figures in by_network.values() for place in figures}, key=_in_order)
-        rows: list[Any] = [(what, *by_network)]
+def _table(results: Mapping[str, "ProbeResult"]) -> str:
+    """For each quantity a table: a row for each unit or layer, a column for each network, then two summaries."""
+    from resnet_train.runtime.tables import columns
+
+    summaries: dict[str, Callable[[list[float]], float]] = {
+        "median": statistics.median,
+        "largest / smallest": lambda values: max(values) / max(min(values), 1e-30),
+    }
+    tables = []
+    for quantity in dict.fromkeys(quantity for result in results.values() for quantity in result):
+        by_network = {name: result.get(quantity, {}) for name, result in results.items()}
+        places = sorted({place for values in by_network.values() for place in values}, key=_depth_order)
+        rows: list[Any] = [(quantity, *by_network)]
         for place in places:
             rows.append((place, *(_number(values.get(place)) for values in by_network.values())))
-        for summary, of in (("median", np.median), ("largest / smallest", lambda x: max(x) / max(min(x), 1e-30))):
-            values = [[v for v in one.values() if v is not None] for one in by_network.values()]
-            rows.append((summary, *(_number(float(of(v))) if v else "–" for v in values)))
-        told.append(columns(rows))
-    return "\n\n".join(told)
+        finite = [[value for value in values.values() if value is not None] for values in by_network.values()]
+        for summary, function in summaries.items():
+            rows.append((summary, *(_number(function(values) if values else None) for values in finite)))
+        tables.append(columns(rows))
+    return "\n\n".join(tables)
 
 
-def _in_order(place: str) -> list[tuple[int, int | str]]:
+def _depth_order(place: str) -> list[tuple[int, int | str]]:
+    """Sorts `layer1.9` before `layer1.10`."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in place.replace(" ", ".").split(".")]
 
 

@@ -1,4 +1,4 @@
-"""The verb `bench`: its figures, its advice, the bound that it holds them against."""
+"""The command `bench`: its figures, its advice, and the roofline."""
 
 import itertools
 import json
@@ -13,7 +13,6 @@ from steps import random_batch
 from torch import Tensor
 
 from resnet_train.commands import bench
-from resnet_train.commands.bench import Measured
 from resnet_train.config import zoo
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets
@@ -21,11 +20,13 @@ from resnet_train.data.batch import StepBatches
 from resnet_train.models import complexity, roofline
 from resnet_train.models.roofline import Limits
 from resnet_train.runtime.distributed import World
+from resnet_train.training import throughput
 from resnet_train.training.cuda_graph import GraphLauncher
 from resnet_train.training.step import TrainState, train_step
+from resnet_train.training.throughput import Throughput
 
 NOTHING = "- nothing that we know of would change that"
-FOUND = Measured("net", "NVIDIA", 1, 64, "bf16", 900.0, 1000.0, {32: 1000.0}, 880.0, 2000.0, 256, 8)
+RESULT = Throughput("net", "NVIDIA", 1, 64, "bf16", 900.0, 1000.0, {32: 1000.0}, 880.0, 2000.0, 256, 8)
 
 
 def test_bench_measures_each_part(config: Callable[..., Path], program: Callable[..., tuple[int, str, str]]) -> None:
@@ -55,7 +56,7 @@ def test_each_size_of_progressive_resizing_is_timed(
         sizes.append(share.micro_batches[0].images.shape[1])
         return train_step(state, share, *rest)
 
-    monkeypatch.setattr(bench, "train_step", step)
+    monkeypatch.setattr(throughput, "train_step", step)
     bench.bench(run, 0, None, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert [size for size, _ in itertools.groupby(sizes)] == [8, 16, 12, 8, 16, 12]  # the step, then both together
@@ -71,9 +72,9 @@ def test_workers_that_take_time_from_the_step_are_told(tiny_run: Callable[..., R
     section = {"kind": "imagefolder", "path": str(images), "workers": 2}
     run = tiny_run(data=section, augment={"crop": {"kind": "random-resized", "size": 8}})
     source, _ = datasets.open_data(run.data)
-    said = bench.advice(replace(FOUND, loader=5000.0), run, source)
+    said = bench.advice(replace(RESULT, loader=5000.0), run, source)
     assert (said[0], "fewer data.workers" in said[-1]) == ("the step binds:", True)
-    said = bench.advice(replace(FOUND, device="CPU", together=700.0), run, source)
+    said = bench.advice(replace(RESULT, device="CPU", together=700.0), run, source)
     assert (said[0], "fewer data.workers" in said[1]) == ("the cores bind, which loader and step share:", True)
 
 
@@ -81,26 +82,27 @@ def test_a_graph_is_recorded_before_the_clock_starts(monkeypatch: pytest.MonkeyP
     events: list[str] = []
     monkeypatch.setattr(roofline, "synchronize", lambda _: events.append("the clock"))
     graph = GraphLauncher(lambda call: (events.append("recorded"), lambda: events.append("repeated"), call())[1:])
-    bench._each([None] * 9, lambda _: graph(lambda: {}, []), 1e9, World(torch.device("cpu")))  # type: ignore[list-item]
-    repeated = ["repeated"] * (9 - bench._WARM_UP)
+    throughput.seconds_per_step([None] * 9, lambda _: graph(lambda: {}, []), 1e9, World(torch.device("cpu")))  # type: ignore[list-item]
+    repeated = ["repeated"] * (9 - throughput._WARM_UP)
     assert events == ["recorded", "repeated", "the clock", *repeated, "the clock"]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
 def test_whatever_ends_the_search_for_the_largest_batch_ends_nothing_else(
-    error: type[RuntimeError], tiny_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    error: type[RuntimeError], tiny_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     def step(state: TrainState, share: StepBatches, *rest: Any) -> dict[str, Tensor]:
         if len(share.micro_batches[0].labels) > 64:
             raise error("cuDNN error: CUDNN_STATUS_ALLOC_FAILED\nand more")
         return {}
 
-    monkeypatch.setattr(bench, "train_step", step)
+    caplog.set_level("INFO")
+    monkeypatch.setattr(throughput, "train_step", step)
     run = tiny_run()
     source, _ = datasets.open_data(run.data)
-    assert bench._largest(run, source, random_batch(16), torch.device("cpu")) == 64
-    said = "note: 128 images at once ended with: cuDNN error: CUDNN_STATUS_ALLOC_FAILED\n"
-    assert capsys.readouterr().err == (said if error is RuntimeError else "")
+    assert throughput.largest_batch(run, source, random_batch(16), torch.device("cpu")) == 64
+    note = "note: 128 images at once ended with: cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
+    assert caplog.messages == ([note] if error is RuntimeError else [])
 
 
 def test_advice_to_pack_is_not_what_is_done_already(tiny_run: Callable[..., Run], images: Path, program: Any) -> None:
@@ -110,20 +112,20 @@ def test_advice_to_pack_is_not_what_is_done_already(tiny_run: Callable[..., Run]
     for kind, path in (("imagefolder", images), ("shards", "packed"), ("shards", "raw")):
         section = {"kind": kind, "path": str(path), "workers": 7}
         run = tiny_run(data=section, augment={"crop": {"kind": "random-resized", "size": 8}})
-        told[str(path)] = bench.advice(FOUND, run, datasets.open_data(run.data)[0])
+        told[str(path)] = bench.advice(RESULT, run, datasets.open_data(run.data)[0])
     folders, packed, raw = told.values()
     assert raw == ["the loader binds:", NOTHING]
     assert packed == [raw[0], "- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed"]
     assert len(folders) == 3
-    [more] = set(bench.advice(replace(FOUND, cores=9), run, datasets.open_data(run.data)[0])) - set(raw)
+    [more] = set(bench.advice(replace(RESULT, cores=9), run, datasets.open_data(run.data)[0])) - set(raw)
     assert more == "- data.workers=8: there are 9 cores for each rank"
 
 
 def test_advice_follows_what_binds(tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(train={"precision": "bf16", "grad_accum_steps": 8})
     source, _ = datasets.open_data(run.data)
-    assert bench.advice(FOUND, run, source) == ["the loader binds:", NOTHING]  # held images
-    said = bench.advice(replace(FOUND, loader=5000.0), run, source)
+    assert bench.advice(RESULT, run, source) == ["the loader binds:", NOTHING]  # held images
+    said = bench.advice(replace(RESULT, loader=5000.0), run, source)
     assert said[0] == "the step binds:"
     assert any("train.grad_accum_steps=2" in line for line in said)
     assert not any("data.workers" in line for line in said)

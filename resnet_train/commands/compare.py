@@ -1,0 +1,41 @@
+"""`resnet-train compare`: errors across depths, from run folders."""
+
+import argparse
+import json
+from pathlib import Path
+
+from resnet_train.commands import add_json
+
+EXAMPLE = """resnet-train compare runs/quickstart
+
+Two errors are called different if chance alone would make such a difference in less than 1 of 20 cases: over several
+seeds by a t-test, paired where both networks have the same seeds, else Welch's. With a single seed each, the difference
+must exceed two standard errors of the images that the errors were measured on; this does not account for seed-to-seed
+variation."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(words="folders")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="run folders, or folders above them")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for compare.png, compare-cost.png, compare.md and compare.csv (default: the first FOLDER)",
+    )
+    add_json(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the figures and tables, and print a table, warnings and findings."""
+    from resnet_train.analysis import findings, tables
+    from resnet_train.analysis.groups import group_runs, rows
+    from resnet_train.runs import run_folder
+
+    groups = group_runs(run_folder.find(args.folders))
+    paths = tables.write_comparison(groups, args.out or args.folders[0])
+    if args.json:
+        print(json.dumps(rows(groups), indent=2))
+        return
+    print(f"wrote {', '.join(map(str, paths))}", "", tables.text_table(groups), "", sep="\n")
+    print("\n".join([*findings.warnings(groups), *findings.findings(groups)]))

@@ -1,0 +1,82 @@
+"""`resnet-train run`: train the networks of an experiment."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnet_train.commands import add_json, positive_int, select_runs
+
+if TYPE_CHECKING:
+    from resnet_train.config.schema import Experiment, Run
+
+EXAMPLE = "resnet-train run configs/cifar10-depth.yaml data.path=/data train.epochs=5 --only cifar-resnet-20"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(words="overrides")
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the experiment")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a key, such as train.epochs=5")
+    parser.add_argument(
+        "--only", action="append", metavar="NETWORK", help="train only this network; may be repeated (default: all)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the complete experiment and its cost, then stop")
+    parser.add_argument("--fresh", action="store_true", help="start anew; existing run folders are moved aside")
+    parser.add_argument(
+        "--jobs",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="number of runs to train at a time on one device (default: %(default)s)",
+    )
+    add_json(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train, then print the comparison of all runs; or print what would be trained."""
+    from resnet_train.config import load
+
+    experiment = load.load(args.config, args.overrides)
+    runs = select_runs(args.config, experiment, args.only or [])
+    if args.dry_run:
+        _print_plan(experiment, runs, args.fresh, args.json)
+    else:
+        _train(experiment, runs, args.fresh, args.jobs, args.json)
+
+
+def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: int, as_json: bool) -> None:
+    from resnet_train.analysis import findings, tables
+    from resnet_train.analysis.groups import group_runs
+    from resnet_train.training import grid
+
+    records = grid.train_all(runs, experiment.output, experiment.train.device, fresh, jobs)
+    if not records:  # on every rank but the first
+        return
+    groups = group_runs(records)
+    if as_json:
+        print(json.dumps([group.row() for group in groups], indent=2))
+    else:
+        print("\n".join([tables.text_table(groups), *findings.warnings(groups), *findings.findings(groups)]))
+
+
+def _print_plan(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, as_json: bool) -> None:
+    """The complete experiment, and for each network its parameters, multiply-adds, steps and memory."""
+    from resnet_train.config.load import dump
+    from resnet_train.config.yaml12 import to_yaml
+    from resnet_train.runtime.tables import columns
+    from resnet_train.training import finetune
+    from resnet_train.training.estimate import estimate_training
+
+    finetune.check_init_from(runs, experiment.output, fresh)
+    estimates = [estimate_training(run) for run in runs if run.seed == experiment.seeds[0]]
+    if as_json:
+        networks = [dataclasses.asdict(estimate) for estimate in estimates]
+        print(json.dumps({"experiment": dump(experiment), "networks": networks}, indent=2))
+        return
+    rows = [("network", "depth", "parameters", "multiply-adds", "steps", "memory, all on one device")]
+    for e in estimates:
+        steps = "–" if e.steps is None else f"{e.steps:,}"
+        rows.append((e.network, f"{e.depth:,}", f"{e.params:,}", f"{e.macs:,}", steps, f"{e.memory / 1e9:.2f} GB"))
+    print(to_yaml(dump(experiment)), columns(rows), sep="\n")

@@ -1,0 +1,65 @@
+"""What a training will take, known before it starts."""
+
+import logging
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from resnet_train.config.data import DataConfig
+from resnet_train.config.schema import Run
+from resnet_train.data import datasets, loader
+from resnet_train.data.dataset import Dataset
+from resnet_train.errors import BadInput
+from resnet_train.models import complexity
+from resnet_train.training.schedule import build_schedule
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """The size of a network, and of its training."""
+
+    network: str
+    depth: int
+    params: int
+    macs: int
+    """Multiply-adds of one image."""
+    activations: int
+    """Elements of the outputs of all convolutions, for one image."""
+    steps: int | None
+    """None where the length is in epochs and the training images are not here."""
+    memory: int
+    """Bytes, if one device computes each micro-batch of the global batch."""
+
+
+def estimate_training(run: Run) -> TrainingEstimate:
+    """The estimate of a run. Raises `BadInput` where the recipe does not suit the data."""
+    (size, classes), channels, steps = complexity.default_input(run.network), 3, run.train.steps
+    train_set = _training_set(run.data)
+    if train_set is not None:
+        data = loader.training_data(run, train_set, run.seed, 0, 1, torch.device("cpu"))
+        size, classes, channels = data.image_size, len(train_set.classes), train_set.channels
+        steps = build_schedule(run, data.steps_per_epoch).total
+    cost = complexity.network_complexity(run.network, size, classes, channels)
+    images = run.train.batch_size // run.train.grad_accum_steps
+    return TrainingEstimate(
+        network=run.network.name,
+        depth=run.network.depth,
+        params=cost.params,
+        macs=cost.macs,
+        activations=cost.activations,
+        steps=steps,
+        memory=complexity.estimate_training_memory(cost, images, run.train.precision, run.train.ema_decay is not None),
+    )
+
+
+@cache
+def _training_set(data: DataConfig) -> Dataset | None:
+    """The training images; None, with a note, where they are not here: a login node need not have them."""
+    try:
+        return datasets.open_data(data)[0]
+    except BadInput as error:
+        logger.info("note: %s; costs are for the images that such networks usually see", error)
+        return None

@@ -1,0 +1,186 @@
+"""Images per second of the loader, of the step and of both together, on this machine."""
+
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.profiler import profile, tensorboard_trace_handler
+
+from resnet_train.config.schema import Run
+from resnet_train.data.batch import Batch, StepBatches
+from resnet_train.data.dataset import Dataset
+from resnet_train.data.loader import TrainingData
+from resnet_train.data.normalize import Normalization
+from resnet_train.errors import BadInput
+from resnet_train.models import complexity, roofline
+from resnet_train.runtime.distributed import AnyRankFlag, World
+from resnet_train.training import cuda_graph
+from resnet_train.training.step import create_train_state, train_step
+
+logger = logging.getLogger(__name__)
+
+_WARM_UP = cuda_graph.WARM_UP_CALLS + 1
+"""Steps before the clock starts: kernels are chosen and compiled in the first ones, and recorded in the last."""
+_PROFILED_STEPS = 5
+_ENDLESS = 2**62
+
+StepFunction = Callable[[StepBatches], object]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Images per second of this rank, as means over the whole training where the image size changes in it."""
+
+    network: str
+    device: str
+    ranks: int
+    batch: int
+    """Images in a micro-batch of this rank."""
+    precision: str
+    loader: float
+    """Loading batches to the device, nothing else."""
+    step: float
+    """Training on one batch that stays on the device."""
+    step_at: dict[int, float]
+    """The same by image height and width."""
+    together: float
+    """Loading and training."""
+    roofline: float
+    """An estimate of the highest possible speed of the step, from a copy and a matrix product measured here."""
+    largest_batch: int | None
+    """The largest micro-batch that fits the device, by doubling; None on a CPU, where it is not tried."""
+    cores: int
+    """Processor cores of this node for each of its ranks."""
+
+
+def measure_throughput(run: Run, data: TrainingData, seconds: float, world: World) -> Throughput:
+    """Measure each part for `seconds`. Every rank calls it."""
+    images = data.sampler.micro_batch_size * data.sampler.grad_accum_steps
+    device, dataset = world.device, data.dataset
+    step = _step_function(run, dataset, world)
+    limits = roofline.measure_limits(device, run.train.precision)
+    sizes = size_fractions(run.augment.progressive_resizing or {0.0: data.image_size})
+
+    def speed(batches: Iterable[StepBatches], function: StepFunction) -> float:
+        return images / seconds_per_step(batches, function, seconds, world)
+
+    def resident_batch(size: int) -> StepBatches:
+        with closing(data.from_step(0, 1, lambda _: size)) as batches:
+            return _copy(next(batches))
+
+    def highest_speed(size: int) -> float:
+        stages = complexity.stage_table(run.network, size, len(dataset.classes), dataset.channels)
+        return roofline.images_per_second(stages, limits, run.train.precision)
+
+    def mean_over_sizes(speed_at: Callable[[int], float]) -> float:
+        return 1 / sum(fraction / speed_at(size) for size, fraction in sizes.items())
+
+    step_at = {size: speed(itertools.repeat(resident_batch(size)), step) for size in sizes}
+    return Throughput(
+        network=run.network.name,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        ranks=world.size,
+        batch=data.sampler.micro_batch_size,
+        precision=run.train.precision,
+        loader=mean_over_sizes(lambda size: speed(data.from_step(0, _ENDLESS, lambda _: size), lambda _: None)),
+        step=mean_over_sizes(lambda size: step_at[size]),
+        step_at=step_at,
+        together=mean_over_sizes(lambda size: speed(data.from_step(0, _ENDLESS, lambda _: size), step)),
+        roofline=mean_over_sizes(highest_speed),
+        largest_batch=(
+            largest_batch(run, dataset, resident_batch(max(sizes)).micro_batches[0], device)
+            if device.type == "cuda"
+            else None
+        ),
+        cores=len(os.sched_getaffinity(0)) // world.local_size,
+    )
+
+
+def size_fractions(progressive_resizing: dict[float, int]) -> dict[int, float]:
+    """The fraction of the training's steps at each image size."""
+    fractions: dict[int, float] = {}
+    ends = [*progressive_resizing, 1.0][1:]
+    for (begin, size), end in zip(progressive_resizing.items(), ends, strict=True):
+        fractions[size] = fractions.get(size, 0.0) + end - begin
+    return fractions
+
+
+def seconds_per_step(batches: Iterable[StepBatches], function: StepFunction, seconds: float, world: World) -> float:
+    """The mean time of a step after the warm-up. All ranks take the same number of steps: a step waits for all."""
+    iterator, time_is_over = iter(batches), AnyRankFlag(world)
+    for batch in itertools.islice(iterator, _WARM_UP):
+        function(batch)
+    roofline.synchronize(world.device)
+    begin = time.perf_counter()
+    steps = 0
+    for batch in iterator:
+        function(batch)
+        steps += 1
+        if time_is_over.any(time.perf_counter() - begin > seconds):
+            break
+    time_is_over.settle()
+    roofline.synchronize(world.device)
+    mean = (time.perf_counter() - begin) / steps
+    if hasattr(iterator, "close"):
+        iterator.close()
+    return mean
+
+
+def _step_function(run: Run, dataset: Dataset, world: World) -> StepFunction:
+    """A training step of a new network. Images are not normalised by their own statistics, which takes no time."""
+    state = create_train_state(run, len(dataset.classes), dataset.channels, world)
+    mean, std = torch.full((1, 1, dataset.channels), 127.5), torch.full((dataset.channels,), 64.0)
+    normalization = Normalization(mean, std).to(world.device)
+    return lambda batches: train_step(state, batches, normalization, run.optimizer.lr, run.train)
+
+
+def _copy(batches: StepBatches) -> StepBatches:
+    """A copy that stays valid when the loader goes on."""
+    copies = [batch.with_tensors(map(torch.clone, batch.tensors())) for batch in batches.micro_batches]
+    return batches._replace(micro_batches=copies)
+
+
+def largest_batch(run: Run, dataset: Dataset, batch: Batch, device: torch.device) -> int:
+    """The largest batch that fits the device, by doubling `batch` until memory ends.
+
+    Each rank tries alone, since one may run out of memory before another. Memory can end in cuDNN or cuBLAS too, each
+    with an error of its own.
+    """
+    largest = len(batch.labels)
+    try:
+        while True:
+            images, labels, shift = (torch.cat([t, t]) for t in (batch.images, batch.labels, batch.shift))
+            batch = Batch(images, labels, shift)
+            step = _step_function(run, dataset, World(device))
+            for _ in range(2):
+                step(StepBatches([batch], [0], 0.0))
+            roofline.synchronize(device)
+            largest = len(batch.labels)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError):
+            reason = str(error).partition("\n")[0]
+            logger.info("note: %d images at once ended with: %s", 2 * largest, reason)
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
+        return largest
+
+
+def write_trace(run: Run, data: TrainingData, folder: Path, world: World) -> None:
+    """Profile some steps after the warm-up, for TensorBoard or Perfetto. Raises `BadInput`."""
+    step = _step_function(run, data.dataset, world)
+    try:
+        with closing(data.from_step(0, _WARM_UP + _PROFILED_STEPS)) as batches:
+            for batch in itertools.islice(batches, _WARM_UP):
+                step(batch)
+            with profile(on_trace_ready=tensorboard_trace_handler(str(folder))):
+                for batch in batches:
+                    step(batch)
+                roofline.synchronize(world.device)
+    except OSError as error:
+        raise BadInput(f"--profile: cannot write {folder}: {error.strerror}") from None
