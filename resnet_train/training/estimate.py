@@ -41,7 +41,7 @@ def estimate_training(run: Run) -> TrainingEstimate:
     if train_set is not None:
         data = loader.training_data(run, train_set, run.seed, 0, 1, torch.device("cpu"))
         size, classes, channels = data.image_size, len(train_set.classes), train_set.channels
-        steps = build_schedule(run, data.steps_per_epoch).total
+        steps = build_schedule(run, data.steps_per_epoch).total_steps
     cost = complexity.network_complexity(run.network, size, classes, channels)
     images = run.train.batch_size // run.train.grad_accum_steps
     return TrainingEstimate(
