@@ -1,52 +1,68 @@
-"""What a network confuses: error by class, the worst classes, the mistakes that it is surest of as a picture."""
+"""Confusions: the error of each class, the worst classes, and the most confident mistakes as a figure."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from resnet_train.data.dataset import Dataset
 from resnet_train.data.eval_loader import EvaluationData
+from resnet_train.data.views import View
 from resnet_train.evaluation.evaluator import SampleResults
 from resnet_train.evaluation.pretrained import PretrainedModel
 from resnet_train.evaluation.protocols import views_of
 from resnet_train.runs.tensorboard import add_image
 
-_SHOWN = 24
-"""Mistakes in the picture."""
+_MOST_MISTAKES = 24
+"""In the figure."""
+_LONGEST_NAME = 16
+"""Of a class, in characters, in the figure."""
 
-Row = tuple[str, int, float, str, int]
+
+class ClassRow(NamedTuple):
+    """The mistakes of one class."""
+
+    name: str
+    images: int
+    error: float
+    """In percent."""
+    confused_with: str
+    """The class that was predicted most often among the mistakes; empty where there is none."""
+    times: int
+    """How often it was predicted."""
 
 
-def by_class(found: SampleResults, classes: Sequence[str]) -> list[Row]:
-    """For each class its name, images, error in percent, the class that it was most often taken for, and how often.
-
-    The class with the highest error comes first. Classes without an image are left out.
-    """
+def by_class(results: SampleResults, classes: Sequence[str]) -> list[ClassRow]:
+    """A row for each class that has images, the highest error first."""
     n = len(classes)
-    counts = torch.bincount((found.label * n + found.predicted).long(), minlength=n * n).reshape(n, n)
+    pairs = (results.label * n + results.predicted).long()
+    counts = torch.bincount(pairs, minlength=n * n).reshape(n, n)  # [label, predicted]
     images, right = counts.sum(1), counts.diagonal().clone()
     wrong = counts - torch.diag(right)
-    rows: list[Row] = []
+    rows: list[ClassRow] = []
     for i in torch.nonzero(images)[:, 0].tolist():
         times = int(wrong[i].max())
-        other = classes[int(wrong[i].argmax())] if times else ""
-        rows.append((classes[i], int(images[i]), 100 * (1 - right[i].item() / images[i].item()), other, times))
-    return sorted(rows, key=lambda row: -row[2])
+        confused_with = classes[int(wrong[i].argmax())] if times else ""
+        error = 100 * (1 - right[i].item() / images[i].item())
+        rows.append(ClassRow(classes[i], int(images[i]), error, confused_with, times))
+    return sorted(rows, key=lambda row: -row.error)
 
 
-def worst(found: SampleResults, classes: Sequence[str], shown: int = 5) -> str:
+def worst(results: SampleResults, classes: Sequence[str], count: int = 5) -> str:
     """The classes with the highest error, in a line."""
-    rows = [row for row in by_class(found, classes)[:shown] if row[4]]
-    told = (f"{name} {error:.1f} % (most often taken for {other})" for name, _, error, other, _ in rows)
-    return f"worst classes: {'; '.join(told)}" if rows else "worst classes: none, there is no mistake"
+    rows = [row for row in by_class(results, classes)[:count] if row.times]
+    if not rows:
+        return "worst classes: none, there is no mistake"
+    worst_classes = (f"{row.name} {row.error:.1f} % (most often taken for {row.confused_with})" for row in rows)
+    return f"worst classes: {'; '.join(worst_classes)}"
 
 
 def write_classes(results: SampleResults, classes: Sequence[str], path: Path) -> None:
-    """Write the rows of `by_class` as CSV."""
+    """Write the rows of `by_class` as CSV. Raises `OSError`."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "images", "error", "most often taken for", "times"])
@@ -55,42 +71,48 @@ def write_classes(results: SampleResults, classes: Sequence[str], path: Path) ->
 
 def draw(
     name: str,
-    found: SampleResults,
+    results: SampleResults,
     classes: Sequence[str],
-    source: Dataset,
-    of: PretrainedModel,
+    dataset: Dataset,
+    model: PretrainedModel,
     path: Path,
     tensorboard: Path,
 ) -> None:
-    """The most confident mistakes of what is called `name`, as a PNG and in TensorBoard; nothing where there is none.
+    """Draw the most confident mistakes of a network or ensemble called `name`, to a PNG and to TensorBoard.
 
-    Images are shown as `of`, the network or the first of an ensemble, sees them.
+    model: the network, or the first one of the ensemble: images are shown as it sees them. Where there is no mistake,
+    nothing is written. Raises `OSError`.
     """
     from matplotlib.figure import Figure
 
-    wrong = torch.nonzero(found.predicted != found.label)[:, 0]
-    order = found.confidence[wrong].argsort(descending=True, stable=True)
-    chosen = wrong[order[:_SHOWN]].numpy()
-    if not len(chosen):
+    wrong = torch.nonzero(results.predicted != results.label)[:, 0]
+    order = results.confidence[wrong].argsort(descending=True, stable=True)
+    samples = wrong[order[:_MOST_MISTAKES]].numpy()
+    if not len(samples):
         return
-    looks = views_of(of.run.view, of.run.eval)[:1]
-    if of.run.eval.protocol == "multi-scale":  # of many shapes; one is enough to see what it is
-        looks = views_of(of.run.view, of.run.eval.model_copy(update={"protocol": "one-crop"}))[:1]
-    shown = next(EvaluationData(source.subset(chosen), looks, _SHOWN, torch.device("cpu")).batches())
-    across = min(6, len(chosen))
-    down = -(-len(chosen) // across)
-    figure = Figure(figsize=(2 * across, 2.4 * down), layout="constrained")
-    axes: list[Any] = list(np.ravel(figure.subplots(down, across, squeeze=False)))
+    data = EvaluationData(dataset.subset(samples), (_view(model),), _MOST_MISTAKES, torch.device("cpu"))
+    columns = min(6, len(samples))
+    rows = math.ceil(len(samples) / columns)
+    figure = Figure(figsize=(2 * columns, 2.4 * rows), layout="constrained")
+    axes: list[Any] = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
     for ax in axes:
         ax.axis("off")
-    for ax, image, i in zip(axes, shown.images, chosen.tolist(), strict=False):
+    for ax, image, i in zip(axes, next(data.batches()).images, samples.tolist(), strict=False):
         ax.imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-        label, predicted = (_short(classes[int(field[i])]) for field in (found.label, found.predicted))
-        ax.set_title(f"{predicted} {100 * found.confidence[i]:.0f} %\nis {label}", fontsize=9)
-    figure.suptitle(f"The surest mistakes of {name}: what it says, and what it is", fontsize=11)
+        label, predicted = (_shorten(classes[int(field[i])]) for field in (results.label, results.predicted))
+        ax.set_title(f"{predicted} {100 * results.confidence[i]:.0f} %\nis {label}", fontsize=9)
+    figure.suptitle(f"The most confident mistakes of {name}: prediction and label", fontsize=11)
     figure.savefig(path, dpi=110)
-    add_image(tensorboard, path.stem, path, of.step or 0)
+    add_image(tensorboard, path.stem, path, model.step or 0)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 16 else f"{name[:15]}…"
+def _view(model: PretrainedModel) -> View:
+    """The first view of the protocol; in place of many scales, whose shapes differ, the one crop at the centre."""
+    cfg = model.run.eval
+    if cfg.protocol == "multi-scale":
+        cfg = cfg.model_copy(update={"protocol": "one-crop"})
+    return views_of(model.run.view, cfg)[0]
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"

@@ -60,7 +60,7 @@ def evaluate(members: Sequence[PretrainedModel], keep_logits: bool, world: World
     run, protocol = members[0].run, _protocol(members[0])
     val_set = datasets.open_validation(run.data)
     ensemble = [_prepared(member, tuple(val_set.classes), world) for member in members]
-    data = evaluator.data_of(run, val_set, world)
+    data = evaluator.evaluation_data(run, val_set, world)
     local_logits: list[torch.Tensor] = []
     hint = f"lower eval.batch_size, now {run.eval.batch_size}: --set eval.batch_size=N"
     with out_of_memory_hint(members[0].label, world.device, hint):
@@ -89,7 +89,7 @@ def evaluate_logits(logits: Logits, average: str | None = None) -> list[ErrorRec
         values = torch.from_numpy(np.ascontiguousarray(logits.values[:, chunk])).float()
         scores.append(evaluator.score_logits(torch.from_numpy(logits.labels[chunk]), values, average))
     protocol = logits.protocol.replace(f"mean of {stored_average}", f"mean of {average}")
-    return error_records(logits.networks, evaluator.told(torch.cat(scores)), protocol)
+    return error_records(logits.networks, evaluator.results_of(torch.cat(scores)), protocol)
 
 
 def error_records(
@@ -121,7 +121,7 @@ def _prepared(member: PretrainedModel, classes: tuple[str, ...], world: World) -
     network = member.network
     if run.eval.recompute_bn:
         train_set, _ = datasets.open_data(run.data)
-        network = evaluator.recomputed_bn(network, run, train_set, member.normalization, world)
+        network = evaluator.recompute_bn_statistics(network, run, train_set, member.normalization, world)
     return EnsembleMember(network, member.normalization, run.train.precision)
 
 

@@ -1,6 +1,6 @@
-"""Evaluation: error over a whole set, every sample counted exactly once at any number of ranks.
+"""Errors over a whole data set: every sample counts exactly once, at any number of ranks.
 
-p(x) is the mean over networks and views of softmax: ten crops, many scales and an ensemble are only longer lists.
+p(x) is the mean of softmax over views and networks. Ten crops, many scales and ensembles are lists of more than one.
 """
 
 import copy
@@ -32,25 +32,25 @@ class EnsembleMember(NamedTuple):
     precision: str
 
     def __call__(self, batch: Batch) -> Tensor:
-        """float32 [n, classes]."""
+        """Logits, float32 [n, classes]."""
         with autocast(self.precision, batch.images.device):
             logits: Tensor = self.net(self.normalization(batch))
         return logits.float()
 
 
 class SampleResults(NamedTuple):
-    """What became of each sample, in the order of the set; each [n]."""
+    """Per-sample results, in dataset order. Each is float64 [n]."""
 
     label: Tensor
     predicted: Tensor
     confidence: Tensor
-    """The probability of what was predicted."""
+    """The probability of the predicted class."""
     hit5: Tensor
-    """Whether the label is among the five most probable classes, or all where there are fewer."""
+    """1 where the label is among the five most probable classes (or among all, where there are fewer), else 0."""
     loss: Tensor
 
     def errors(self) -> dict[str, float]:
-        """`error_top1` and `error_top5` in percent, mean `loss`, and the number of `images`."""
+        """`error_top1` and `error_top5` in percent, the mean `loss`, and the number of `images`."""
         n = len(self.label)
         return {
             "error_top1": 100 * (self.predicted != self.label).sum().item() / n,
@@ -73,48 +73,39 @@ class EvalSets:
 
 
 def errors(net: nn.Module, run: Run, sets: EvalSets, world: World) -> dict[str, float]:
-    """Error in percent and loss of a network: `val_error_top1`, `val_loss`, …, `clean_train_error_top1`, …"""
-    if run.eval.recompute_bn:
-        net = recomputed_bn(copy.deepcopy(net), run, sets.train, sets.normalization, world)
-    members = [EnsembleMember(net, sets.normalization, run.train.precision)]
-    figures: dict[str, float] = {}
-    for name, source in (("val", sets.val), ("clean_train", sets.clean_train)):
-        if len(source):
-            data = data_of(run, source, world, training=name == "clean_train")
-            found = evaluate(members, data, run.eval.average, world)[0].errors()
-            figures |= {f"{name}_{key}": value for key, value in found.items() if key != "images"}
-    return figures
+    """Errors in percent and loss of a network: `val_error_top1`, `val_loss`, …, `clean_train_error_top1`, …
 
-
-def data_of(run: Run, source: Dataset, world: World, training: bool = False) -> EvaluationData:
-    """Samples as the run's protocol sees them, and this rank's part of them.
-
-    Only training images may be skipped where they cannot be decoded; of a validation set all count.
+    The network is unchanged, also where `eval.recompute_bn` is set. For every rank. Raises `BadInput` where a
+    validation image cannot be decoded.
     """
-    skip, workers = training and run.data.skips_bad_images, run.data.decode_workers
-    looks = views_of(run.view, run.eval)
-    return EvaluationData(source, looks, run.eval.batch_size, world.device, workers, world.rank, world.size, skip)
+    if run.eval.recompute_bn:
+        net = recompute_bn_statistics(copy.deepcopy(net), run, sets.train, sets.normalization, world)
+    members = [EnsembleMember(net, sets.normalization, run.train.precision)]
+    all_errors: dict[str, float] = {}
+    for name, dataset in (("val", sets.val), ("clean_train", sets.clean_train)):
+        if len(dataset):
+            data = evaluation_data(run, dataset, world, training=name == "clean_train")
+            [results] = evaluate(members, data, run.eval.average, world)
+            all_errors |= {f"{name}_{key}": value for key, value in results.errors().items() if key != "images"}
+    return all_errors
 
 
-@torch.inference_mode()
-def logits(members: Sequence[EnsembleMember], data: EvaluationData) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each of this rank's batches its labels [n] and float32 logits [members, n, looks, classes]."""
-    for member in members:
-        member.net.eval()
-    for viewed in data.view_batches():
-        n, found = len(viewed.labels), None
-        smallest = min(batch.images[0].numel() for _, _, batch in viewed.groups)
-        for look, rows, batch in viewed.groups:
-            # A large view goes through in small parts, so that memory is that of a batch of the smallest.
-            part = max(1, data.batch_size * smallest // batch.images[0].numel())
-            parts = [Batch(*tensors) for tensors in zip(*(tensor.split(part) for tensor in batch[:3]), strict=True)]
-            with no_cudnn_benchmark():
-                scores = torch.stack([torch.cat([member(p) for p in parts]) for member in members])
-            if found is None:
-                found = scores.new_empty(len(members), n, len(data.views), scores.shape[2])
-            found[:, rows, look] = scores
-        assert found is not None
-        yield viewed.labels, found
+def evaluation_data(run: Run, dataset: Dataset, world: World, training: bool = False) -> EvaluationData:
+    """The samples in the views of the run's protocol, and this rank's batches of them.
+
+    training: whether these are training images, which are left out where they cannot be decoded and
+    `data.on_bad_image` is `skip`. Of validation images none may be left out.
+    """
+    return EvaluationData(
+        dataset,
+        views_of(run.view, run.eval),
+        run.eval.batch_size,
+        world.device,
+        workers=run.data.decode_workers,
+        rank=world.rank,
+        ranks=world.size,
+        skip_bad=training and run.data.skips_bad_images,
+    )
 
 
 def evaluate(
@@ -122,63 +113,93 @@ def evaluate(
     data: EvaluationData,
     average: str,
     world: World,
-    kept: list[Tensor] | None = None,
+    stored_logits: list[Tensor] | None = None,
 ) -> list[SampleResults]:
-    """Of each member, then, where there are several, of their ensemble; on every rank that of the whole set.
+    """Results of each network, then of their ensemble where there are several. Every rank gets those of all samples.
 
-    `kept` receives the logits of this rank's samples, batch by batch, as `stored` makes them.
+    average: "softmax" or "logits", what is averaged over views and networks. stored_logits: a list to which the logits
+    of this rank's batches are appended, as `compress_logits` makes them.
     """
-    rows = []
-    for labels, found in logits(members, data):
-        rows.append(score_logits(labels, found, average))
-        if kept is not None:
-            kept.append(stored(found))
-    columns = len(SampleResults._fields)
-    several = len(members) + (len(members) > 1)
-    none = torch.zeros(0, several, columns, device=world.device, dtype=torch.float64)  # a rank may have no batch
-    local = torch.cat([none, *rows])
-    return told(gather_in_dataset_order(world, local, data))
+    scores = []
+    for labels, logits in _batch_logits(members, data):
+        scores.append(score_logits(labels, logits, average))
+        if stored_logits is not None:
+            stored_logits.append(compress_logits(logits))
+    networks = len(members) if len(members) == 1 else len(members) + 1
+    fields = len(SampleResults._fields)
+    empty = torch.zeros(0, networks, fields, device=world.device, dtype=torch.float64)  # a rank may have no batch
+    return results_of(gather_in_dataset_order(world, torch.cat([empty, *scores]), data))
 
 
-def stored(found: Tensor) -> Tensor:
-    """Logits less the largest of their row, as float16: neither softmax nor a mean over views is changed by that.
+@torch.inference_mode()
+def _batch_logits(members: Sequence[EnsembleMember], data: EvaluationData) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each of this rank's batches the labels [n] and the logits, float32 [members, n, views, classes]."""
+    for member in members:
+        member.net.eval()
+    for view_batch in data.view_batches():
+        logits = None
+        smallest = min(group.batch.images[0].numel() for group in view_batch.groups)
+        for view, rows, batch in view_batch.groups:
+            # Larger images are passed in smaller chunks, so that a chunk takes the memory of a batch of the smallest.
+            chunks = _split(batch, max(1, data.batch_size * smallest // batch.images[0].numel()))
+            with no_cudnn_benchmark():
+                group_logits = torch.stack([torch.cat([member(chunk) for chunk in chunks]) for member in members])
+            if logits is None:
+                shape = len(members), len(view_batch.labels), len(data.views), group_logits.shape[2]
+                logits = group_logits.new_empty(shape)
+            logits[:, rows, view] = group_logits
+        assert logits is not None
+        yield view_batch.labels, logits
 
-    Near 0, where the classes lie that may win, float16 is fine: its rounding moves a probability by 1e-3 of itself.
+
+def _split(batch: Batch, size: int) -> list[Batch]:
+    columns = (batch.images.split(size), batch.labels.split(size), batch.shift.split(size))
+    return [Batch(images, labels, shift) for images, labels, shift in zip(*columns, strict=True)]
+
+
+def compress_logits(logits: Tensor) -> Tensor:
+    """Logits less the largest of their row, as float16 on the CPU. This changes neither softmax nor a mean over views.
+
+    float16 is precise near 0, where the most probable classes lie: rounding changes a probability by 1e-3 of itself.
     """
-    return (found - found.amax(dim=-1, keepdim=True)).half().cpu()
+    return (logits - logits.amax(dim=-1, keepdim=True)).half().cpu()
 
 
-def score_logits(labels: Tensor, found: Tensor, average: str) -> Tensor:
-    """[n] labels and [members, n, looks, classes] logits -> [n, members (+ 1: their ensemble), fields of Outcomes]."""
-    each = [averaged(one[None], average) for one in found]
-    if len(each) > 1:
-        each.append(averaged(found, average))
-    judged = []
-    for scores in each:
-        confidence, best = scores.topk(min(5, scores.shape[1]), dim=1)
+def score_logits(labels: Tensor, logits: Tensor, average: str) -> Tensor:
+    """Labels [n] and logits [members, n, views, classes] -> float64 [n, networks, fields of `SampleResults`].
+
+    The networks are the members, then their ensemble where there are several.
+    """
+    averages = [_mean_log_probabilities(member[None], average) for member in logits]
+    if len(averages) > 1:
+        averages.append(_mean_log_probabilities(logits, average))
+    scores = []
+    for log_probabilities in averages:
+        best_values, best = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1)
         hit5 = (best == labels[:, None]).any(dim=1)
-        loss = -scores.gather(1, labels[:, None])[:, 0]
-        judged.append(torch.stack([labels, best[:, 0], confidence[:, 0].exp(), hit5, loss], dim=1))
-    return torch.stack(judged, dim=1)
+        loss = -log_probabilities.gather(1, labels[:, None])[:, 0]
+        scores.append(torch.stack([labels, best[:, 0], best_values[:, 0].exp(), hit5, loss], dim=1))
+    return torch.stack(scores, dim=1)
 
 
-def averaged(found: Tensor, average: str) -> Tensor:
-    """[members, n, looks, classes] logits -> [n, classes] log-probabilities of their mean, in float64."""
-    found = found.double()
+def _mean_log_probabilities(logits: Tensor, average: str) -> Tensor:
+    """Logits [members, n, views, classes] -> log-probabilities of their mean, float64 [n, classes]."""
+    logits = logits.double()
     if average == "logits":
-        return found.mean(dim=(0, 2)).log_softmax(dim=1)
-    return found.log_softmax(dim=3).logsumexp(dim=(0, 2)) - math.log(found.shape[0] * found.shape[2])
+        return logits.mean(dim=(0, 2)).log_softmax(dim=1)
+    members, _, views, _ = logits.shape
+    return logits.log_softmax(dim=3).logsumexp(dim=(0, 2)) - math.log(members * views)
 
 
-def told(rows: Tensor) -> list[SampleResults]:
-    """[n, networks, fields] -> the outcomes of each network."""
-    return [SampleResults(*column.T) for column in rows.cpu().unbind(1)]
+def results_of(scores: Tensor) -> list[SampleResults]:
+    """[n, networks, fields] -> the results of each network, on the CPU."""
+    return [SampleResults(*network.T) for network in scores.cpu().unbind(1)]
 
 
 def gather_in_dataset_order(world: World, local: Tensor, data: EvaluationData) -> Tensor:
-    """Each rank's rows, those of its batches, as those of all samples in their order, on every rank.
+    """The rows of this rank's samples, [local n, …] -> the rows of all samples in dataset order, [n, …], on every rank.
 
-    So whatever is added up afterwards is added up in one order, and is the same at any number of ranks.
+    Sums over them are then added in one order, so they are the same to the last bit at any number of ranks.
     """
     rounds = math.ceil(len(data) / (data.batch_size * world.size))
     padded = torch.cat([local, local.new_zeros(rounds * data.batch_size - len(local), *local.shape[1:])])
@@ -187,24 +208,25 @@ def gather_in_dataset_order(world: World, local: Tensor, data: EvaluationData) -
 
 
 @torch.no_grad()
-def recomputed_bn(
+def recompute_bn_statistics(
     net: nn.Module, run: Run, train_set: Dataset, normalization: Normalization, world: World
 ) -> nn.Module:
-    """The network with batch norm's statistics anew: their mean over batches of `eval.recompute_bn` training images.
+    """Replace the running statistics of batch norm by their mean over batches of `eval.recompute_bn` training images.
 
-    The images are seen as in evaluation, in random order, by every rank alike, so that the ranks' number is no matter.
+    The images are seen as in evaluation, in random order. Every rank takes all of them, so that the result does not
+    depend on the number of ranks. Returns the network, in evaluation mode.
     """
     batch_size = min(run.eval.batch_size, run.eval.recompute_bn, len(train_set))
     count = min(run.eval.recompute_bn, len(train_set)) // batch_size * batch_size
-    source = train_set.subset(rng.permutation(0, 0, len(train_set))[:count])
-    looks, skip = views_of(run.view, run.eval)[:1], run.data.skips_bad_images
-    data = EvaluationData(source, looks, batch_size, world.device, run.data.decode_workers, skip_bad=skip)
+    samples = train_set.subset(rng.permutation(0, 0, len(train_set))[:count])
+    views, skip = views_of(run.view, run.eval)[:1], run.data.skips_bad_images
+    data = EvaluationData(samples, views, batch_size, world.device, run.data.decode_workers, skip_bad=skip)
     net = revert_sync_batchnorm(net).eval()
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean of all that it sees
+        norm.momentum = None  # torch then keeps the mean over all batches
         norm.train()
     for batch in data.batches():
         with no_cudnn_benchmark(), autocast(run.train.precision, world.device):

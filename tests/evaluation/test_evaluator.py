@@ -94,7 +94,7 @@ def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: st
     run = loaded[0].run
     val = datasets.open_validation(run.data)
     members = [EnsembleMember(one.network, one.normalization, "fp32") for one in loaded]
-    found = evaluator.evaluate(members, evaluator.data_of(run, val, CPU), average, CPU)
+    found = evaluator.evaluate(members, evaluator.evaluation_data(run, val, CPU), average, CPU)
     looks = views_of(run.view, run.eval)
     for i in range(len(val)):
         scores = []
@@ -123,9 +123,9 @@ def test_protocols_are_told_and_kept_with_their_figures(
     [ten] = figures(program, runs[0], "--protocol", "ten-crop")
     both = figures(program, *runs, "--flip")
     assert [title.partition(":")[0] for title in titles] == [
-        "The surest mistakes of cifar-resnet-8",
-        "The surest mistakes of cifar-resnet-8",
-        "The surest mistakes of ensemble of 2",
+        "The most confident mistakes of cifar-resnet-8",
+        "The most confident mistakes of cifar-resnet-8",
+        "The most confident mistakes of ensemble of 2",
     ]
     assert one["protocol"].startswith("validation set; one 32 px crop at the centre, shorter side 37 px; last weights")
     assert "ten 32 px crops (corners, centre, mirror images), shorter side 37 px, mean of softmax" in ten["protocol"]
@@ -178,7 +178,7 @@ def test_batch_norm_is_recomputed_over_training_images(runs: list[str], program:
     """Of one batch of all training images they are that batch's, with the unbiased variance that torch keeps."""
     one = pretrained.load(runs[0], overrides=["eval.recompute_bn=12", "eval.batch_size=12"])
     train_set, _ = datasets.open_data(one.run.data)
-    net = evaluator.recomputed_bn(one.network, one.run, train_set, one.normalization, CPU)
+    net = evaluator.recompute_bn_statistics(one.network, one.run, train_set, one.normalization, CPU)
     looks = views_of(one.run.view, one.run.eval)
     [batch] = EvaluationData(train_set, looks, 12, CPU.device).batches()
     with torch.no_grad():

@@ -237,7 +237,7 @@ def test_errors_are_counted_in_float64(config: Config, program: Program) -> None
     net.load_state_dict(saved.payload["net"])
     _, val = datasets.open_data(run.data)
     world = World(torch.device("cpu"))
-    data = evaluator.data_of(run, val, world)
+    data = evaluator.evaluation_data(run, val, world)
     members = [evaluator.EnsembleMember(net, saved.meta.normalization, "fp32")]
     found = evaluator.evaluate(members, data, "softmax", world)[0].errors()
     batches = list(data.batches())
