@@ -15,11 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnet_train.config.schema import EvalConfig, ViewConfig
 from resnet_train.data import datasets
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.views import apply_views
-from resnet_train.evaluation import confusion, evaluator, pretrained
+from resnet_train.evaluation import evaluator, pretrained
 from resnet_train.evaluation.evaluator import EnsembleMember
 from resnet_train.evaluation.logits import Logits
 from resnet_train.evaluation.protocols import views_of
@@ -32,7 +31,7 @@ CPU = World(torch.device("cpu"))
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Noise of several sizes in three classes of which one can be told from its colour."""
+    """Noise of several sizes in three classes of which one can be recognised by its colour."""
     random = np.random.default_rng(0)
     for part, count in (("train", 4), ("val", 7)):
         for label, name in enumerate(("a", "b", "c")):
@@ -66,24 +65,6 @@ def figures(program: Program, *arguments: object) -> list[dict[str, Any]]:
     return json.loads(out)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("size", [(300, 200), (201, 333), (90, 90)])
-def test_ten_crops_are_torchvisions(size: tuple[int, int]) -> None:
-    random = np.random.default_rng(1)
-    image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    ours = apply_views(image, views_of(ViewConfig(resize=64, crop=48), EvalConfig(protocol="ten-crop")))
-    theirs = v2.TenCrop(48)(v2.Resize(64)(image))
-    assert len(ours) == 10
-    for one in theirs:
-        assert any(np.array_equal(np.asarray(one), our) for our in ours)
-
-
-def test_scales_are_whole_images_of_that_shorter_side() -> None:
-    looks = views_of(ViewConfig(), EvalConfig(protocol="multi-scale", short_sides=(32, 48), flip=True))
-    seen = apply_views(Image.new("RGB", (90, 60)), looks)
-    assert [image.shape for image in seen] == [(32, 48, 3), (48, 72, 3)] * 2
-    assert looks[2:] == tuple(look._replace(flip=True) for look in looks[:2])
-
-
 @pytest.mark.parametrize("average", ["softmax", "logits"])
 @pytest.mark.parametrize("protocol", ["ten-crop", "multi-scale"])
 def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: str, runs: list[str]) -> None:
@@ -94,27 +75,27 @@ def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: st
     run = loaded[0].run
     val = datasets.open_validation(run.data)
     members = [EnsembleMember(one.network, one.normalization, "fp32") for one in loaded]
-    found = evaluator.evaluate(members, evaluator.evaluation_data(run, val, CPU), average, CPU)
-    looks = views_of(run.view, run.eval)
+    results = evaluator.evaluate(members, evaluator.evaluation_data(run, val, CPU), average, CPU)
+    views = views_of(run.view, run.eval)
     for i in range(len(val)):
         scores = []
-        for image in apply_views(val.decoded(i), looks):
+        for image in apply_views(val.decoded(i), views):
             for one in loaded:
-                batch = EvaluationData(val.subset(np.array([i])), looks[:1], 1, CPU.device)
+                batch = EvaluationData(val.subset(np.array([i])), views[:1], 1, CPU.device)
                 [known] = list(batch.batches())
                 pixels = known._replace(images=torch.from_numpy(image.copy())[None])
                 with torch.no_grad():
                     scores.append(one.network(one.normalization(pixels))[0].double())
         table = torch.stack(scores)
         p = table.softmax(1).mean(0) if average == "softmax" else table.mean(0).softmax(0)
-        whole = found[2]
-        assert whole.predicted[i] == p.argmax()
-        assert whole.confidence[i].item() == pytest.approx(p.max().item(), rel=1e-5)
-        assert whole.loss[i].item() == pytest.approx(-p[int(val.labels[i])].log().item(), rel=1e-5)
-    assert found[0].errors() != found[1].errors()
+        ensemble = results[2]
+        assert ensemble.predicted[i] == p.argmax()
+        assert ensemble.confidence[i].item() == pytest.approx(p.max().item(), rel=1e-5)
+        assert ensemble.loss[i].item() == pytest.approx(-p[int(val.labels[i])].log().item(), rel=1e-5)
+    assert results[0].errors() != results[1].errors()
 
 
-def test_protocols_are_told_and_kept_with_their_figures(
+def test_results_are_printed_and_stored_with_their_protocol(
     runs: list[str], photos: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles: list[str] = []
@@ -132,8 +113,8 @@ def test_protocols_are_told_and_kept_with_their_figures(
     assert [row["network"] for row in both] == ["cifar-resnet-8", "cifar-plain-8", "ensemble"]
     assert "and its mirror image" in both[2]["protocol"]
     folder = Path("runs/tiny/cifar-resnet-8/seed-0/evaluation")
-    kept = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    assert kept == [{**figure, "data": str(photos)} for figure in (one, ten, *both)]
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert records == [{**figure, "data": str(photos)} for figure in (one, ten, *both)]
     assert {path.name for path in folder.iterdir()} >= {
         "last-one-crop-mistakes.png",
         "last-ten-crop-classes.csv",
@@ -145,7 +126,7 @@ def test_protocols_are_told_and_kept_with_their_figures(
     assert "worst classes: " in out
 
 
-def test_stored_logits_give_every_figure_without_a_network(runs: list[str], program: Program) -> None:
+def test_stored_logits_give_every_result_without_a_network(runs: list[str], program: Program) -> None:
     live = figures(program, *runs, "--protocol", "ten-crop", "--save-logits", "both.npz")
     for i, path in enumerate(runs):
         figures(program, path, "--protocol", "ten-crop", "--save-logits", f"{i}.npz")
@@ -158,20 +139,20 @@ def test_stored_logits_give_every_figure_without_a_network(runs: list[str], prog
     other = figures(program, "both.npz", "--set", "eval.average=logits")
     assert "mean of logits" in other[2]["protocol"]
     assert other[2]["loss"] != stored[2]["loss"]
-    held = Logits.read(Path("both.npz"))
-    assert (held.values.shape, held.values.dtype) == ((2, 21, 10, 3), np.float16)
-    assert (held.values.max(-1) == 0).all()
+    stored_logits = Logits.read(Path("both.npz"))
+    assert (stored_logits.values.shape, stored_logits.values.dtype) == ((2, 21, 10, 3), np.float16)
+    assert (stored_logits.values.max(-1) == 0).all()
 
 
-def test_several_ranks_find_what_one_finds_to_the_last_digit(runs: list[str], program: Program) -> None:
+def test_several_ranks_give_the_result_of_one_to_the_last_digit(runs: list[str], program: Program) -> None:
     arguments = ["--protocol", "ten-crop", "--set", "eval.batch_size=4", "--save-logits"]
-    found = []
+    outputs = []
     for ranks in (1, 2, 3):
         process = spawn("eval", *runs, *arguments, f"{ranks}.npz", "--json", ranks=ranks)
         out, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
-        found.append((json.loads(out), Logits.read(Path(f"{ranks}.npz")).values.tobytes()))
-    assert found[0] == found[1] == found[2]
+        outputs.append((json.loads(out), Logits.read(Path(f"{ranks}.npz")).values.tobytes()))
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 def test_batch_norm_is_recomputed_over_training_images(runs: list[str], program: Program) -> None:
@@ -179,19 +160,19 @@ def test_batch_norm_is_recomputed_over_training_images(runs: list[str], program:
     one = pretrained.load(runs[0], overrides=["eval.recompute_bn=12", "eval.batch_size=12"])
     train_set, _ = datasets.open_data(one.run.data)
     net = evaluator.recompute_bn_statistics(one.network, one.run, train_set, one.normalization, CPU)
-    looks = views_of(one.run.view, one.run.eval)
-    [batch] = EvaluationData(train_set, looks, 12, CPU.device).batches()
+    views = views_of(one.run.view, one.run.eval)
+    [batch] = EvaluationData(train_set, views, 12, CPU.device).batches()
     with torch.no_grad():
         out = net.conv1(one.normalization(batch))
     torch.testing.assert_close(net.bn1.running_mean, out.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(net.bn1.running_var, out.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert net.bn1.momentum == 0.1
     assert not any(module.training for module in net.modules())
-    told = figures(program, runs[0], "--set", "eval.recompute_bn=12")
-    assert "BN statistics of 12 training images" in told[0]["protocol"]
+    [record] = figures(program, runs[0], "--set", "eval.recompute_bn=12")
+    assert "BN statistics of 12 training images" in record["protocol"]
 
 
-def test_recomputing_during_training_leaves_no_trace(config: Config, program: Program) -> None:
+def test_recomputing_statistics_does_not_change_the_training(config: Config, program: Program) -> None:
     for name, count in (("as-it-is", 0), ("recomputed", 16)):
         assert program("run", config(name=name), f"eval.recompute_bn={count}")[0] == 0
     nets = [
@@ -210,17 +191,17 @@ def test_torchvisions_files_are_evaluated_as_torchvision_does(
     torch.manual_seed(0)
     net = getattr(torchvision.models, theirs)(num_classes=3).eval()
     torch.save(net.state_dict(), "weights.pth")
-    [found] = figures(
+    [record] = figures(
         program, "weights.pth", "--network", name, "--data", photos, "--set", "eval.view={resize: 40, crop: 32}"
     )
-    look = v2.Compose([v2.Resize(40), v2.CenterCrop(32), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+    preprocess = v2.Compose([v2.Resize(40), v2.CenterCrop(32), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
     norm = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    data = torchvision.datasets.ImageFolder(photos / "val", lambda image: norm(look(image)))
+    data = torchvision.datasets.ImageFolder(photos / "val", lambda image: norm(preprocess(image)))
     images, labels = (torch.stack(list(map(torch.as_tensor, column))) for column in zip(*data, strict=True))
     with torch.no_grad():
         logits = net(images)
-    assert found["error_top1"] == pytest.approx(100 * (logits.argmax(1) != labels).double().mean().item())
-    assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert record["error_top1"] == pytest.approx(100 * (logits.argmax(1) != labels).double().mean().item())
+    assert record["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
 def test_what_cannot_be_evaluated_is_one_line(runs: list[str], photos: Path, program: Program, config: Config) -> None:
@@ -230,7 +211,7 @@ def test_what_cannot_be_evaluated_is_one_line(runs: list[str], photos: Path, pro
     figures(program, runs[0], "--save-logits", "a.npz")
     figures(program, runs[0], "--flip", "--save-logits", "b.npz")
     Path("cut.npz").write_bytes(Path("a.npz").read_bytes()[:-40])
-    said = {
+    messages = {
         ("cut.npz",): "cut.npz holds no logits",
         ("18.pth",): "18.pth is a bare state dict, which does not name its network: give --network NAME",
         ("list.pth",): "list.pth is not a checkpoint of resnet-train",
@@ -248,7 +229,7 @@ def test_what_cannot_be_evaluated_is_one_line(runs: list[str], photos: Path, pro
         (runs[0], "--flip", "--protocol", "ten-crop"): "flip has no effect with protocol ten-crop",
         (runs[0], "--set", "eval.short_sides=[32]"): "short_sides has no effect with protocol one-crop",
     }
-    for arguments, message in said.items():
+    for arguments, message in messages.items():
         code, out, err = program("eval", *arguments)
         assert (code, out, len(err.splitlines())) == (2, "", 1), (arguments, err)
         assert message in err
@@ -263,22 +244,11 @@ def test_stored_images_have_their_mirror_image(config: Config, program: Program)
     assert program("eval", path, "--protocol", "ten-crop")[0] == 2
 
 
-def test_classes_are_counted_as_a_confusion_matrix(tmp_path: Path) -> None:
-    label, predicted = torch.tensor([0, 0, 0, 1, 1, 3]), torch.tensor([0, 1, 1, 1, 1, 0])
-    rest = torch.zeros(6)
-    found = evaluator.SampleResults(label, predicted, rest, rest, rest)
-    rows = confusion.by_class(found, ["a", "b", "c", "d"])
-    assert rows == [("d", 1, 100.0, "a", 1), ("a", 3, pytest.approx(200 / 3), "b", 2), ("b", 2, 0.0, "", 0)]
-    assert confusion.worst(found, ["a", "b", "c", "d"]).startswith(
-        "worst classes: d 100.0 % (most often taken for a); a 66.7 %"
-    )
-
-
 def test_real_photographs_under_every_protocol(real_images: Path, program: Program) -> None:
     torch.save(torchvision.models.resnet18(num_classes=100).state_dict(), "18.pth")
     arguments = ["18.pth", "--network", "resnet-18", "--data", real_images / "imagenet-natural-c100"]
     for more in ([], ["--protocol", "multi-scale", "--set", "eval.short_sides=[64, 96]"]):
-        [found] = figures(program, *arguments, *more)
-        assert found["images"] == 200
+        [record] = figures(program, *arguments, *more)
+        assert record["images"] == 200
     with Path("evaluation/18-one-crop-classes.csv").open() as file:
         assert len(list(csv.reader(file))) == 101

@@ -48,7 +48,7 @@ def network(name: str, **changes: Any) -> Network:
 )
 def test_gradients_are_autograds(name: str, order: str) -> None:
     net = network(name, order=order, **({"dropout": 0.5} if name == "cifar-resnet-20" else {}))
-    found = gradient_norms(net, IMAGES, LABELS)
+    result = gradient_norms(net, IMAGES, LABELS)
     plain = copy.deepcopy(net).train()
     for module in plain.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -61,12 +61,12 @@ def test_gradients_are_autograds(name: str, order: str) -> None:
         x = unit(x.clone())
     loss = F.cross_entropy(plain.fc(plain.relu_last(plain.bn_last(x)).mean((2, 3))), LABELS)
     loss.backward()
-    assert list(found["units"]) == list(inputs)
-    for place, value in found["units"].items():
+    assert list(result["units"]) == list(inputs)
+    for place, value in result["units"].items():
         assert value == pytest.approx(inputs[place].grad.norm().item(), rel=1e-5)
-    for place, value in found["weights"].items():
+    for place, value in result["weights"].items():
         assert value == pytest.approx(plain.get_submodule(place).weight.grad.norm().item(), rel=1e-5)
-    assert len(found["weights"]) == 19
+    assert len(result["weights"]) == 19
 
 
 @pytest.mark.parametrize("order", ["pre-activation", "relu-only-pre-activation", "relu-before-addition"])
@@ -84,11 +84,11 @@ def test_the_two_parts_of_a_gradient_add_up(order: str) -> None:
 def test_responses_are_those_of_figure_7() -> None:
     net = network("cifar-resnet-20").train()
     torch.nn.init.constant_(net.layer1[0].bn2.weight, 0.25)
-    found = response_deviations(net, IMAGES)["layers"]
-    assert list(found)[:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
-    assert len(found) == 19
-    assert found["layer1.0.conv1"] == pytest.approx(1, abs=1e-2)  # batch norm makes it so
-    assert found["layer1.0.conv2"] == pytest.approx(0.25, abs=1e-2)
+    result = response_deviations(net, IMAGES)["layers"]
+    assert list(result)[:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
+    assert len(result) == 19
+    assert result["layer1.0.conv1"] == pytest.approx(1, abs=1e-2)  # batch norm makes it so
+    assert result["layer1.0.conv2"] == pytest.approx(0.25, abs=1e-2)
     pre = network("cifar-preact-20")
     caught: list[float] = []
     pre.layer3[2].conv2.register_forward_hook(lambda _, __, out: caught.append(out.std().item()))
@@ -102,9 +102,9 @@ def test_responses_are_those_of_figure_7() -> None:
             lambda _, __, out: caught.append(out.std().item())
         )
         images = torch.randn(4, 3, 32, 32)
-        found = response_deviations(vgg, images)["layers"]
+        result = response_deviations(vgg, images)["layers"]
         vgg.train()(images)
-        assert (len(found), found["features.0"]) == (13, pytest.approx(caught[-1], rel=1e-5))
+        assert (len(result), result["features.0"]) == (13, pytest.approx(caught[-1], rel=1e-5))
     bottleneck = network("cifar-preact-29-bottleneck")
     assert list(response_deviations(bottleneck, IMAGES)["layers"])[:2] == ["conv1", "layer1.0.conv2"]
 
@@ -114,30 +114,30 @@ def measured(figures: dict[str, float | None]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["resnet", "plain", "preact"])
-def test_lesions_are_what_they_say(kind: str) -> None:
+def test_lesions_are_those_of_a_network_changed_by_hand(kind: str) -> None:
     net = network(f"cifar-{kind}-20").eval()
 
-    def outputs(harmed: torch.nn.Module) -> float:
+    def outputs(net: torch.nn.Module) -> float:
         with torch.no_grad():
-            return harmed(IMAGES).sum().item()
+            return net(IMAGES).sum().item()
 
     silent = net.layer1[1]
     if kind == "resnet":
         torch.nn.init.zeros_(silent.bn2.weight)
-    found = lesion_errors(net, outputs)
-    whole = found["whole"]["whole"]
+    result = lesion_errors(net, outputs)
+    whole = result["whole"]["whole"]
     shape_keeping = [f"layer{s}.{i}" for s in (1, 2, 3) for i in range(3) if s == 1 or i]
     everything = [f"layer{s}.{i}" for s in (1, 2, 3) for i in range(3)]
-    assert list(found["dropped"]) == everything
-    assert measured(found["dropped"]) == (shape_keeping if kind == "plain" else everything)
-    assert (found["dropped"]["layer1.1"] == whole) == (kind == "resnet")
-    assert found["dropped"]["layer2.1"] != whole
+    assert list(result["dropped"]) == everything
+    assert measured(result["dropped"]) == (shape_keeping if kind == "plain" else everything)
+    assert (result["dropped"]["layer1.1"] == whole) == (kind == "resnet")
+    assert result["dropped"]["layer2.1"] != whole
     first = [] if kind == "preact" else ["layer1.0 layer1.1"]
-    assert len(found["swapped"]) == 8
-    assert measured(found["swapped"]) == [*first, "layer1.1 layer1.2", "layer2.1 layer2.2", "layer3.1 layer3.2"]
+    assert len(result["swapped"]) == 8
+    assert measured(result["swapped"]) == [*first, "layer1.1 layer1.2", "layer2.1 layer2.2", "layer3.1 layer3.2"]
     swapped = copy.deepcopy(net)
     swapped.layer2 = torch.nn.Sequential(net.layer2[0], net.layer2[2], net.layer2[1])
-    assert found["swapped"]["layer2.1 layer2.2"] == outputs(swapped)
+    assert result["swapped"]["layer2.1 layer2.2"] == outputs(swapped)
 
 
 def test_a_probe_leaves_no_trace() -> None:
@@ -147,7 +147,7 @@ def test_a_probe_leaves_no_trace() -> None:
     random = torch.get_rng_state()
     gradient_norms(net, IMAGES, LABELS)
     response_deviations(net, IMAGES)
-    lesion_errors(net, lambda harmed: harmed(IMAGES).sum().item())
+    lesion_errors(net, lambda net: net(IMAGES).sum().item())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(module.training for module in net.modules())
     for (name, a), b in zip(net.state_dict().items(), before.state_dict().values(), strict=True):
@@ -215,7 +215,7 @@ def test_a_run_with_probes_is_the_run_without_them_and_resumes_exactly(config: C
     assert figures(parts) == figures(other)
 
 
-def test_the_verb_sets_networks_side_by_side(config: Config, program: Program) -> None:
+def test_the_command_draws_networks_side_by_side(config: Config, program: Program) -> None:
     assert program("run", config(probes=PROBES))[0] == 0
     folder = "runs/tiny/cifar-resnet-8/seed-0"
     for kind in ("gradients", "responses", "lesion"):
@@ -230,7 +230,7 @@ def test_the_verb_sets_networks_side_by_side(config: Config, program: Program) -
     assert Path("map.png").exists()
 
 
-def test_the_verb_has_the_precision_of_the_run(config: Config, program: Program, monkeypatch: Any) -> None:
+def test_the_command_uses_the_precision_of_the_run(config: Config, program: Program, monkeypatch: Any) -> None:
     """Not torch's own default, by which a GPU convolves in tf32; a CPU, which has none, probes such a run, too."""
     assert program("run", config())[0] == 0
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
@@ -244,26 +244,26 @@ def test_the_verb_has_the_precision_of_the_run(config: Config, program: Program,
 
 
 def test_heat_maps_of_several_runs_are_a_grid(tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
     records = [{"kind": "gradients", "step": step, "units": {"0": 1.0, "1": 2.0}} for step in (0, 5)]
     runs = [run_folder.RunRecord(Path("x"), tiny_run(seeds=[seed]), records) for seed in range(3)]
     assert probe_figures.draw_heat_maps(runs, Path("map.png"), None)
-    places = [(round(ax.get_position().x0, 2), round(ax.get_position().y0, 2)) for ax in kept[0].axes[:4]]
+    places = [(round(ax.get_position().x0, 2), round(ax.get_position().y0, 2)) for ax in saved[0].axes[:4]]
     assert len({x for x, _ in places}) == len({y for _, y in places}) == 2
-    assert [ax.axison for ax in kept[0].axes[:4]] == [True, True, True, False]
-    assert [ax.get_title() for ax in kept[0].axes[:3]] == [f"cifar-resnet-8 seed {seed}" for seed in range(3)]
+    assert [ax.axison for ax in saved[0].axes[:4]] == [True, True, True, False]
+    assert [ax.get_title() for ax in saved[0].axes[:3]] == [f"cifar-resnet-8 seed {seed}" for seed in range(3)]
 
 
 def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> None:
-    said = {
+    messages = {
         ("gradients", "cifar-resnet-8"): "cifar-resnet-8 is untrained and knows no data: give --data",
         ("gradients", "vgg-16", "--data", "synthetic"): "a VGG has no units to probe",
         ("lesion", "none.pt"): "none.pt: no such checkpoint",
         ("responses", "."): "run folders are for `probe gradients`",
         ("gradients", "cifar-resnet-9", "--data", "digits"): "depths are 6n+2",
     }
-    for arguments, message in said.items():
+    for arguments, message in messages.items():
         code, out, err = program("probe", *arguments)
         assert (code, out, len(err.splitlines())) == (2, "", 1), err
         assert message in err
