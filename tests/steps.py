@@ -16,7 +16,7 @@ def random_batch(n: int = 16, seed: int = 0) -> Batch:
     return Batch(images, torch.randint(0, 4, (n,), generator=random), torch.zeros(n, 3))
 
 
-def share(*batches: Batch) -> StepBatches:
+def step_batches(*batches: Batch) -> StepBatches:
     return StepBatches(list(batches), list(range(len(batches))), 0.0)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import figures, spawn
-from steps import IDENTITY, random_batch, share
+from steps import IDENTITY, random_batch, step_batches
 from torch.utils._pytree import tree_leaves
 
 from resnet_train.config.schema import Run
@@ -97,7 +97,7 @@ def take(states: tuple[TrainState, ...], run: Run, steps: range) -> None:
     """Steps whose batch, seed and rate are functions of their number. Once warm, nothing in them may wait."""
     normalization = IDENTITY.to(GPU.device)
     for step in steps:
-        data = share(random_batch(32, seed=step).to(GPU.device))._replace(seeds=[1000 + step])
+        data = step_batches(random_batch(32, seed=step).to(GPU.device))._replace(seeds=[1000 + step])
         for state in states:
             torch.cuda.set_sync_debug_mode("error" if step >= steps.start + 5 else "default")
             try:
@@ -173,7 +173,7 @@ def test_the_step_that_diverged_is_that_of_the_graph(tiny_run: Callable[..., Run
     _, graph = pair(run)
     normalization = IDENTITY.to(GPU.device)
     for step in range(9):
-        data = share(random_batch(32).to(GPU.device))
+        data = step_batches(random_batch(32).to(GPU.device))
         train_step(graph, data, normalization, 1e30 if step == 6 else 0.1, run.train)
     assert graph.diverged_at.item() == 7
 

@@ -135,12 +135,12 @@ def open_log(
     step: int,
     total_steps: int,
     records: Sequence[Record],
-    later_runs_cost: float,
+    remaining_work: float,
     world: World,
 ) -> Log:
     """The log of a run that continues at `step`; `records` are those of its earlier sessions.
 
-    later_runs_cost: the cost of the experiment's later runs, as a multiple of this run's.
+    remaining_work: the multiply-adds of the experiment's later runs, in units of this run's.
     """
     clock = Clock(
         images_per_step=run.train.batch_size,
@@ -157,5 +157,5 @@ def open_log(
             JsonLinesSink(folder / "metrics.jsonl", records),
             TensorBoardSink(folder, run, records),
         ]
-    sinks.append(ProgressSink(f"{run.network.name} seed {run.seed}", step, total_steps, later_runs_cost))
+    sinks.append(ProgressSink(f"{run.network.name} seed {run.seed}", step, total_steps, remaining_work))
     return Log(sinks, clock, skipped_images)

@@ -60,11 +60,11 @@ class Training:
 
 
 def train(
-    run: Run, folder: Path, world: World, request: StopRequest, fresh: bool = False, later_runs_cost: float = 0.0
+    run: Run, folder: Path, world: World, request: StopRequest, fresh: bool = False, remaining_work: float = 0.0
 ) -> None:
     """Train one run, from its last good checkpoint if it has one, else (or if `fresh`) from the start. For every rank.
 
-    later_runs_cost: the cost of the experiment's later runs as a multiple of this run's, for the time that is left.
+    remaining_work: the multiply-adds of the experiment's later runs, in units of this run's; for the time left.
     Raises `BadInput`; `Interrupted` if a signal came, after saving the state; `Diverged` if the loss is not finite.
     """
     with ExitStack() as locks:
@@ -72,7 +72,7 @@ def train(
         state, schedule = training.state, training.schedule
         with (
             manual_garbage_collection(),
-            open_log(folder, run, state.step, schedule.total_steps, training.records, later_runs_cost, world) as log,
+            open_log(folder, run, state.step, schedule.total_steps, training.records, remaining_work, world) as log,
         ):
             if not training.records:
                 log.write("start", 0, start_record(training))

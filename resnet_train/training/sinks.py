@@ -104,18 +104,18 @@ class TensorBoardSink:
 class ProgressSink:
     """The progress of a run, and its errors as they are measured, on standard error.
 
-    later_runs_cost: the cost of the experiment's later runs, as a multiple of this run's.
+    remaining_work: the multiply-adds of the experiment's later runs, in units of this run's.
     """
 
-    def __init__(self, name: str, step: int, total_steps: int, later_runs_cost: float) -> None:
-        self.total_steps, self.later_runs_cost = total_steps, later_runs_cost
+    def __init__(self, name: str, step: int, total_steps: int, remaining_work: float) -> None:
+        self.total_steps, self.remaining_work = total_steps, remaining_work
         self.progress = progress.Progress(name, total_steps, "step", initial=step)
 
     def write(self, record: Record) -> None:
         step, name = record["step"], self.progress.name
         if record["kind"] == "train":
             self.progress.advance(step - self.progress.done)
-            steps_left = self.total_steps - step + self.later_runs_cost * self.total_steps
+            steps_left = self.total_steps - step + self.remaining_work * self.total_steps
             experiment = progress.format_seconds(self.progress.seconds_for(steps_left))
             self.progress.show(
                 f"experiment {experiment} left, train error {record['error']:.2f} %, "

@@ -165,7 +165,7 @@ def largest_batch(run: Run, dataset: Dataset, batch: Batch, device: torch.device
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError):
             reason = str(error).partition("\n")[0]
-            logger.info("note: %d images at once ended with: %s", 2 * largest, reason)
+            logger.info("%d images at once ended with: %s", 2 * largest, reason)
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
         return largest

@@ -101,7 +101,7 @@ def test_whatever_ends_the_search_for_the_largest_batch_ends_nothing_else(
     run = tiny_run()
     source, _ = datasets.open_data(run.data)
     assert throughput.largest_batch(run, source, random_batch(16), torch.device("cpu")) == 64
-    note = "note: 128 images at once ended with: cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
+    note = "128 images at once ended with: cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
     assert caplog.messages == ([note] if error is RuntimeError else [])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import same_weights
-from steps import CPU, IDENTITY, random_batch, share
+from steps import CPU, IDENTITY, random_batch, step_batches
 
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
@@ -32,7 +32,7 @@ def saved(tiny_run: TinyRun, tmp_path: Path) -> tuple[TrainState, Callable[[], N
     folder = tmp_path / "checkpoints"
 
     def save(*copies: str) -> None:
-        train_step(state, share(random_batch(seed=state.step)), IDENTITY, 0.1, run.train)
+        train_step(state, step_batches(random_batch(seed=state.step)), IDENTITY, 0.1, run.train)
         checkpoint.save(state, CheckpointMeta(run, ("a", "b", "c", "d"), 40, IDENTITY), folder, copies, CPU)
 
     return state, save, folder
@@ -44,14 +44,14 @@ def test_a_restored_state_is_the_state(saved: Any, tiny_run: TinyRun, tmp_path: 
     assert not state.update_best(12.5)
     save(), save("best.pt")
     assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
-    found = checkpoint.load_latest(folder, CPU)
-    assert found is not None
-    assert found.meta.run == tiny_run(train={"ema_decay": 0.9})
-    assert (found.meta.classes, found.meta.train_images, found.meta.channels) == (("a", "b", "c", "d"), 40, 3)
-    other = create_train_state(found.meta.run, 4, 3, CPU)
-    checkpoint.restore(other, found, CPU)
+    restored = checkpoint.load_latest(folder, CPU)
+    assert restored is not None
+    assert restored.meta.run == tiny_run(train={"ema_decay": 0.9})
+    assert (restored.meta.classes, restored.meta.train_images, restored.meta.channels) == (("a", "b", "c", "d"), 40, 3)
+    other = create_train_state(restored.meta.run, 4, 3, CPU)
+    checkpoint.restore(other, restored, CPU)
     assert (other.step, other.best_val_error) == (2, 12.5)
-    checkpoint.save(other, found.meta, tmp_path / "again", [], CPU)
+    checkpoint.save(other, restored.meta, tmp_path / "again", [], CPU)
     assert same_weights(folder / "last.pt", tmp_path / "again" / "last.pt")
 
 
@@ -64,11 +64,11 @@ def test_a_state_is_restored_on_another_number_of_ranks(saved: Any, tiny_run: Ti
     assert (sums[[0, 2]] > 0).all()
     ranks = {"statistics": torch.stack([moved - 1, moved + 1]), "sums": torch.stack([sums / 4, 3 * sums / 4])}
     of_two = replace(of_one, payload=of_one.payload | {"ranks": ranks})
-    for found, size in ((of_one, 2), (of_two, 1), (of_two, 3)):
+    for restored, size in ((of_one, 2), (of_two, 1), (of_two, 3)):
         total = torch.zeros_like(sums)
         for rank in range(size):
-            other = create_train_state(found.meta.run, 4, 3, CPU)
-            checkpoint.restore(other, found, World(CPU.device, rank, size))
+            other = create_train_state(restored.meta.run, 4, 3, CPU)
+            checkpoint.restore(other, restored, World(CPU.device, rank, size))
             assert torch.equal(running_stats(other.net, other.ema), moved)
             assert other.step == 1
             total += other.sums
@@ -87,9 +87,9 @@ def test_the_last_good_checkpoint_is_used_with_a_warning(
         middle = len(content) // 2
         content[middle : middle + 512] = bytes(byte ^ 1 for byte in content[middle : middle + 512])
     last.write_bytes({"truncate": content[:-100], "sector": content, "empty": b""}[harm])
-    found = checkpoint.load_latest(folder, CPU)
-    assert found is not None
-    assert found.step == 1
+    restored = checkpoint.load_latest(folder, CPU)
+    assert restored is not None
+    assert restored.step == 1
     assert "continuing from" in caplog.text
     # Moved aside, or the next save would put it in the place of the good one.
     assert sorted(path.name for path in folder.iterdir()) == ["last.pt.damaged", "previous.pt"]
@@ -138,7 +138,7 @@ def test_statistics_travel_with_the_checkpoint(saved: Any, tiny_run: TinyRun, tm
     norm = normalize.statistics(run, source)
     state = create_train_state(run, 4, 3, CPU)
     checkpoint.save(state, CheckpointMeta(run, tuple(source.classes), len(source), norm), tmp_path / "c", [], CPU)
-    found = checkpoint.read_checkpoint(tmp_path / "c" / "last.pt").meta.normalization
+    restored = checkpoint.read_checkpoint(tmp_path / "c" / "last.pt").meta.normalization
     data = loader.training_data(run, source, 0, 0, 1, torch.device("cpu"))
     batch = next(data.from_step(0, 1)).micro_batches[0]
-    assert torch.equal(found(batch), norm(batch))
+    assert torch.equal(restored(batch), norm(batch))

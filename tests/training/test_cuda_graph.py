@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from steps import CPU, IDENTITY, assert_same_parameters, random_batch, share
+from steps import CPU, IDENTITY, assert_same_parameters, random_batch, step_batches
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -73,9 +73,9 @@ def test_a_graph_takes_the_same_steps(precision: str, changes: dict[str, Any], t
     run = tiny_run(train={"precision": precision, **changes})
     eager, graph = states(run)
     for step in range(9):
-        batch, lr = share(random_batch(seed=step)), 0.2 / (1 + step)
-        found = [train_step(state, batch, IDENTITY, lr, run.train)["grad_norm"].item() for state in (eager, graph)]
-        assert found[0] == found[1]
+        batch, lr = step_batches(random_batch(seed=step)), 0.2 / (1 + step)
+        norms = [train_step(state, batch, IDENTITY, lr, run.train)["grad_norm"].item() for state in (eager, graph)]
+        assert norms[0] == norms[1]
         assert_same(eager, graph)
         graph.net.eval()  # as an evaluation leaves it
     assert graph.launch.calls == 9  # type: ignore[attr-defined]
@@ -91,7 +91,7 @@ def test_a_graph_erases_and_mixes_as_each_batch_says(kind: str, tiny_run: TinyRu
         blend = torch.tensor([1, step % 3, 1, 6, 7] if step % 2 else [0.1 * step, 0, 0, 0, 0], dtype=torch.float32)
         batch = random_batch(seed=step)._replace(erase_boxes=erased, mix_params=blend)
         for state in (eager, graph):
-            train_step(state, share(batch), IDENTITY, 0.2 / (1 + step), run.train)
+            train_step(state, step_batches(batch), IDENTITY, 0.2 / (1 + step), run.train)
         assert_same(eager, graph)
     assert graph.launch.calls == 6  # type: ignore[attr-defined]
 
@@ -108,7 +108,7 @@ def test_a_graph_resumes_where_it_was_saved(tiny_run: TinyRun, tmp_path: Any) ->
             # Not the file's, which is on the CPU: a graph of CUDA's would repeat the rate of its recording.
             assert all(group["lr"] is rate for group in graph.optimizer.param_groups)
         for state in (eager, graph):
-            train_step(state, share(random_batch(seed=step)), IDENTITY, 0.2 / (1 + step), run.train)
+            train_step(state, step_batches(random_batch(seed=step)), IDENTITY, 0.2 / (1 + step), run.train)
     assert_same(eager, graph)
 
 
@@ -117,7 +117,7 @@ def test_the_step_that_diverged_is_that_of_the_graph(tiny_run: TinyRun) -> None:
     run = tiny_run()
     _, graph = states(run)
     for step in range(9):
-        train_step(graph, share(random_batch()), IDENTITY, 1e30 if step == 6 else 0.1, run.train)
+        train_step(graph, step_batches(random_batch()), IDENTITY, 1e30 if step == 6 else 0.1, run.train)
     assert graph.diverged_at.item() == 7
 
 
@@ -129,7 +129,7 @@ def test_a_loss_scale_falls_within_the_graph(tiny_run: TinyRun) -> None:
         if step in (2, 6):  # before and after the recording
             batch = batch._replace(shift=torch.full_like(batch.shift, math.inf))
         for state in (eager, graph):
-            train_step(state, share(batch), IDENTITY, 0.1, run.train)
+            train_step(state, step_batches(batch), IDENTITY, 0.1, run.train)
     assert graph.scaler.get_scale() == 65536 / 4
     assert torch.equal(eager.optimizer.param_groups[0]["lr"], graph.optimizer.param_groups[0]["lr"])
     for one, other in zip(eager.net.parameters(), graph.net.parameters(), strict=True):
@@ -140,11 +140,11 @@ def test_images_of_another_size_begin_a_new_graph(tiny_run: TinyRun) -> None:
     """The old one's memory is free already for the first step of the new size."""
     run = tiny_run()
     eager, graph = states(run)
-    held: list[weakref.ref[torch.Tensor]] = []
+    outputs: list[weakref.ref[torch.Tensor]] = []
 
     def record(call: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         repeat, answer = taped(call)
-        held.append(weakref.ref(answer["grad_norm"]))
+        outputs.append(weakref.ref(answer["grad_norm"]))
         return repeat, answer
 
     graph.launch = GraphLauncher(record)
@@ -153,8 +153,9 @@ def test_images_of_another_size_begin_a_new_graph(tiny_run: TinyRun) -> None:
         if step >= 6:
             batch = batch._replace(images=batch.images[:, :6, :6].contiguous())
         for state in (eager, graph):
-            train_step(state, share(batch), IDENTITY, 0.1, run.train)
-        assert [tensor() is not None for tensor in held] == [step < 6] * (step >= 3) + [True] * (step >= 9)
+            train_step(state, step_batches(batch), IDENTITY, 0.1, run.train)
+        alive = [False, True] if step >= 9 else [step < 6] if step >= 3 else []
+        assert [tensor() is not None for tensor in outputs] == alive
     assert_same(eager, graph)
 
 

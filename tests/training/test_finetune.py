@@ -44,12 +44,12 @@ def test_fine_tuning_starts_from_the_weights_and_a_new_head(
 def test_a_fine_tuning_is_resumed_without_the_file_that_it_began_from(
     checkpoint: str, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resnet_train.training import loop as hall
+    from resnet_train.training import loop
 
     train = {"init_from": checkpoint, "steps": 6}
     assert program("run", config(**NEW, train=train))[0] == 0
     whole = Path(SOON).rename("whole.pt")
-    step, calls = hall.train_step, []
+    step, calls = loop.train_step, []
 
     def dies(*arguments: Any) -> Any:
         calls.append(None)
@@ -58,7 +58,7 @@ def test_a_fine_tuning_is_resumed_without_the_file_that_it_began_from(
         return step(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(hall, "train_step", dies)
+        patched.setattr(loop, "train_step", dies)
         assert program("run", config(**NEW, train=train), "--fresh")[0] == 130
     Path(checkpoint).unlink()
     code, _, err = program("run", config(**NEW, train=train))
@@ -69,7 +69,7 @@ def test_a_fine_tuning_is_resumed_without_the_file_that_it_began_from(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"networks": [{"base": "cifar-resnet-8", "widths": [4, 8, 16]}]}, "widths is [4, 8, 8] there and [4, 8, 16]"),
         ({"networks": [{"base": "cifar-plain-8", "widths": [4, 8, 8]}]}, "shortcut is A there and none here"),
@@ -80,12 +80,12 @@ def test_a_fine_tuning_is_resumed_without_the_file_that_it_began_from(
     ],
 )
 def test_weights_of_another_network_are_refused(
-    changes: dict[str, Any], said: str, checkpoint: str, config: Config, program: Program
+    changes: dict[str, Any], message: str, checkpoint: str, config: Config, program: Program
 ) -> None:
     changes = {"name": "new", **changes, "train": {"init_from": checkpoint, **changes.get("train", {})}}
     code, _, err = program("run", config(**changes))
     assert (code, len(err.splitlines())) == (2, 1), err
-    assert said in err
+    assert message in err
 
 
 def test_torchvisions_weights_are_fine_tuned(config: Config, program: Program) -> None:

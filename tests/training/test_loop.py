@@ -24,8 +24,8 @@ def test_a_run_folder_holds_what_it_must(config: Config, program: Program) -> No
     folder = finish(program, config(checkpoint={"every": {"steps": 3}, "keep_every": {"steps": 4}}))
     names = {path.name for path in folder.iterdir()}
     assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "tensorboard", "env.json", "lock"}
-    kept = {path.name for path in (folder / "checkpoints").iterdir()}
-    assert kept == {"last.pt", "previous.pt", "best.pt", "step-4.pt", "step-8.pt"}
+    checkpoints = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert checkpoints == {"last.pt", "previous.pt", "best.pt", "step-4.pt", "step-8.pt"}
     records = figures(folder)
     assert [(r["kind"], r["step"]) for r in records] == [
         *[("start", 0), ("train", 2), ("train", 4), ("eval", 4), ("train", 6), ("train", 8), ("eval", 8), ("end", 8)]
@@ -117,14 +117,14 @@ def test_reduced_images_are_other_data_and_another_protocol(config: Config, prog
     data = {"kind": "shards", "path": "whole", "workers": 0}
     path = config(data=data, augment={"crop": {"kind": "random-resized", "size": 8}}, eval=view)
     record = finish(program, path) / "metrics.jsonl"
-    [told] = json.loads(program("eval", FOLDER / "checkpoints/last.pt", "--data", "small", "--json")[1])
-    assert told["protocol"].startswith("validation set, shorter sides reduced to 8 px; one 8 px crop")
-    kept = json.loads((FOLDER / "evaluation/results.jsonl").read_text())
-    assert (kept["protocol"], kept["data"]) == (told["protocol"], "small")
+    [result] = json.loads(program("eval", FOLDER / "checkpoints/last.pt", "--data", "small", "--json")[1])
+    assert result["protocol"].startswith("validation set, shorter sides reduced to 8 px; one 8 px crop")
+    saved_result = json.loads((FOLDER / "evaluation/results.jsonl").read_text())
+    assert (saved_result["protocol"], saved_result["data"]) == (result["protocol"], "small")
     record.write_text(record.read_text().rpartition('{"step": 8, "kind": "end"')[0])
     code, _, err = program("run", path, "data.path=small")
-    said = "began with images as the source has them; here they are shorter sides reduced to 8 px"
-    assert (code, said in err) == (2, True), err
+    message = "began with images as the source has them; here they are shorter sides reduced to 8 px"
+    assert (code, message in err) == (2, True), err
     elsewhere = Path("whole").rename("moved")
     free = ["eval.batch_size=3", "checkpoint.every.steps=1", "train.on_divergence=record"]
     assert program("run", path, f"data.path={elsewhere}", *free)[0] == 0
@@ -216,11 +216,11 @@ def test_eval_repeats_the_training_runs_figures(config: Config, program: Program
     folder = finish(program, config(train={"ema_decay": 0.5}))
     last = next(record for record in reversed(figures(folder)) if record["kind"] == "eval")
     code, out, _ = program("eval", folder / "checkpoints/last.pt", folder / "checkpoints/best.pt", "--json")
-    found = json.loads(out)
+    results = json.loads(out)
     assert code == 0
-    assert (found[0]["error_top1"], found[0]["error_top5"]) == (last["val_error_top1"], last["val_error_top5"])
-    assert (found[0]["step"], found[0]["images"], found[0]["network"]) == (8, 14, "cifar-resnet-8")
-    assert "average of the weights (decay 0.5)" in found[0]["protocol"]
+    assert (results[0]["error_top1"], results[0]["error_top5"]) == (last["val_error_top1"], last["val_error_top5"])
+    assert (results[0]["step"], results[0]["images"], results[0]["network"]) == (8, 14, "cifar-resnet-8")
+    assert "average of the weights (decay 0.5)" in results[0]["protocol"]
     assert "top-1 error" in program("eval", folder / "checkpoints/last.pt")[1]
 
 
@@ -239,18 +239,18 @@ def test_errors_are_counted_in_float64(config: Config, program: Program) -> None
     world = World(torch.device("cpu"))
     data = evaluator.evaluation_data(run, val, world)
     members = [evaluator.EnsembleMember(net, saved.meta.normalization, "fp32")]
-    found = evaluator.evaluate(members, data, "softmax", world)[0].errors()
+    result = evaluator.evaluate(members, data, "softmax", world)[0].errors()
     batches = list(data.batches())
     labels = torch.cat([batch.labels for batch in batches])
     with torch.no_grad():
         logits = torch.cat([net(saved.meta.normalization(batch)) for batch in batches]).double()
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
-    assert found["images"] == 60
+    assert result["images"] == 60
     assert (ranks == 4).any()
-    assert found["error_top1"] == pytest.approx(100 * (ranks >= 1).double().mean().item())
-    assert found["error_top5"] == pytest.approx(100 * (ranks >= 5).double().mean().item())
+    assert result["error_top1"] == pytest.approx(100 * (ranks >= 1).double().mean().item())
+    assert result["error_top5"] == pytest.approx(100 * (ranks >= 5).double().mean().item())
     probabilities = logits.exp() / logits.exp().sum(1, keepdim=True)
-    assert found["loss"] == pytest.approx(-probabilities.gather(1, labels[:, None]).log().mean().item(), rel=1e-5)
+    assert result["loss"] == pytest.approx(-probabilities.gather(1, labels[:, None]).log().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("lr", [0.1, 1e30])

@@ -42,25 +42,25 @@ def test_lars_is_the_papers(lr: float | torch.Tensor) -> None:
         for group in ours.param_groups:
             group["lr"] = rate if isinstance(lr, float) else torch.tensor(rate)
         ours.step()
-    for weight, wanted in zip(weights, exact, strict=True):
-        torch.testing.assert_close(weight.detach().double(), wanted, rtol=1e-5, atol=1e-6)
+    for weight, expected in zip(weights, exact, strict=True):
+        torch.testing.assert_close(weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_lars_trusts_weights_of_convolutions_and_the_head_alone() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    made = build_optimizer(
+    optimizer = build_optimizer(
         net, OptimizerConfig(kind="lars", trust_coefficient=0.01, weight_decay=1e-3, decay_on="matrices")
     )
-    assert isinstance(made, LARS)
-    found = {
+    assert isinstance(optimizer, LARS)
+    actual = {
         id(parameter): (group["trust_coefficient"], group["weight_decay"])
-        for group in made.param_groups
+        for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    wanted = {
+    expected = {
         id(p): (0.01, 1e-3) if name in ("0.weight", "3.weight") else (None, 0.0) for name, p in net.named_parameters()
     }
-    assert found == wanted
+    assert actual == expected
 
 
 def test_lars_goes_on_from_its_state() -> None:

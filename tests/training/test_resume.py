@@ -49,11 +49,11 @@ def test_resume_is_exact(
     path = config(**changes)
     whole = finish(program, path, output="whole")
 
-    received, sizes = log.Log.note_loading, []
+    note_loading, sizes = log.Log.note_loading, []
 
-    def interrupt(self: log.Log, share: Any) -> None:
-        received(self, share)
-        sizes.append(share.micro_batches[0].images.shape[1])
+    def interrupt(self: log.Log, batches: Any) -> None:
+        note_loading(self, batches)
+        sizes.append(batches.micro_batches[0].images.shape[1])
         if len(sizes) == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -140,9 +140,9 @@ def test_killed_at_any_write_a_run_ends_the_same(config: Config, program: Progra
         assert not list(parts.rglob("*.tmp")), parts
 
 
-@pytest.mark.parametrize(("refused", "kept"), [("previous.pt", "last.pt"), ("last.pt", "previous.pt")])
+@pytest.mark.parametrize(("refused", "intact"), [("previous.pt", "last.pt"), ("last.pt", "previous.pt")])
 def test_a_rename_that_is_refused_leaves_the_previous_checkpoint(
-    refused: str, kept: str, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+    refused: str, intact: str, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the older checkpoint out of the way, and of the newer one into its place."""
     path, replace = config(), Path.replace
@@ -157,10 +157,10 @@ def test_a_rename_that_is_refused_leaves_the_previous_checkpoint(
         patched.setattr(Path, "replace", refusing)
         code, _, err = program("run", path, "output=parts")
     checkpoints = Path("parts") / FOLDER.relative_to("runs") / "checkpoints"
-    said = f"cannot save the checkpoint of step 4 in {checkpoints}: Operation not permitted; {checkpoints / kept} is intact"
-    assert (code, err.splitlines()[-1]) == (2, f"resnet-train: {said}")
+    message = f"cannot save the checkpoint of step 4 in {checkpoints}: Operation not permitted; {checkpoints / intact} is intact"
+    assert (code, err.splitlines()[-1]) == (2, f"resnet-train: {message}")
     assert "Traceback" not in err
-    assert checkpoint.read_checkpoint(checkpoints / kept).step == 3
+    assert checkpoint.read_checkpoint(checkpoints / intact).step == 3
     parts = finish(program, path, output="parts")
     assert figures(parts) == figures(whole)
     assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")

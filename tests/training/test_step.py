@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from steps import CPU, IDENTITY, assert_same_parameters, random_batch, share
+from steps import CPU, IDENTITY, assert_same_parameters, random_batch, step_batches
 
 from resnet_train.config.schema import Run
 from resnet_train.data.batch import Batch
@@ -32,12 +32,12 @@ def rates(run: Run, steps_per_epoch: float = 10.0) -> list[float]:
 
 def scheduled(make: Callable[[torch.optim.Optimizer], Any], steps: int, lr: float = 0.1) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-    scheduler, found = make(optimizer), []
+    scheduler, lrs = make(optimizer), []
     for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+        lrs.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return found
+    return lrs
 
 
 def test_schedules_are_torchs(tiny_run: TinyRun) -> None:
@@ -59,9 +59,9 @@ def test_warm_ups(tiny_run: TinyRun) -> None:
         [0.01] * 4 + [0.1] * 26 + [0.01] * 2
     )
     linear = {"kind": "cosine", "warmup": {"lr": 0.02, "epochs": 0.4}}
-    found = rates(tiny_run(train={"steps": 44}, schedule=linear))
-    assert found[:5] == pytest.approx([0.04, 0.06, 0.08, 0.1, 0.1])
-    assert found[4:] == pytest.approx([(1 + math.cos(math.pi * i / 40)) / 20 for i in range(40)])
+    lrs = rates(tiny_run(train={"steps": 44}, schedule=linear))
+    assert lrs[:5] == pytest.approx([0.04, 0.06, 0.08, 0.1, 0.1])
+    assert lrs[4:] == pytest.approx([(1 + math.cos(math.pi * i / 40)) / 20 for i in range(40)])
 
 
 def test_everything_is_due_at_the_end_and_keeping_only_in_its_turn(tiny_run: TinyRun) -> None:
@@ -86,7 +86,7 @@ def test_everything_is_due_at_the_end_and_keeping_only_in_its_turn(tiny_run: Tin
 def take_steps(run: Run, batches: list[list[Batch]], lr: float = 0.1) -> TrainState:
     state = create_train_state(run, classes=4, channels=3, world=CPU)
     for step in batches:
-        train_step(state, share(*step), IDENTITY, lr, run.train)
+        train_step(state, step_batches(*step), IDENTITY, lr, run.train)
     return state
 
 
@@ -119,8 +119,8 @@ def test_steps_are_sgd_written_out(tiny_run: TinyRun, nesterov: bool) -> None:
 def test_accumulation_is_one_larger_batch_but_for_batch_norm(tiny_run: TinyRun) -> None:
     """Batches of one image twice over have the statistics of the image, so the passes must add up to the whole."""
     run, half = tiny_run(), random_batch(8)
-    whole = Batch(*(torch.cat([tensor, tensor]) for tensor in half[:3]))
-    states = [take_steps(run, [batches]) for batches in ([whole], [half, half])]
+    full = Batch(*(torch.cat([tensor, tensor]) for tensor in half[:3]))
+    states = [take_steps(run, [batches]) for batches in ([full], [half, half])]
     for one, other in zip(states[0].net.parameters(), states[1].net.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert states[0].sums.tolist()[1:] == states[1].sums.tolist()[1:]
@@ -138,11 +138,11 @@ def test_dropout_is_a_function_of_the_step_and_the_share(tiny_run: TinyRun) -> N
     for before in (0, 3):
         state = create_train_state(run, 4, 3, CPU)
         torch.rand(before)
-        train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
+        train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
         nets.append(state.net)
     assert_same_parameters(*nets, rtol=0, atol=0)
     other = create_train_state(run, 4, 3, CPU)
-    train_step(other, share(random_batch())._replace(seeds=[1]), IDENTITY, 0.1, run.train)
+    train_step(other, step_batches(random_batch())._replace(seeds=[1]), IDENTITY, 0.1, run.train)
     assert not torch.equal(other.net.conv1.weight, nets[0].conv1.weight)
 
 
@@ -154,7 +154,7 @@ def test_mixed_and_erased_batches_are_learnt_as_torchvisions(tiny_run: TinyRun) 
         state = create_train_state(run, 4, 3, CPU)
         net = copy.deepcopy(state.net)
         mixed = batch._replace(erase_boxes=erased, mix_params=torch.tensor(blend, dtype=torch.float32))
-        train_step(state, share(mixed), IDENTITY, 0.1, run.train)
+        train_step(state, step_batches(mixed), IDENTITY, 0.1, run.train)
         images = batch.images.permute(0, 3, 1, 2) / 255
         images[:8, :, 2:4, 1:5] = 0
         rolled, own = images.roll(1, 0), blend[0] if blend[0] < 1 else 1 - 24 / 64
@@ -178,7 +178,7 @@ def test_mixed_and_erased_batches_are_learnt_as_torchvisions(tiny_run: TinyRun) 
 
 
 def test_clipping_shortens_the_gradient_and_reports_it_whole(tiny_run: TinyRun) -> None:
-    batch, plain, clipped = share(random_batch()), tiny_run(), tiny_run(train={"clip_grad_norm": 0.01})
+    batch, plain, clipped = step_batches(random_batch()), tiny_run(), tiny_run(train={"clip_grad_norm": 0.01})
     norms = []
     for run in (plain, clipped):
         state = create_train_state(run, 4, 3, CPU)
@@ -197,7 +197,7 @@ def test_average_of_the_weights(tiny_run: TinyRun) -> None:
     assert state.eval_net is state.ema
     wanted = {key: value.double() for key, value in state.net.state_dict().items()}
     for seed in range(3):
-        train_step(state, share(random_batch(seed=seed)), IDENTITY, 0.1, run.train)
+        train_step(state, step_batches(random_batch(seed=seed)), IDENTITY, 0.1, run.train)
         wanted = {key: 0.9 * wanted[key] + 0.1 * value for key, value in state.net.state_dict().items()}
     for key, value in state.eval_net.state_dict().items():
         if value.is_floating_point():
@@ -207,15 +207,15 @@ def test_average_of_the_weights(tiny_run: TinyRun) -> None:
 def test_the_first_loss_that_is_not_finite_is_noted(tiny_run: TinyRun) -> None:
     run = tiny_run()
     state = create_train_state(run, 4, 3, CPU)
-    train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
+    train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
     assert state.diverged_at.item() == -1
-    train_step(state, share(random_batch()), IDENTITY, 1e30, run.train)
-    train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
-    train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
+    train_step(state, step_batches(random_batch()), IDENTITY, 1e30, run.train)
+    train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
+    train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
     assert state.diverged_at.item() == 2
     state = create_train_state(run, 4, 3, CPU)
     state.net.conv1.weight.register_hook(lambda gradient: gradient * math.inf)  # of a loss that is finite
-    train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
+    train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
     assert state.diverged_at.item() == 0
     assert math.isfinite(state.sums[0].item())
 
@@ -226,7 +226,7 @@ def test_lower_precision_follows_fp32(tiny_run: TinyRun, precision: str) -> None
     full, half = (take_steps(tiny_run(train={"precision": p}), batches) for p in ("fp32", precision))
     assert half.scaler.is_enabled() == (precision == "fp16")
     one, other = (
-        train_step(s, share(random_batch()), IDENTITY, 0.1, tiny_run().train)["grad_norm"] for s in (full, half)
+        train_step(s, step_batches(random_batch()), IDENTITY, 0.1, tiny_run().train)["grad_norm"] for s in (full, half)
     )
     assert other.item() == pytest.approx(one.item(), rel=0.1)  # without the scale of the loss
     assert_same_parameters(full.net, half.net, rtol=0.1, atol=0.03)
@@ -240,14 +240,14 @@ def test_a_first_step_that_overflows_leaves_no_trace(tiny_run: TinyRun) -> None:
     state, other = (create_train_state(run, 4, 3, CPU) for _ in range(2))
     before = {key: value.clone() for key, value in state.net.state_dict().items() if "running" not in key}
     hook = state.net.conv1.weight.register_hook(lambda gradient: gradient * math.inf)
-    train_step(state, share(random_batch()), IDENTITY, 0.1, run.train)
+    train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
     hook.remove()
     assert all(torch.equal(state.net.state_dict()[key], w) for key, w in before.items() if "num_batches" not in key)
     assert state.diverged_at.item() == -1
     assert state.scaler.get_scale() == 32768
     other.scaler.load_state_dict(state.scaler.state_dict())
     for one in (state, other):
-        train_step(one, share(random_batch(seed=1)), IDENTITY, 0.1, run.train)
+        train_step(one, step_batches(random_batch(seed=1)), IDENTITY, 0.1, run.train)
     for one, two in zip(state.net.parameters(), other.net.parameters(), strict=True):
         assert torch.equal(one, two)
 
@@ -275,7 +275,7 @@ def test_each_size_of_images_is_compiled(tiny_run: TinyRun, monkeypatch: pytest.
     sizes = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
     for size in sizes * 2:
         images = torch.zeros(16, size, size, 3, dtype=torch.uint8)
-        train_step(state, share(random_batch()._replace(images=images)), IDENTITY, 0.1, run.train)
+        train_step(state, step_batches(random_batch()._replace(images=images)), IDENTITY, 0.1, run.train)
     assert len(compiled) == len(sizes)
 
 
