@@ -5,7 +5,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from resnet_train import __version__
 from resnet_train.errors import report
@@ -56,7 +55,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for word in rest:
         if word.startswith("-") or not hasattr(args, "words"):
             parser.error(f"unrecognized argument: {word}")
-        getattr(args, args.words).append(Path(word) if args.words == "folders" else word)
+        getattr(args, args.words).append(word)
     return args
 
 

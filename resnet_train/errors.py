@@ -1,11 +1,11 @@
-"""What the program says to its user when it stops early, and with which exit code."""
+"""The reasons for which a command stops early: a message of one line and an exit code."""
 
 import sys
 import traceback
 
 
 class Stop(Exception):
-    """A reason to stop, told in one line."""
+    """A reason to stop. Its text is the message for the user, in one line."""
 
     exit_code = 1
     reported = False
@@ -15,7 +15,7 @@ class Stop(Exception):
 
 
 class BadInput(Stop):
-    """Something that the user gave cannot be used: the line names the thing and the cure."""
+    """Something that the user gave cannot be used: the message names it and says what to do."""
 
     exit_code = 2
 
@@ -38,7 +38,7 @@ class Interrupted(Stop):
 
 
 def report(error: BaseException) -> int:
-    """Tell the user why the program stops: in one line, or with a traceback if it is a bug. Returns the exit code."""
+    """Write the message of an error on standard error, or a traceback if the error is a bug. Returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         if str(error):
             print(f"resnet-train: {error}", file=sys.stderr)

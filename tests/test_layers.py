@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import resnet_train
+from resnet_train.cli import COMMANDS
 
 ROOT = Path(resnet_train.__file__).parent
 
@@ -97,3 +98,31 @@ def test_no_module_is_long_or_has_a_name_that_says_nothing() -> None:
     for path in ROOT.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 350, path
         assert path.stem not in ("utils", "helpers", "common", "core", "base", "misc"), path
+
+
+def prints_a_result(node: ast.AST) -> bool:
+    """Whether a call writes to standard output."""
+    if not isinstance(node, ast.Call):
+        return False
+    function = ast.unparse(node.func)
+    if function == "print":
+        return {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get("file") != "sys.stderr"
+    return function.startswith("sys.stdout.write")
+
+
+def test_only_commands_print_results() -> None:
+    """Everything below returns what it measures, so that a notebook or a script can use it."""
+    assert any(prints_a_result(node) for path in ROOT.glob("commands/*.py") for node in ast.walk(parsed(path)))
+    for path in ROOT.rglob("*.py"):
+        if layer_of(path) != "commands":
+            for node in ast.walk(parsed(path)):
+                assert not prints_a_result(node), f"{path}:{getattr(node, 'lineno', 0)} writes to standard output"
+
+
+def test_every_file_in_commands_is_a_command() -> None:
+    files = {path.stem for path in ROOT.glob("commands/*.py")} - {"__init__"}
+    assert files == set(COMMANDS)
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())

@@ -50,7 +50,7 @@ def bench(run: "Run", seconds: float, trace: Path | None, as_json: bool) -> None
 
     with distributed.start(run.train.device) as world:
         if world.is_main and (load := os.getloadavg()[0]) > 0.5:
-            logger.info("note: other programs use %.1f of %s cores, so figures are noisy", load, os.cpu_count())
+            logger.info("other programs use %.1f of %s cores, so figures are noisy", load, os.cpu_count())
         set_precision(run.train.precision, world.device)
         train_set, _ = distributed.main_first(world, lambda: datasets.open_data(run.data))
         data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
@@ -94,17 +94,17 @@ def advice(result: "Throughput", run: "Run", dataset: "Dataset") -> list[str]:
     """What limits the speed, then what to change, the cheapest first."""
     any_size, cpu = dataset.size is None, result.device == "CPU"
     if cpu and any_size and result.together < 0.9 * min(result.loader, result.step):
-        limit = "the cores bind, which loader and step share:"
+        limit = "the CPU cores are the limit, which loader and step share:"
         changes = ["- fewer data.workers, or train.device=cuda", *_packing(run, dataset)]
     elif result.loader < result.step:
-        limit = "the loader binds:"
+        limit = "the loader is the limit:"
         changes = []
         if any_size and run.data.decode_workers < result.cores - 1:
             changes.append(f"- data.workers={result.cores - 1}: there are {result.cores} cores for each rank")
         if any_size:
             changes += _packing(run, dataset)
     else:
-        limit = "the step binds:"
+        limit = "the step is the limit:"
         changes = _step_changes(result, run, any_size, cpu)
     return [limit, *(changes or ["- nothing that we know of would change that"])]
 

@@ -16,7 +16,7 @@ variation."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(words="folders")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="run folders, or folders above them")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders above them")
     parser.add_argument(
         "--out",
         type=Path,
@@ -32,8 +32,9 @@ def main(args: argparse.Namespace) -> None:
     from resnet_train.analysis.groups import group_runs, rows
     from resnet_train.runs import run_folder
 
-    groups = group_runs(run_folder.find(args.folders))
-    paths = tables.write_comparison(groups, args.out or args.folders[0])
+    folders = [Path(folder) for folder in args.folders]
+    groups = group_runs(run_folder.find(folders))
+    paths = tables.write_comparison(groups, args.out or folders[0])
     if args.json:
         print(json.dumps(rows(groups), indent=2))
         return

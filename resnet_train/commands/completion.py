@@ -5,6 +5,9 @@ from pathlib import Path
 
 EXAMPLE = "resnet-train completion bash > ~/.local/share/bash-completion/completions/resnet-train"
 
+_PATHS = ("checkpoint", "checkpoints", "folders", "images", "networks", "paths")
+"""Arguments that are paths, and are parsed as text."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that is to complete")
@@ -26,5 +29,5 @@ def _complete_paths(parser: argparse.ArgumentParser) -> None:
         if isinstance(action.choices, dict):
             for command in action.choices.values():
                 _complete_paths(command)
-        elif action.type is Path or action.dest in ("checkpoints", "checkpoint", "networks", "images", "paths"):
+        elif action.type is Path or action.dest in _PATHS:
             action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the schema, or the page of the documentation that is made of it."""
+    """Print the schema, or the page of the documentation that lists the same keys."""
     from resnet_train.config import reference
 
     if args.markdown:

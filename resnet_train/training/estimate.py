@@ -61,5 +61,5 @@ def _training_set(data: DataConfig) -> Dataset | None:
     try:
         return datasets.open_data(data)[0]
     except BadInput as error:
-        logger.info("note: %s; costs are for the images that such networks usually see", error)
+        logger.info("%s; costs are for the images that such networks usually see", error)
         return None

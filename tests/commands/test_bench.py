@@ -73,9 +73,12 @@ def test_workers_that_take_time_from_the_step_are_told(tiny_run: Callable[..., R
     run = tiny_run(data=section, augment={"crop": {"kind": "random-resized", "size": 8}})
     source, _ = datasets.open_data(run.data)
     said = bench.advice(replace(RESULT, loader=5000.0), run, source)
-    assert (said[0], "fewer data.workers" in said[-1]) == ("the step binds:", True)
+    assert (said[0], "fewer data.workers" in said[-1]) == ("the step is the limit:", True)
     said = bench.advice(replace(RESULT, device="CPU", together=700.0), run, source)
-    assert (said[0], "fewer data.workers" in said[1]) == ("the cores bind, which loader and step share:", True)
+    assert (said[0], "fewer data.workers" in said[1]) == (
+        "the CPU cores are the limit, which loader and step share:",
+        True,
+    )
 
 
 def test_a_graph_is_recorded_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,19 +117,19 @@ def test_advice_to_pack_is_not_what_is_done_already(tiny_run: Callable[..., Run]
         run = tiny_run(data=section, augment={"crop": {"kind": "random-resized", "size": 8}})
         told[str(path)] = bench.advice(RESULT, run, datasets.open_data(run.data)[0])
     folders, packed, raw = told.values()
-    assert raw == ["the loader binds:", NOTHING]
+    assert raw == ["the loader is the limit:", NOTHING]
     assert packed == [raw[0], "- resnet-train prepare --tiled --raw-fraction 0.5 trades disk for speed"]
     assert len(folders) == 3
     [more] = set(bench.advice(replace(RESULT, cores=9), run, datasets.open_data(run.data)[0])) - set(raw)
     assert more == "- data.workers=8: there are 9 cores for each rank"
 
 
-def test_advice_follows_what_binds(tiny_run: Callable[..., Run]) -> None:
+def test_advice_follows_the_limit(tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(train={"precision": "bf16", "grad_accum_steps": 8})
     source, _ = datasets.open_data(run.data)
-    assert bench.advice(RESULT, run, source) == ["the loader binds:", NOTHING]  # held images
+    assert bench.advice(RESULT, run, source) == ["the loader is the limit:", NOTHING]  # held images
     said = bench.advice(replace(RESULT, loader=5000.0), run, source)
-    assert said[0] == "the step binds:"
+    assert said[0] == "the step is the limit:"
     assert any("train.grad_accum_steps=2" in line for line in said)
     assert not any("data.workers" in line for line in said)
     assert not any("precision" in line for line in said)
