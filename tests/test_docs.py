@@ -1,6 +1,7 @@
 """What a reader meets: every documented command parses, every configuration validates, every link resolves."""
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -38,7 +39,7 @@ def commands(text: str) -> Iterator[Words]:
         for words in split(line):
             if words[:1] == ["scripts/quickstart.sh"]:
                 yield ["run", "configs/quickstart.yaml", *words[1:]]
-            programs = [i for i, word in enumerate(words) if Path(word).name in ("resnet-train", "resnet_train")]
+            programs = [i for i, word in enumerate(words[:-1]) if Path(word).name in ("resnet-train", "resnet_train")]
             if programs and words[:2] != ["docker", "build"]:
                 yield [word for word in words[programs[-1] + 1 :] if word != "…"]
 
@@ -117,6 +118,15 @@ def test_commands_are_understood(name: str) -> None:
             check(words)
         except (BadInput, SystemExit) as error:
             pytest.fail(f"{name}: resnet-train {shlex.join(words)}: {error}")
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_examples_in_help_are_understood(name: str) -> None:
+    example = importlib.import_module(f"resnet_train.commands.{name}").EXAMPLE.partition("\n\n")[0]
+    found = list(commands(f"```bash\n{example}\n```"))
+    assert name in [words[0] for words in found]
+    for words in found:
+        check(words)
 
 
 def test_recipes_lists_every_experiment() -> None:
