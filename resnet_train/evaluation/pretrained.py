@@ -187,7 +187,7 @@ class PretrainedModel:
         if not isinstance(image, Image.Image):
             raise BadInput(f"expected PIL images, or one uint8 tensor of pixels, not {type(image).__name__}")
         [pixels] = apply_views(image.convert(self.mode), [self.view])
-        return torch.tensor(pixels.copy()).reshape(*pixels.shape[:2], self.channels)
+        return torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], self.channels)
 
     def _checked(self, pixels: Tensor) -> Tensor:
         """Pixels as a batch [n, H, W, C]. Raises `BadInput` where type or shape differ from what the network sees."""
