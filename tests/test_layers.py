@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +127,30 @@ def test_every_file_in_commands_is_a_command() -> None:
 
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
+
+
+def test_the_root_of_the_package_is_small() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == {"__init__", "__main__", "cli", "errors"}
+
+
+def test_private_words_stay_out() -> None:
+    """Words that only the authors understood, where the field has its own."""
+    private = re.compile(r"\b(told|judged|cure|hall|verb|verbs)\b", re.IGNORECASE)
+    for path in [*ROOT.rglob("*.py"), *(ROOT.parent / "docs").glob("*.md"), ROOT.parent / "README.md"]:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not private.search(line), f"{path}, line {number}: {line.strip()}"
+
+
+def test_the_architecture_page_names_modules_that_exist() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    names = set(re.findall(r"`((?:\w+/)+(?:\w+\.py)?|\w+\.py)`", page)) - {
+        "runs/",
+        "unfinished/",
+        "tests/test_layers.py",
+    }
+    assert len(names) > 30
+    for name in names:
+        assert any((ROOT / name).exists() or path.match(name) for path in ROOT.rglob("*")), name
+    for folder, layer in LAYERS.items():
+        if (ROOT / folder).is_dir():
+            assert f"| {layer} | `{folder}/` |" in page, folder

@@ -77,8 +77,8 @@ def test_of_a_single_seed_few_images_are_no_difference(few: int, recorded: Calla
         shutil.rmtree("runs", ignore_errors=True)
         for depth, count in ((20, few), (56, wrong)):
             recorded(f"cifar-resnet-{depth}", 0, 100 * count / 1437, eval={"clean_train_images": 1437})
-        [said] = findings.findings(groups())
-        return said.split("error is ")[1].split(":")[0]
+        [sentence] = findings.findings(groups())
+        return sentence.split("error is ")[1].split(":")[0]
 
     for wrong in range(few, few + 15):
         by_chance = fisher_exact([[few, 1437 - few], [wrong, 1437 - wrong]]).pvalue
@@ -144,7 +144,7 @@ def test_equal_errors_of_all_seeds_have_no_variance(recorded: Callable[..., Path
     assert differ("20", "110")
 
 
-def test_a_single_seed_among_several_is_judged_by_the_images_too(recorded: Callable[..., Path]) -> None:
+def test_a_single_seed_among_several_is_compared_by_the_images_too(recorded: Callable[..., Path]) -> None:
     for seed in (0, 1):
         recorded("cifar-resnet-20", seed, 5.0 + seed / 10, eval={"clean_train_images": 10})
     recorded("cifar-resnet-56", 0, 9.0, eval={"clean_train_images": 10})
@@ -165,18 +165,18 @@ def test_a_run_is_counted_once(recorded: Callable[..., Path], program: Program) 
     assert (code, f"{folder} and elsewhere are runs of one network and seed: leave one out" in err) == (2, True)
 
 
-def test_differences_beyond_the_network_are_told(recorded: Callable[..., Path]) -> None:
+def test_differences_beyond_the_network_are_listed(recorded: Callable[..., Path]) -> None:
     recorded("cifar-plain-20", 0, 5.0)
     recorded("cifar-resnet-20", 0, 5.0, optimizer={"lr": 0.2}, data={"size": 16}, train={"device": "auto"})
     recorded("cifar-resnet-32", 0, 5.0, status=None)
     recorded("cifar-resnet-44", 0, 5.0, status="diverged")
-    said = findings.warnings(groups())
+    sentence = findings.warnings(groups())
     assert (
-        said[0]
+        sentence[0]
         == "not only the network differs: data.size = 8 (cifar-plain-20, cifar-resnet-32, cifar-resnet-44); 16 (cifar-resnet-20)"
     )
-    assert said[1].startswith("not only the network differs: optimizer.lr = 0.1 (")
-    assert said[2:] == [
+    assert sentence[1].startswith("not only the network differs: optimizer.lr = 0.1 (")
+    assert sentence[2:] == [
         "cifar-resnet-32 seed 0 is not finished: step 20 of 20",
         "cifar-resnet-44 seed 0 diverged at step 20; its figures are the last before that",
     ]
@@ -192,36 +192,36 @@ def test_a_cheaper_network_that_outperforms_a_deeper_one_is_named(recorded: Call
     shallow, deep = recorded(wide, 0, 3.0), recorded("cifar-resnet-56", 0, 5.0)
     between = recorded("cifar-resnet-20", 0, 4.0)
     slower(deep), slower(between)
-    said = "wide outperforms cifar-resnet-56: validation top-1 7.00 % against 9.00 % in 0.25 of its hours, 8 layers against 56"
+    sentence = "wide outperforms cifar-resnet-56: validation top-1 7.00 % against 9.00 % in 0.25 of its hours, 8 layers against 56"
 
-    def told() -> list[str]:
+    def lines() -> list[str]:
         return [line for line in findings.findings(groups()) if "outperforms" in line]
 
-    assert told() == []  # nobody knows on which machines
+    assert lines() == []  # nobody knows on which machines
     made_on(shallow, "a"), made_on(deep, "b")
-    assert told() == []  # hours of two machines
+    assert lines() == []  # hours of two machines
     made_on(shallow, "a", "b")
-    assert told() == []  # and of one run on two machines
+    assert lines() == []  # and of one run on two machines
     (shallow / "env.json").write_text("")  # as a power cut may leave it
-    assert told() == []
+    assert lines() == []
     made_on(shallow, "b", "b")
-    assert told() == [said]
+    assert lines() == [sentence]
     made_on(between, "b")
-    assert told() == [said]  # of all such pairs the one that is widest apart in depth
+    assert lines() == [sentence]  # of all such pairs the one that is widest apart in depth
     second = recorded("cifar-resnet-56", 1, 1.0)
     made_on(second, "b"), slower(second)
-    assert not any("cifar-resnet-56" in line for line in told())  # 7 ± 2.8 against 7
+    assert not any("cifar-resnet-56" in line for line in lines())  # 7 ± 2.8 against 7
     shutil.rmtree(second)
     metrics = deep / "metrics.jsonl"
     finished = metrics.read_text()
     metrics.write_text(finished.replace("whole image", "ten crops"))
-    assert not any("cifar-resnet-56" in line for line in told())
+    assert not any("cifar-resnet-56" in line for line in lines())
     metrics.write_text(finished.replace('"finished"', '"diverged"'))
-    assert not any("cifar-resnet-56" in line for line in told())
+    assert not any("cifar-resnet-56" in line for line in lines())
     metrics.write_text(finished)
-    assert told() == [said]
+    assert lines() == [sentence]
     replaced('"val_images": 10000', '"val_images": 300')
-    assert told() == []
+    assert lines() == []
 
 
 def made_on(folder: Path, *devices: str) -> None:
@@ -232,8 +232,8 @@ def made_on(folder: Path, *devices: str) -> None:
 def slower(folder: Path) -> None:
     """The same run in four times the hours."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    told = [{**record, "seconds": 4 * record.get("seconds", 0)} for record in lines]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in told))
+    lines = [{**record, "seconds": 4 * record.get("seconds", 0)} for record in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
 
 
 def test_figures_of_different_protocols_never_share_a_column(recorded: Callable[..., Path], program: Program) -> None:
@@ -257,12 +257,12 @@ def test_figures_of_different_protocols_never_share_a_column(recorded: Callable[
     assert {column.split(" [")[0].replace("_std", "") for column in table[0]} == {
         column.replace("_std", "") for column in (*COLUMNS, "protocol")
     }
-    said = Path("runs/compare.md").read_text()
-    assert "validation top-1 [2] |" in said
-    assert "Validation protocol: [1] whole image; [2] ten crops." in said
-    assert "| – |" in said
-    told = json.loads(program("compare", "runs", "--json")[1])
-    assert [(row["val_error_top1 [1]"], row["val_error_top1 [2]"]) for row in told] == [
+    sentence = Path("runs/compare.md").read_text()
+    assert "validation top-1 [2] |" in sentence
+    assert "Validation protocol: [1] whole image; [2] ten crops." in sentence
+    assert "| – |" in sentence
+    lines = json.loads(program("compare", "runs", "--json")[1])
+    assert [(row["val_error_top1 [1]"], row["val_error_top1 [2]"]) for row in lines] == [
         (13, None),
         (7, None),
         (None, 9),
@@ -270,7 +270,7 @@ def test_figures_of_different_protocols_never_share_a_column(recorded: Callable[
     assert "cifar-resnet-20: 0, 1" in findings.warnings(groups())[0]  # one network under two protocols
 
 
-def test_depth_is_judged_under_one_protocol(recorded: Callable[..., Path]) -> None:
+def test_depth_is_compared_under_one_protocol(recorded: Callable[..., Path]) -> None:
     """The clean training error is what the evaluation sees of training images."""
     recorded("cifar-plain-20", 0, 5.0)
     path = recorded("cifar-plain-56", 0, 9.0) / "metrics.jsonl"
@@ -342,5 +342,5 @@ def test_a_family_differs_in_nothing_but_depth(
         recorded(network, 0, 5.0)
     found = families(groups())
     assert {family.name: [group.depth for group in family.members] for family in found} == expected
-    said = [line for line in findings.findings(groups()) if "the deeper network's" in line]
-    assert len(said) == sum(len(set(depths)) > 1 for depths in expected.values())
+    sentence = [line for line in findings.findings(groups()) if "the deeper network's" in line]
+    assert len(sentence) == sum(len(set(depths)) > 1 for depths in expected.values())
