@@ -1,6 +1,5 @@
 """The commands as a user meets them: what they refuse."""
 
-import argparse
 import json
 import os
 import re
@@ -88,8 +87,9 @@ def test_help_explains_every_argument_and_has_an_example(name: str) -> None:
     parser = cli.build_parsers()[1][name]
     for action in parser._actions:
         assert action.help, action.dest
-        if action.option_strings and action.default not in (None, False, argparse.SUPPRESS, []):
-            assert "default" in action.help, f"{name} {action.option_strings}: its default is not in its help"
+        takes_value = action.option_strings and action.nargs != 0
+        if takes_value and not action.required:
+            assert "default: " in action.help, f"{name} {action.option_strings}: its default is not in its help"
     text = parser.format_help()
     [example] = re.findall(r"^example:\n  resnet-train (.*)$", text, re.MULTILINE)
     words = shlex.split(example.split(" > ")[0])

@@ -26,9 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a key, such as data.workers=16")
     parser.add_argument("--only", metavar="NETWORK", help="the network to train (default: the first)")
     parser.add_argument(
-        "--seconds", type=positive_int, default=10, help="duration of each measurement (default: %(default)s)"
+        "--seconds",
+        type=positive_int,
+        default=10,
+        metavar="N",
+        help="duration of each measurement (default: %(default)s)",
     )
-    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write a trace for TensorBoard or Perfetto")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FOLDER", help="write a trace for TensorBoard or Perfetto (default: no trace)"
+    )
     add_json(parser)
 
 

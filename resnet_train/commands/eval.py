@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="such as checkpoints/best.pt; a state dict of torchvision or timm, with --network; or saved logits",
     )
     parser.add_argument("--data", metavar="PATH", help="folder of the data (default: data.path of the run)")
-    parser.add_argument("--network", metavar="NAME", help="the network of a state dict, such as resnet-50")
+    parser.add_argument(
+        "--network",
+        metavar="NAME",
+        help="the network of a state dict, such as resnet-50 (default: that of the checkpoint)",
+    )
     parser.add_argument(
         "--protocol",
         choices=("one-crop", "ten-crop", "multi-scale"),
@@ -38,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flip", action="store_true", help="add the mirror image of each view (eval.flip=true)")
     parser.add_argument(
-        "--save-logits", type=Path, metavar="FILE.npz", help="save the logits; average them again with `eval FILE.npz`"
+        "--save-logits",
+        type=Path,
+        metavar="FILE.npz",
+        help="save the logits; average them again with `eval FILE.npz` (default: not saved)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="folder for confusions (default: evaluation/ in the run folder)"
@@ -49,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="change a key of the run, such as eval.batch_size=64; may be repeated",
+        help="change a key of the run, such as eval.batch_size=64; may be repeated (default: no change)",
     )
     add_json(parser)
 

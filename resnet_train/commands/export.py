@@ -15,7 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the format; onnx and torch-export also hold the normalisation, and take uint8 images",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: beside the checkpoint)")
-    parser.add_argument("--network", metavar="NAME", help="the network of a state dict, such as resnet-50")
+    parser.add_argument(
+        "--network",
+        metavar="NAME",
+        help="the network of a state dict, such as resnet-50 (default: that of the checkpoint)",
+    )
 
 
 def main(args: argparse.Namespace) -> None:

@@ -22,8 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(words="images")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a state dict with --network")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--network", metavar="NAME", help="the network of a state dict, such as resnet-50")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument(
+        "--network",
+        metavar="NAME",
+        help="the network of a state dict, such as resnet-50 (default: that of the checkpoint)",
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes, one a line (default: those of the checkpoint)",
+    )
     parser.add_argument(
         "--top", type=positive_int, default=5, metavar="K", help="number of classes to print (default: %(default)s)"
     )

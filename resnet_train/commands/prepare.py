@@ -45,16 +45,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="store this fraction of the images, the largest files, as raw pixels (default: %(default)s)",
     )
     parser.add_argument(
-        "--short-side", type=positive_int, metavar="N", help="reduce longer shorter sides to N pixels: another recipe"
+        "--short-side",
+        type=positive_int,
+        metavar="N",
+        help="reduce images whose shorter side is over N pixels; this changes the recipe (default: sizes unchanged)",
     )
     parser.add_argument(
         "--square",
         type=positive_int,
         metavar="N",
-        help="resize to N x N raw pixels, for data.device_cache_gb: another recipe",
+        help="resize to N x N raw pixels, for data.device_cache_gb; this changes the recipe (default: sizes unchanged)",
     )
-    parser.add_argument("--val-labels", type=Path, metavar="FILE", help="IMAGE,CLASS lines, or the development kit")
-    parser.add_argument("--class-names", type=Path, metavar="FILE", help="lines such as `n01440764 tench`")
+    parser.add_argument(
+        "--val-labels",
+        type=Path,
+        metavar="FILE",
+        help="validation labels: IMAGE,CLASS lines, or ILSVRC2012's development kit (default: those of SOURCE)",
+    )
+    parser.add_argument(
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes: lines such as `n01440764 tench` (default: those of SOURCE)",
+    )
     parser.add_argument(
         "--on-bad-image",
         choices=("stop", "skip"),

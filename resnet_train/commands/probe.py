@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=positive_int, metavar="N", help="number of images (default: 128, for lesions 1000)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of untrained weights (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of untrained weights (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="the figure (default: KIND.png)")
     add_json(parser)
 

@@ -51,7 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", type=positive_int, metavar="N", help="number of classes (default: 1000, for CIFAR networks 10)"
     )
-    parser.add_argument("--vs", metavar="NETWORK", help="compare the networks with this one, in a table and a figure")
+    parser.add_argument(
+        "--vs",
+        metavar="NETWORK",
+        help="compare the networks with this one, in a table and a figure (default: print their stages)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="the figure of --vs (default: summary.png)")
     add_json(parser)
 
