@@ -1,13 +1,13 @@
-"""CIFAR-10 training, data and all: our loop against that of an ordinary script, side by side.
+"""CIFAR-10 training with data loading: our loop against that of an ordinary script.
 
     python scripts/benchmark_cifar.py --data DATA       # the folder above cifar-10-batches-py
-    python scripts/benchmark_cifar.py                   # noise in its place, of the same size
+    python scripts/benchmark_cifar.py                   # noise of the same size
 
 The ordinary script: torchvision's CIFAR10, RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor, Normalize, a
 DataLoader with two workers, the same network, weights and SGD, loss and errors read every 50 steps. Both shuffle, each
-in an order of its own. They take turns in random order; the figure is images per second over the script's in the same
-round, median and range. "script again" is the control. Starting workers, compiling and the first steps are not counted.
-SIGTERM or Ctrl-C ends the rounds, and the table is of those that are done.
+in its own order. In each round all run in random order; the figure is images per second divided by the script's in the
+same round: the median and the range over the rounds. "script again" is the control. Starting workers, compiling and the
+first steps are not counted. SIGTERM or Ctrl-C ends the rounds; the table is of the finished ones.
 """
 
 import argparse
@@ -40,11 +40,11 @@ from resnet_train.runtime.tables import columns
 from resnet_train.training.log import running_averages
 from resnet_train.training.step import create_train_state, train_step
 
-_EACH = 50
-"""Steps between two lines of the log."""
+_LOG_EVERY = 50
+"""Steps between two log lines."""
 
 
-def run_of(network: str, data: str | None, batch: int, **train: Any) -> Run:
+def create_run(network: str, data: str | None, batch: int, **train: Any) -> Run:
     """Our run: the recipe of configs/cifar10-depth.yaml."""
     noise = {"kind": "synthetic", "train_images": 50_000}
     tree = {
@@ -59,22 +59,22 @@ def run_of(network: str, data: str | None, batch: int, **train: Any) -> Run:
 
 
 def ours(run: Run, device: torch.device) -> Iterator[None]:
-    """The program's own loop, a step at a time."""
+    """Our training loop; one step each time it is advanced."""
     world = World(device)
     source, _ = datasets.open_data(run.data)
     data = loader.training_data(run, source, run.seed, 0, 1, device)
     state = create_train_state(run, len(source.classes), source.channels, world)
     normalization = normalize.statistics(run, source).to(device)
-    for share in data.from_step(0, 2**62):
+    for batches in data.from_step(0, 2**62):
         set_precision(run.train.precision, device)
-        train_step(state, share, normalization, run.optimizer.lr, run.train)
-        if state.step % _EACH == 0:
+        train_step(state, batches, normalization, run.optimizer.lr, run.train)
+        if state.step % _LOG_EVERY == 0:
             running_averages(world, state.sums)
         yield
 
 
 class Noise(Dataset[tuple[Any, int]]):
-    """50,000 images in the place of CIFAR-10's, as torchvision serves them."""
+    """50,000 images of noise in the form of torchvision's CIFAR10."""
 
     def __init__(self, transform: Callable[[Image.Image], Any]) -> None:
         self.data = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
@@ -87,14 +87,14 @@ class Noise(Dataset[tuple[Any, int]]):
         return self.transform(Image.fromarray(self.data[i])), i % 10
 
 
-def _deaf(_: int) -> None:
-    """A signal to all processes is for the first one: it ends the rounds, and then its workers."""
+def _ignore_signals(_: int) -> None:
+    """For workers: a signal to all processes is for the main one, which ends the rounds and then its workers."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 def script(run: Run, path: str | None, device: torch.device) -> Iterator[None]:
-    """The ordinary script, a step at a time."""
+    """The ordinary script; one step each time it is advanced."""
     transform = transforms.Compose(
         [
             transforms.RandomCrop(32, padding=4),
@@ -111,7 +111,7 @@ def script(run: Run, path: str | None, device: torch.device) -> Iterator[None]:
         num_workers=2,
         drop_last=True,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_deaf,
+        worker_init_fn=_ignore_signals,
     )
     net = build_network(run.network, 10)
     initialise(net, run.seed)
@@ -131,14 +131,14 @@ def script(run: Run, path: str | None, device: torch.device) -> Iterator[None]:
             loss_sum += loss.detach()
             wrong += (logits.argmax(1) != labels).sum()
             steps += 1
-            if steps % _EACH == 0:
+            if steps % _LOG_EVERY == 0:
                 loss_sum.item(), wrong.item()
                 loss_sum.zero_(), wrong.zero_()
             yield
 
 
 def seconds(steps: Iterator[None], count: int, device: torch.device) -> float:
-    """Of so many steps, after some for which workers may have had batches ready."""
+    """The time of `count` steps, after five for which workers may have prepared batches."""
     for _ in range(5):
         next(steps)
     roofline.synchronize(device)
@@ -146,9 +146,9 @@ def seconds(steps: Iterator[None], count: int, device: torch.device) -> float:
     for _ in range(count):
         next(steps)
     roofline.synchronize(device)
-    took = time.perf_counter() - begin
-    time.sleep(1)  # for the script's workers, to fill their queue in nobody's time
-    return took
+    elapsed = time.perf_counter() - begin
+    time.sleep(1)  # the script's workers fill their queue while nothing is measured
+    return elapsed
 
 
 def main() -> None:
@@ -169,29 +169,31 @@ def main() -> None:
     if cuda:
         settings["ours, bf16, graph"] = {"precision": "bf16", "cuda_graph": True}
         settings["ours, bf16, compiled, graph"] = {"precision": "bf16", "cuda_graph": True, "compile": True}
-    runs = {name: run_of(args.network, args.data, args.batch, **train) for name, train in settings.items()}
+    runs = {name: create_run(args.network, args.data, args.batch, **train) for name, train in settings.items()}
     plain = runs["ours, fp32"]
     loops = {"script": script(plain, args.data, device), "script again": script(plain, args.data, device)}
     loops |= {name: ours(run, device) for name, run in runs.items()}
-    torch.backends.cudnn.benchmark = True  # for all alike
+    torch.backends.cudnn.benchmark = True  # for all loops
     times: dict[str, list[float]] = {name: [] for name in loops}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         for number in range(args.rounds + 1):
             for name in random.Random(number).sample(list(loops), len(loops)):
-                took = seconds(loops[name], args.steps, device)
-                print(f"round {number}: {name} {took:.2f} s" + " (warm-up)" * (not number), file=sys.stderr)
+                elapsed = seconds(loops[name], args.steps, device)
+                label = f"round {number}" if number else "warm-up"
+                print(f"{label}: {name} {elapsed:.2f} s", file=sys.stderr)
                 if number:
-                    times[name].append(took)
+                    times[name].append(elapsed)
     done = min(map(len, times.values()))
     if not done:
         sys.exit("ended before the first round was done")
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"{args.network}, batch {args.batch}, {done} x {args.steps} steps; {where}, torch {torch.__version__}")
-    rows: list[tuple[str, ...]] = [("loop", "images/s", "range") + ("images/s here",) * cuda]
-    for name, found in times.items():
-        ratios = [one / other for one, other in zip(times["script"][:done], found[:done], strict=True)]
-        speed = args.steps * args.batch / statistics.median(found[:done])
+    head = ("loop", "images/s", "range")
+    rows: list[tuple[str, ...]] = [(*head, "images/s here") if cuda else head]
+    for name, loop_times in times.items():
+        ratios = [one / other for one, other in zip(times["script"][:done], loop_times[:done], strict=True)]
+        speed = args.steps * args.batch / statistics.median(loop_times[:done])
         cells = (name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}–{max(ratios):.2f}")
         rows.append((*cells, f"{speed:,.0f}") if cuda else cells)
     print(columns(rows))

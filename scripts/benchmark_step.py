@@ -1,18 +1,17 @@
-"""What a training step takes on data at rest: ours, ours with each choice taken back, torchvision's and timm's.
+"""The time of a training step without loading: ours, ours without each of its choices, torchvision's and timm's.
 
     python scripts/benchmark_step.py                                             # on a GPU: resnet-50-v1.5, 256 images
     python scripts/benchmark_step.py --network cifar-resnet-20 --batch 128
     python scripts/benchmark_step.py --network cifar-resnet-20 --batch 32 --rounds 3       # also without a GPU
 
-Every step starts from the same weights, sees the same four batches of noise and does the same SGD. All take turns in
-random order, about a second each; a figure is the time of a step over that of ours in the same round, so how many times
-as fast ours is, or what a choice is worth: the median and the range over the rounds. "ours again" is the control, whose
-range is the noise. Compiling and tuning come before. Loss is the mean of steps 17 to 20, as each precision has it.
-SIGTERM or Ctrl-C ends the rounds, and the table is of those that are done.
+All steps start from the same weights, take the same four batches of noise and the same SGD. In each round all run for
+about a second, in random order. The figure is the time of a step divided by that of ours in the same round: the median
+and the range over the rounds. "ours again" is the control; its range is the noise. Compiling and tuning are not
+counted. The loss is the mean of steps 17 to 20. SIGTERM or Ctrl-C ends the rounds; the table is of the finished ones.
 
-Not alike: our step takes uint8 images and normalises them, counts its errors and notes the norm of its gradient on the
-device; the others take floats that are normalised already. torchvision's waits for the device after each step to print
-its figures, as it ships; timm's does not. Networks that they do not have are ours, under their steps.
+Differences: our step takes uint8 images and normalises them, counts errors and computes the norm of the gradient on the
+device; the others take normalised floats. torchvision's step waits for the device each time to print its figures, as it
+ships; timm's does not. A network that a library does not have is ours, trained by the library's step.
 """
 
 import argparse
@@ -51,39 +50,40 @@ _BATCHES = 4
 _STEPS = 20
 _LR, _MOMENTUM, _DECAY = 0.01, 0.9, 1e-4
 _TOLERANCE = {"fp32": 0.01, "tf32": 0.02, "bf16": 0.05, "fp16": 0.15}
-"""How far a loss after 20 steps may be from that of eager fp32, as a share of it. fp16 may be a step or two behind: its
-scaler leaves out the first ones, whose gradients overflow."""
+"""The largest relative difference of a loss after 20 steps from that of eager fp32. fp16 may be a step or two behind:
+its loss scaler skips the first steps, whose gradients overflow."""
 
 
 @dataclass
 class Contestant:
-    """A step, and what has to be set while it runs."""
+    """A training step, and the settings under which it runs."""
 
     step: Callable[[int], Tensor]
-    """Takes the number of a batch; the loss, as a tensor of the device."""
+    """Trains on the batch of a number; returns the loss, on the device."""
     precision: str
-    tuned: bool = True
-    """cuDNN searches for the fastest kernels."""
-    collects: bool = True
-    """Python collects garbage whenever it likes, as it does unless told otherwise."""
+    cudnn_benchmark: bool = True
+    """Whether cuDNN searches for the fastest kernels."""
+    automatic_gc: bool = True
+    """Whether Python collects garbage automatically, as it does by default."""
 
     def take(self, steps: int, device: torch.device) -> tuple[float, float]:
-        """Seconds of a step, and the mean loss of the last batches."""
+        """Take some steps. Returns the seconds of one step, and the mean loss of the last batches."""
         set_precision(self.precision, device)
-        torch.backends.cudnn.benchmark = self.tuned
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
         gc.collect()
-        (gc.enable if self.collects else gc.disable)()
+        if not self.automatic_gc:
+            gc.disable()
         roofline.synchronize(device)
         begin = time.perf_counter()
         losses = [self.step(number % _BATCHES) for number in range(steps)]
         roofline.synchronize(device)
-        took = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
         gc.enable()
-        return took / steps, torch.stack(losses[-_BATCHES:]).mean().item()
+        return seconds / steps, torch.stack(losses[-_BATCHES:]).mean().item()
 
 
-def run_of(network: dict[str, Any], batch: int, **train: Any) -> Run:
-    """A run whose step is measured."""
+def create_run(network: dict[str, Any], batch: int, **train: Any) -> Run:
+    """A run of our program whose step is measured."""
     tree = {
         "experiment": "benchmark",
         "network": network,
@@ -102,39 +102,39 @@ def ours(
     world: World,
     channels_last: bool = True,
     fused: bool = True,
-    tuned: bool = True,
+    cudnn_benchmark: bool = True,
 ) -> Contestant:
     """The program's own step."""
     classes = complexity.default_input(run.network)[1]
     state = create_train_state(run, classes, 3, world)
-    seen: Callable[[Batch], Tensor] = normalization
+    normalize: Callable[[Batch], Tensor] = normalization
     if not channels_last:
         state.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         state.optimizer = optim.build_optimizer(state.net, run.optimizer)
-        seen = lambda batch: normalization(batch).contiguous()  # noqa: E731
+        normalize = lambda batch: normalization(batch).contiguous()  # noqa: E731
     if not fused:
-        rate = torch.tensor(_LR)  # of the CPU, where this kind reads it
+        lr = torch.tensor(_LR)  # on the CPU, where this implementation reads it
         state.optimizer = torch.optim.SGD(
-            state.net.parameters(), rate, momentum=_MOMENTUM, weight_decay=_DECAY, foreach=True
+            state.net.parameters(), lr, momentum=_MOMENTUM, weight_decay=_DECAY, foreach=True
         )
 
     def step(number: int) -> Tensor:
         state.sums.zero_()
-        share = StepBatches([batches[number]], [0], 0.0)
-        train_step(state, share, seen, run.optimizer.lr, run.train)  # type: ignore[arg-type]
+        step_batches = StepBatches([batches[number]], [0], 0.0)
+        train_step(state, step_batches, normalize, run.optimizer.lr, run.train)  # type: ignore[arg-type]
         return state.sums[0] / state.sums[2]
 
-    return Contestant(step, run.train.precision, tuned, collects=False)
+    return Contestant(step, run.train.precision, cudnn_benchmark, automatic_gc=False)
 
 
-def torchvisions(net: nn.Module, images: list[Tensor], labels: list[Tensor], device: torch.device) -> Contestant:
+def torchvision_step(net: nn.Module, images: list[Tensor], labels: list[Tensor], device: torch.device) -> Contestant:
     """The step of torchvision's references/classification/train.py with --amp (on the CPU without), as it ships."""
     amp = device.type == "cuda"
     net.to(device).train()
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=_LR, momentum=_MOMENTUM, weight_decay=_DECAY)
     scaler = torch.amp.GradScaler(device.type) if amp else None
-    shown: dict[str, float] = {}
+    printed: dict[str, float] = {}
 
     def accuracy(output: Tensor, target: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
         with torch.inference_mode():
@@ -156,13 +156,13 @@ def torchvisions(net: nn.Module, images: list[Tensor], labels: list[Tensor], dev
             loss.backward()
             optimizer.step()
         first, fifth = accuracy(output, target, (1, 5))
-        shown.update(loss=loss.item(), lr=optimizer.param_groups[0]["lr"], acc1=first.item(), acc5=fifth.item())
+        printed.update(loss=loss.item(), lr=optimizer.param_groups[0]["lr"], acc1=first.item(), acc5=fifth.item())
         return loss.detach()
 
     return Contestant(step, "fp16" if amp else "fp32")
 
 
-def timms(net: nn.Module, images: list[Tensor], labels: list[Tensor], device: torch.device) -> Contestant:
+def timm_step(net: nn.Module, images: list[Tensor], labels: list[Tensor], device: torch.device) -> Contestant:
     """The step of timm's train.py with --amp --channels-last --torchcompile (on the CPU with --channels-last alone)."""
     from timm.optim import create_optimizer_v2
     from timm.utils import NativeScaler
@@ -191,8 +191,8 @@ def timms(net: nn.Module, images: list[Tensor], labels: list[Tensor], device: to
     return Contestant(step, "fp16" if amp else "fp32")
 
 
-def contestants(cfg: Any, batch: int, device: torch.device) -> tuple[str, dict[str, Contestant]]:
-    """Our precision, and all steps by name, made but not yet compiled."""
+def create_contestants(cfg: Any, batch: int, device: torch.device) -> tuple[str, dict[str, Contestant]]:
+    """Our precision, and all contestants by name, not yet compiled."""
     network = dump(cfg)
     size, classes = complexity.default_input(cfg)
     generator = torch.Generator().manual_seed(0)
@@ -207,39 +207,43 @@ def contestants(cfg: Any, batch: int, device: torch.device) -> tuple[str, dict[s
     small = isinstance(cfg, NetConfig) and cfg.stem == "cifar"
     best: dict[str, Any] = {"precision": "bf16", "compile": cuda, "cuda_graph": cuda and small}
     eager = {"precision": "fp32", "compile": False, "cuda_graph": False}
-    make = partial(ours, batches=batches, normalization=normalization, world=World(device))
-    found = {
-        "ours": make(run_of(network, batch, **best)),
-        "eager fp32": make(run_of(network, batch, **eager)),
-        "- channels last": make(run_of(network, batch, **best), channels_last=False),
-        "- bf16: fp32": make(run_of(network, batch, **best | {"precision": "fp32"})),
-        "- fused SGD": make(run_of(network, batch, **best), fused=False),
+    create = partial(ours, batches=batches, normalization=normalization, world=World(device))
+    contestants = {
+        "ours": create(create_run(network, batch, **best)),
+        "eager fp32": create(create_run(network, batch, **eager)),
+        "- channels last": create(create_run(network, batch, **best), channels_last=False),
+        "- bf16: fp32": create(create_run(network, batch, **best | {"precision": "fp32"})),
+        "- fused SGD": create(create_run(network, batch, **best), fused=False),
     }
     if cuda:
-        found["- bf16: tf32"] = make(run_of(network, batch, **best | {"precision": "tf32"}))
-        found["- bf16: fp16"] = make(run_of(network, batch, **best | {"precision": "fp16"}))
-        found["- compile"] = make(run_of(network, batch, **best | {"compile": False}))
-        found["- compile, bf16: fp16"] = make(run_of(network, batch, **best | {"compile": False, "precision": "fp16"}))
-        found["- cuDNN's tuning"] = make(run_of(network, batch, **best), tuned=False)
+        contestants["- bf16: tf32"] = create(create_run(network, batch, **best | {"precision": "tf32"}))
+        contestants["- bf16: fp16"] = create(create_run(network, batch, **best | {"precision": "fp16"}))
+        contestants["- compile"] = create(create_run(network, batch, **best | {"compile": False}))
+        contestants["- compile, bf16: fp16"] = create(
+            create_run(network, batch, **best | {"compile": False, "precision": "fp16"})
+        )
+        contestants["- cuDNN benchmark"] = create(create_run(network, batch, **best), cudnn_benchmark=False)
         other = "- CUDA graph" if small else "+ CUDA graph"
-        found[other] = make(run_of(network, batch, **best | {"cuda_graph": not small}))
-    found["ours again"] = found["ours"]
-    found["- garbage kept"] = Contestant(found["ours"].step, "bf16", collects=True)
+        contestants[other] = create(create_run(network, batch, **best | {"cuda_graph": not small}))
+    contestants["ours again"] = contestants["ours"]
+    contestants["- manual GC"] = Contestant(contestants["ours"].step, "bf16", automatic_gc=True)
 
     images = [normalization(b).contiguous() for b in batches]
     labels = [b.labels for b in batches]
-    found["torchvision"] = torchvisions(peer(torchvision.models, cfg, classes), images, labels, device)
+    contestants["torchvision"] = torchvision_step(
+        library_network(torchvision.models, cfg, classes), images, labels, device
+    )
     try:
         import timm
 
-        found["timm"] = timms(peer(timm, cfg, classes), images, labels, device)
+        contestants["timm"] = timm_step(library_network(timm, cfg, classes), images, labels, device)
     except ImportError:
         print("timm is not installed: its step is left out", file=sys.stderr)
-    return best["precision"], found
+    return best["precision"], contestants
 
 
-def peer(library: Any, cfg: Any, classes: int) -> nn.Module:
-    """Another library's network with the weights that ours starts from; ours where the library has none."""
+def library_network(library: Any, cfg: Any, classes: int) -> nn.Module:
+    """A library's network with the weights that ours starts from; our network if the library does not have it."""
     net = build_network(cfg, classes)
     initialise(net, 0)
     names = {"resnet-18": "resnet18", "resnet-34": "resnet34"} | {
@@ -247,33 +251,35 @@ def peer(library: Any, cfg: Any, classes: int) -> nn.Module:
     }
     if cfg.name not in names:
         return net
-    make = getattr(library, names[cfg.name], None) or partial(library.create_model, names[cfg.name])
-    theirs: nn.Module = make(num_classes=classes)
+    constructor = getattr(library, names[cfg.name], None) or partial(library.create_model, names[cfg.name])
+    theirs: nn.Module = constructor(num_classes=classes)
     theirs.load_state_dict(net.state_dict())
     return theirs
 
 
-def compare(found: dict[str, Contestant], rounds: int, device: torch.device) -> list[tuple[str, list[float], float]]:
-    """Of each step: its name, its times in each round and its loss after 20 steps."""
+def compare(
+    contestants: dict[str, Contestant], rounds: int, device: torch.device
+) -> list[tuple[str, list[float], float]]:
+    """Of each contestant: name, seconds of a step in each round, loss after 20 steps."""
     losses: dict[str, float] = {}
     steps: dict[str, int] = {}
-    for name, contestant in found.items():
+    for name, contestant in contestants.items():
         begin = time.perf_counter()
-        if name not in ("ours again", "- garbage kept"):
+        if name not in ("ours again", "- manual GC"):
             _, losses[name] = contestant.take(_STEPS, device)
         steps[name] = max(2, round(1 / contestant.take(3, device)[0]))
         print(f"{name}: ready after {time.perf_counter() - begin:.1f} s", file=sys.stderr)
-    times: dict[str, list[float]] = {name: [] for name in found}
+    times: dict[str, list[float]] = {name: [] for name in contestants}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         for number in range(rounds):
-            for name in random.Random(number).sample(list(found), len(found)):
-                times[name].append(found[name].take(steps[name], device)[0])
+            for name in random.Random(number).sample(list(contestants), len(contestants)):
+                times[name].append(contestants[name].take(steps[name], device)[0])
                 print(f"round {number + 1}: {name} {1e3 * times[name][-1]:.3f} ms", file=sys.stderr)
     done = min(map(len, times.values()))
     if not done:
         sys.exit("ended before the first round was done")
-    return [(name, times[name][:done], losses.get(name, math.nan)) for name in found]
+    return [(name, times[name][:done], losses.get(name, math.nan)) for name in contestants]
 
 
 def main() -> None:
@@ -287,11 +293,11 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if cuda else "cpu")
     cfg = zoo.network_config(args.network)
-    precision, found = contestants(cfg, args.batch, device)
+    precision, contestants = create_contestants(cfg, args.batch, device)
     limits = roofline.measure_limits(device, precision)
     size, classes = complexity.default_input(cfg)
     bound = roofline.images_per_second(complexity.stage_table(cfg, size, classes), limits, precision)
-    measured = compare(found, args.rounds, device)
+    measured = compare(contestants, args.rounds, device)
 
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     base = {name: (times, loss) for name, times, loss in measured}
@@ -300,20 +306,21 @@ def main() -> None:
     rows: list[tuple[str, ...]] = [("step", "ours is faster", "range", "loss")]
     for name, times, loss in measured:
         ratios = [other / one for one, other in zip(base["ours"][0], times, strict=True)]
-        shown = "" if math.isnan(loss) else f"{loss:.4f}"
-        rows.append((name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}–{max(ratios):.2f}", shown))
+        loss_cell = "" if math.isnan(loss) else f"{loss:.4f}"
+        rows.append((name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}–{max(ratios):.2f}", loss_cell))
     print(columns(rows))
     speed = args.batch / statistics.median(base["ours"][0])
     print(
         f"matrix product {limits.flops / 1e12:.3g} TFLOP/s ({precision}), copy {limits.bytes / 1e12:.3g} TB/s: ", end=""
     )
-    print(f"ours reaches {speed / bound:.0%} of the roofline" + f", {speed:,.0f} of {bound:,.0f} images/s" * cuda)
+    reached = f"ours reaches {speed / bound:.0%} of the roofline"
+    print(f"{reached}, {speed:,.0f} of {bound:,.0f} images/s" if cuda else reached)
     wrong = [
         f"{name} ({loss:.4f})"
         for name, _, loss in measured
-        if abs(loss - base["eager fp32"][1]) > _TOLERANCE[found[name].precision] * base["eager fp32"][1]
+        if abs(loss - base["eager fp32"][1]) > _TOLERANCE[contestants[name].precision] * base["eager fp32"][1]
     ]
-    print(f"losses that are not that of eager fp32 (within {_TOLERANCE}): {', '.join(wrong) or 'none'}")
+    print(f"losses that differ from that of eager fp32 by more than {_TOLERANCE}: {', '.join(wrong) or 'none'}")
     sys.exit(bool(wrong))
 
 
