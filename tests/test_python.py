@@ -60,6 +60,7 @@ def test_a_checkpoint_predicts_images_and_pixels(checkpoint: str, program: Progr
     torch.testing.assert_close(model(pixels(images[1])[0]), logits[1:2])
     batch = torch.stack([model.preprocess(image) for image in images])
     torch.testing.assert_close(model.network(batch), logits)
+    torch.testing.assert_close(model.to("cpu")(images), logits)
 
     predictions = model.predict(images, k=2)
     assert [len(classes) for classes in predictions] == [2, 2, 2]
@@ -223,6 +224,8 @@ def test_runs_are_plain_dicts(checkpoint: str) -> None:
     assert run["config"]["train"]["steps"] == 2
     assert run["records"][0]["kind"] == "start"
     json.dumps(run)
+    pandas = pytest.importorskip("pandas")
+    assert list(pandas.DataFrame(read_runs("runs"))["network"]) == ["cifar-resnet-8"]
     with pytest.raises(BadInput, match="no run folder in or under it"):
         read_runs("nowhere")
 
