@@ -117,21 +117,6 @@ def test_a_full_disk_leaves_the_previous_checkpoint(saved: Any, call: str, monke
     assert [path.name for path in folder.iterdir()] == ["last.pt"]
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "code.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    for name, said in {
-        "other.pt": "is not a checkpoint of resnet-train",
-        "code.pt": "is not a checkpoint of resnet-train",
-        "text.pt": "truncated or not a checkpoint",
-        "none.pt": "no such checkpoint",
-        ".": "Is a directory",
-    }.items():
-        with pytest.raises(BadInput, match=said):
-            checkpoint.read_checkpoint(tmp_path / name)
-
-
 def test_statistics_travel_with_the_checkpoint(saved: Any, tiny_run: TinyRun, tmp_path: Path) -> None:
     run = tiny_run(data={"normalize": "pixel-mean"})
     source, _ = datasets.open_data(run.data)
