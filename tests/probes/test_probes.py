@@ -257,7 +257,7 @@ def test_heat_maps_of_several_runs_are_a_grid(tiny_run: Callable[..., Any], monk
 
 def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> None:
     messages = {
-        ("gradients", "cifar-resnet-8"): "cifar-resnet-8 is untrained and knows no data: give --data",
+        ("gradients", "cifar-resnet-8"): "cifar-resnet-8 is untrained and has no data: give --data",
         ("gradients", "vgg-16", "--data", "synthetic"): "a VGG has no units to probe",
         ("lesion", "none.pt"): "none.pt: no such checkpoint",
         ("responses", "."): "run folders are for `probe gradients`",
@@ -270,4 +270,4 @@ def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> 
     path = config(networks=["vgg-16"], probes=PROBES)
     code, _, err = program("run", path)
     assert (code, len(err.splitlines())) == (2, 1)
-    assert f"{path}: vgg-16 has no units to probe: keep probes.responses alone for it" in err
+    assert f"{path}: vgg-16 has no units to probe: remove probes.gradients and probes.lesion" in err
