@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_train.errors import BadInput
+from resnet_train.runtime.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from resnet_train.evaluation.pretrained import PretrainedModel
 
 __all__ = ["BadInput", "__version__", "create_model", "load", "read_runs"]
-__version__ = "0.1.0"
 
 
 def load(file: str | os.PathLike[str], network: str | None = None) -> "PretrainedModel":

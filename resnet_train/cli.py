@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from resnet_train import __version__
 from resnet_train.errors import report
 from resnet_train.runtime.progress import show_messages
+from resnet_train.runtime.version import __version__
 
 COMMANDS = {
     "run": "train every network of an experiment, or continue what is unfinished",

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from resnet_train import __version__
 from resnet_train.runs.run_folder import sessions
 from resnet_train.runtime.atomic import atomic_write_text
 from resnet_train.runtime.distributed import World
+from resnet_train.runtime.version import __version__
 
 
 def add_session(folder: Path, step: int, world: World) -> None:
