@@ -84,6 +84,11 @@ def open_data(cfg: DataConfig) -> tuple[Dataset, Dataset]:
     return train.subset(np.delete(np.arange(len(train)), holdout)), train.subset(holdout)
 
 
+def check_data(cfg: DataConfig) -> None:
+    """Raise `BadInput` where the data cannot be opened. Downloads what is to be downloaded."""
+    open_data(cfg)
+
+
 def open_validation(cfg: DataConfig) -> Dataset:
     """The validation samples alone. Folders and shards of training images may be absent. Raises `BadInput`."""
     match cfg:

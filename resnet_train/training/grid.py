@@ -99,7 +99,7 @@ def _train_several(queue: Sequence[RunJob], jobs: int, request: StopRequest) -> 
     killed, else a `Stop` with the exit code of the first that failed, or `Interrupted`.
     """
     for data in {repr(job.run.data): job.run.data for job in queue}.values():
-        datasets.open_data(data)  # raises BadInput, or downloads, once
+        datasets.check_data(data)  # once, not in each process
     threads = max(1, torch.get_num_threads() // jobs)
     waiting = list(queue)
     with Children(hint="lower --jobs, and run again", end_by=signal.SIGTERM) as children:
