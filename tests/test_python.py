@@ -263,7 +263,7 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(cell.get("outputs") for cell in notebook.cells)
     folder = Path("bin")
     folder.mkdir()
-    (folder / "resnet-train").write_text(f'#!/bin/sh\nexec {sys.executable} -m resnet_train "$@"\n')
+    (folder / "resnet-train").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m resnet_train "$@"\n')
     (folder / "resnet-train").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder.resolve()}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
