@@ -63,8 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Evaluate checkpoints, or stored logits, and print their errors."""
+    from resnet_train.runs.run_folder import check_checkpoint_exists
+
     overrides = _overrides(args)
-    check_files(args.checkpoints)
+    for path in args.checkpoints:  # before torch is imported
+        check_checkpoint_exists(Path(path))
     stored = [path.endswith(".npz") for path in args.checkpoints]
     if all(stored):
         _evaluate_logits([Path(path) for path in args.checkpoints], _average(overrides), args.json)
@@ -120,15 +123,6 @@ def _average(overrides: Sequence[str]) -> str | None:
             raise BadInput(f"--set {override} has no effect on stored logits: only eval.average has")
         average = override.partition("=")[2]
     return average
-
-
-def check_files(paths: Sequence[str]) -> None:
-    """Raise `BadInput` if a path is not a file."""
-    for path in map(Path, paths):
-        if path.is_dir():
-            raise BadInput(f"{path} is a folder: give a file, such as {path / 'checkpoints' / 'best.pt'}")
-        if not path.is_file():
-            raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
 
 
 def _default_folder(checkpoint: Path) -> Path:

@@ -103,11 +103,12 @@ def _probe_networks(args: argparse.Namespace, out: Path) -> None:
 
 def _load(name: str, data: str | None, seed: int) -> "PretrainedModel":
     from resnet_train.evaluation import pretrained
+    from resnet_train.runs.run_folder import check_checkpoint_exists
 
     if Path(name).is_file():
         return pretrained.load(name, data=None if data in ("digits", "synthetic") else data)
     if Path(name).suffix in (".pt", ".pth"):
-        raise BadInput(f"{name}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
+        check_checkpoint_exists(Path(name))
     if data is None:
         raise BadInput(f"{name} is untrained and has no data: give --data digits, synthetic or a folder")
     return pretrained.untrained(name, data, seed=seed)

@@ -24,6 +24,7 @@ from resnet_train.evaluation.weights import is_state_dict, read_safetensors, rea
 from resnet_train.models.network import build_network, initialise
 from resnet_train.runs import run_folder
 from resnet_train.runs.checkpoint import read_checkpoint
+from resnet_train.runs.run_folder import check_checkpoint_exists
 
 Images = Image.Image | Sequence[Image.Image] | Tensor
 """PIL images of any size and mode, or uint8 pixels [H, W, C] or [n, H, W, C] of the size of the network's view."""
@@ -209,10 +210,7 @@ def load(
     evaluation mode; of a run with `train.ema_decay` it has the average of the weights. Raises `BadInput`.
     """
     path = Path(source)
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder: give a file, such as {path / 'checkpoints' / 'best.pt'}")
-    if not path.is_file():
-        raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
+    check_checkpoint_exists(path)
     if network is not None:
         return _load_state_dict(path, network, data, overrides)
     model = load_safetensors(path, data) if path.suffix == ".safetensors" else _load_checkpoint(path)

@@ -49,6 +49,14 @@ def folder_of(output: str, run: Run) -> Path:
     return Path(output) / run.experiment / run.network.name / f"seed-{run.seed}"
 
 
+def check_checkpoint_exists(path: Path) -> None:
+    """Raise `BadInput` if a path is not a file."""
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder: give a file, such as {path / 'checkpoints' / 'best.pt'}")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """The configuration and the records of a run folder."""
