@@ -128,6 +128,18 @@ def test_several_seeds_are_compared_by_a_t_test(shared: bool, recorded: Callable
             assert f"is {verdict}" in findings.findings(groups())[0], (seeds, difference, p)
 
 
+def test_variances_of_two_networks_are_not_pooled(recorded: Callable[..., Path]) -> None:
+    """Two seeds far apart against five close together: significant to Student's t-test, and not to Welch's."""
+    from scipy.stats import ttest_ind
+
+    one, other = [5.0, 5.01, 4.99, 5.0, 5.02], [5.6, 6.2]
+    assert ttest_ind(one, other).pvalue < 0.05 < ttest_ind(one, other, equal_var=False).pvalue
+    for name, errors in (("cifar-resnet-20", one), ("cifar-resnet-56", other)):
+        for seed, error in enumerate(errors):
+            recorded(name, seed, error)
+    assert "is not measurably different" in findings.findings(groups())[0]
+
+
 def test_equal_errors_of_all_seeds_have_no_variance(recorded: Callable[..., Path]) -> None:
     """A t-test divides by the variance, which is 0 where every seed reaches an error of 0."""
     for seed in range(2):
