@@ -138,7 +138,7 @@ def _differing_conditions(groups: Sequence[Group]) -> list[str]:
         for group in groups:  # of one label there are several, under several protocols
             values.setdefault(group.label, set()).update(value for run in group.runs for value in of_run(run))
         if len(set(map(frozenset, values.values()))) > 1:
-            text = "; ".join(f"{label}: {', '.join(map(str, sorted(found)))}" for label, found in values.items())
+            text = "; ".join(f"{label}: {', '.join(map(str, sorted(seen)))}" for label, seen in values.items())
             lines.append(f"not only the network differs: {condition} ({text})")
     return lines
 
