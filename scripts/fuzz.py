@@ -298,7 +298,9 @@ def source(folder: Path, rng: random.Random) -> list[str]:
                 shutil.copy(path, root / "val" / f"{path.parent.name}{path.name}")
                 rows.append((f"{path.parent.name}{path.name}", path.parent.name))
             text = io.StringIO()
-            csv.writer(text).writerows(change(rows, rng) if rng.random() < 0.5 else rows)
+            number = rng.randrange(len(rows))
+            rows[number] = rng.choice([rows[number][:1], (*rows[number], "x"), (rng.choice(TEXTS), rng.choice(TEXTS))])
+            csv.writer(text).writerows(rows)
             content = text.getvalue().encode("utf-8", "surrogateescape")
             (folder / "labels.csv").write_bytes(changed_bytes(content, rng) if rng.random() < 0.7 else content)
             options = ["--val-labels", "labels.csv"]
