@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_train.runtime.distributed import World, all_gather
@@ -54,13 +55,11 @@ def _running_buffers(nets: Sequence[nn.Module | None]) -> list[Tensor]:
 def convert_sync_batchnorm(net: nn.Module, world: World) -> nn.Module:
     """Make all batch norms of a network compute their batch statistics over all ranks. With one rank: no change.
 
-    torch.nn.SyncBatchNorm needs CUDA; on the CPU `CPUSyncBatchNorm` takes its place.
+    CUDA's kernels for it do not exist on the CPU, where `CPUSyncBatchNorm` takes its place.
     """
     if world.size == 1:
         return net
-    if world.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-any-return]
-    return _convert(net, (nn.BatchNorm2d,), CPUSyncBatchNorm)
+    return _convert(net, (nn.BatchNorm2d,), CUDASyncBatchNorm if world.device.type == "cuda" else CPUSyncBatchNorm)
 
 
 def revert_sync_batchnorm(net: nn.Module) -> nn.Module:
@@ -68,7 +67,7 @@ def revert_sync_batchnorm(net: nn.Module) -> nn.Module:
 
     Its batch norms would otherwise wait for the other ranks.
     """
-    return _convert(net, (nn.SyncBatchNorm, CPUSyncBatchNorm), nn.BatchNorm2d)
+    return _convert(net, (CUDASyncBatchNorm, CPUSyncBatchNorm), nn.BatchNorm2d)
 
 
 def _convert(module: nn.Module, old: tuple[type[_BatchNorm], ...], new: type[_BatchNorm]) -> nn.Module:
@@ -82,6 +81,55 @@ def _convert(module: nn.Module, old: tuple[type[_BatchNorm], ...], new: type[_Ba
     for name, child in module.named_children():
         module.add_module(name, _convert(child, old, new))
     return module
+
+
+class CUDASyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over all ranks, which must have equally many samples: [N, C, H, W] -> [N, C, H, W]. For CUDA.
+
+    As `nn.SyncBatchNorm`, which also lets shares differ or be empty: it looks for empty ones in each layer, and each
+    time the CPU waits for the GPU.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        group = dist.group.WORLD
+        assert group is not None
+        arguments = self.weight, self.bias, self.running_mean, self.running_var, self.eps, self.momentum, group
+        return _EqualShares.apply(input, *arguments, group.size())  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _EqualShares(SyncBatchNormFunction):
+    """torch's function, whose backward pass this shares, for equal shares."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        eps: float,
+        momentum: float,
+        process_group: dist.ProcessGroup,
+        world_size: int,
+    ) -> Tensor:
+        if not input.is_contiguous(memory_format=torch.channels_last):
+            input = input.contiguous()
+        own = torch.cat(torch.batch_norm_stats(input, eps))  # means and reciprocal standard deviations, [2C]
+        of_ranks = [torch.empty_like(own) for _ in range(world_size)]
+        dist.all_gather(of_ranks, own, process_group)
+        means, inverse_stds = torch.stack(of_ranks).chunk(2, 1)
+        counts = own.new_full((world_size,), input.numel() // input.shape[1])
+        mean, inverse_std = torch.batch_norm_gather_stats_with_counts(
+            input, means, inverse_stds, running_mean, running_var, momentum, eps, counts
+        )
+        ctx.save_for_backward(input, weight, mean, inverse_std, counts.to(torch.int32))
+        ctx.process_group = process_group
+        return torch.batch_norm_elemt(input, weight, bias, mean, inverse_std, eps)
 
 
 class CPUSyncBatchNorm(nn.BatchNorm2d):

@@ -19,6 +19,11 @@ class LARS(torch.optim.Optimizer):
     A group whose `trust_coefficient` is None has a local rate of 1. It is for batch norm and biases.
     """
 
+    _step_supports_amp_scaling = True
+    """Asks torch's GradScaler, which would otherwise wait for the device before each step, to set `found_inf`."""
+    found_inf: Tensor | None = None
+    """float32 []: where it is not 0, a gradient overflowed, and the step changes nothing."""
+
     def __init__(
         self,
         groups: Iterable[dict[str, Any]],
@@ -56,6 +61,14 @@ class LARS(torch.optim.Optimizer):
                 local_lrs = torch.where(is_scaled, group["trust_coefficient"] * norms / denominators, 1.0)
                 torch._foreach_mul_(updates, list(local_lrs.unbind()))
             torch._foreach_mul_(updates, group["lr"])
-            torch._foreach_mul_(buffers, group["momentum"])
+            momentum = group["momentum"]
+            if self.found_inf is not None:
+                overflow = self.found_inf > 0
+                zero = torch.zeros_like(self.found_inf)
+                updates = tuple(torch.where(overflow, zero, update) for update in updates)
+                momentum = torch.where(overflow, 1.0, momentum)
+            torch._foreach_mul_(buffers, momentum)
             torch._foreach_add_(buffers, updates)
-            torch._foreach_sub_(weights, buffers)
+            torch._foreach_sub_(
+                weights, buffers if self.found_inf is None else torch._foreach_mul(buffers, (~overflow).float())
+            )

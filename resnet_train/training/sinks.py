@@ -18,6 +18,7 @@ TAGS = {
         "loss": "loss/train_running",
         "lr": "optimizer/lr",
         "grad_norm": "optimizer/grad_norm",
+        "loss_scale": "optimizer/loss_scale",
         "images_per_second": "speed/images_per_second",
         "data_wait_seconds": "speed/data_wait_seconds",
     },

@@ -25,6 +25,10 @@ from resnet_train.training.cuda_graph import Launcher
 
 Metrics = dict[str, Tensor]
 
+MIN_LOSS_SCALE = 2.0**-14
+"""With fp16 the loss is scaled, and the scale halved whenever a gradient overflows. A scale below this, fairseq's limit
+in round numbers, means that gradients are never finite."""
+
 
 @dataclass
 class TrainState:
@@ -40,6 +44,10 @@ class TrainState:
     scaler: GradScaler
     ema: nn.Module | None
     """The exponential moving average of the weights, if the recipe asks for one."""
+    averaged: tuple[list[Tensor], list[Tensor]]
+    """The tensors of `ema` and of `net` that are averaged: listing them in each step would cost as much as a layer."""
+    has_dropout: bool
+    """Whether a step draws random numbers."""
     sums: Tensor
     """float64 [3]: loss, errors and number of this rank's samples since the last log line."""
     diverged_at: Tensor
@@ -88,6 +96,8 @@ def create_train_state(run: Run, classes: int, channels: int, world: World) -> T
         optimizer=optim.build_optimizer(net, run.optimizer),
         scaler=GradScaler(world.device.type, enabled=run.train.precision == "fp16"),
         ema=ema,
+        averaged=([], []) if ema is None else (_floats(ema), _floats(net)),
+        has_dropout=any(isinstance(module, nn.Dropout) for module in net.modules()),
         sums=torch.zeros(3, dtype=torch.float64, device=world.device),
         diverged_at=torch.full((), -1, device=world.device),
         device_step=torch.zeros((), dtype=torch.int64, device=world.device),
@@ -109,26 +119,34 @@ def train_step(
 ) -> Metrics:
     """Take one optimizer step on this rank's micro-batches. Never waits for the device.
 
-    Returns `grad_norm`, the norm of the gradient before clipping, as a device tensor that is valid until the next
-    step. Loss and errors are added to `state.sums`.
+    Returns device tensors that are valid until the next step: `grad_norm`, the norm of the gradient before clipping,
+    and with fp16 `loss_scale`. Loss and errors are added to `state.sums`.
     """
     optim.set_lr(state.optimizer, lr)
     state.device_step.fill_(state.step)
     passes = len(batches.micro_batches)
     *others, (last_batch, last_seed) = zip(batches.micro_batches, batches.seeds, strict=True)
+    if not state.net.training:  # after an evaluation
+        state.forward.train()
 
     def last_pass_and_update(*tensors: Tensor) -> Metrics:
         _forward_backward(state, last_batch.with_tensors(tensors), normalization, cfg, passes)
-        return {"grad_norm": _update(state, cfg)}
+        return _update(state, cfg)
 
     for batch, seed in others:
-        torch.manual_seed(seed)  # for dropout, the only random operation of a step
+        _seed(state, seed)
         with _no_sync(state.forward):
             _forward_backward(state, batch, normalization, cfg, passes)
-    torch.manual_seed(last_seed)
+    _seed(state, last_seed)
     metrics = state.launch(last_pass_and_update, last_batch.tensors())
     state.step += 1
     return metrics
+
+
+def _seed(state: TrainState, seed: int) -> None:
+    """Seed the only random operation of a step."""
+    if state.has_dropout:
+        torch.manual_seed(seed)
 
 
 # The functions below may be captured as a CUDA graph: they read no Python number that changes from step to step.
@@ -138,7 +156,6 @@ def _forward_backward(
     state: TrainState, batch: Batch, normalization: Normalization, cfg: TrainConfig, passes: int
 ) -> None:
     """Add one micro-batch's gradient to the weights' gradients, its loss and errors to `state.sums`."""
-    state.forward.train()
     images, own_weight = normalization(batch), None  # float32 [n, C, H, W]
     if batch.erase_boxes is not None:
         images = mixup.erase(images, batch.erase_boxes)
@@ -151,21 +168,27 @@ def _forward_backward(
     _add_to_sums(state, loss.detach(), logits.detach(), mixup.majority(batch.labels, own_weight))
 
 
-def _update(state: TrainState, cfg: TrainConfig) -> Tensor:
-    """Update the weights and their average. Returns the norm of the gradient before clipping."""
+def _update(state: TrainState, cfg: TrainConfig) -> Metrics:
+    """Update the weights and their average."""
     state.scaler.unscale_(state.optimizer)
     gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
+    metrics = {"grad_norm": norm}
     if cfg.clip_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(state.net.parameters(), cfg.clip_grad_norm, norm)
     if not state.scaler.is_enabled():  # the scaler skips steps whose gradient overflows: that is no divergence
-        _note_if_not_finite(state, norm)
+        _note_divergence(state, ~torch.isfinite(norm))
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    if state.scaler.is_enabled():
+        scale = state.scaler._scale
+        assert scale is not None
+        _note_divergence(state, scale < MIN_LOSS_SCALE)
+        metrics["loss_scale"] = scale
     state.optimizer.zero_grad()
-    if state.ema is not None and cfg.ema_decay is not None:
-        _update_ema(state.ema, state.net, cfg.ema_decay)
-    return norm
+    if cfg.ema_decay is not None:
+        _update_ema(*state.averaged, cfg.ema_decay)
+    return metrics
 
 
 def _no_sync(forward: nn.Module) -> AbstractContextManager[None]:
@@ -178,20 +201,21 @@ def _add_to_sums(state: TrainState, loss: Tensor, logits: Tensor, labels: Tensor
     n = len(labels)
     errors = (logits.argmax(1) != labels).sum()
     state.sums += torch.stack([loss.double() * n, errors.double(), torch.full_like(loss, n, dtype=torch.float64)])
-    _note_if_not_finite(state, loss)
+    _note_divergence(state, ~torch.isfinite(loss))
 
 
-def _note_if_not_finite(state: TrainState, value: Tensor) -> None:
-    """Note the step in `state.diverged_at` if `value` is the first that is not finite. The host reads it later."""
-    is_first = (state.diverged_at < 0) & ~torch.isfinite(value)
+def _note_divergence(state: TrainState, has_diverged: Tensor) -> None:
+    """Note the step in `state.diverged_at` if it is the first that has diverged: bool []. The host reads it later."""
+    is_first = (state.diverged_at < 0) & has_diverged
     state.diverged_at.copy_(torch.where(is_first, state.device_step, state.diverged_at))
 
 
+def _floats(module: nn.Module) -> list[Tensor]:
+    """Weights and running statistics."""
+    return [tensor for tensor in module.state_dict(keep_vars=True).values() if tensor.is_floating_point()]
+
+
 @torch.no_grad()
-def _update_ema(ema: nn.Module, net: nn.Module, decay: float) -> None:
-    """ema = decay * ema + (1 - decay) * net, running statistics included."""
-
-    def floats(module: nn.Module) -> list[Tensor]:
-        return [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
-
-    get_ema_multi_avg_fn(decay)(floats(ema), floats(net), 0)
+def _update_ema(ema: list[Tensor], net: list[Tensor], decay: float) -> None:
+    """ema = decay * ema + (1 - decay) * net, tensor by tensor."""
+    get_ema_multi_avg_fn(decay)(ema, net, 0)

@@ -6,10 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
+from by_hand import replace_sync_batch_norm_kernels
 from torch import nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from resnet_train.config import zoo
-from resnet_train.models.batch_norm import CPUSyncBatchNorm, convert_sync_batchnorm, revert_sync_batchnorm
+from resnet_train.models.batch_norm import (
+    CPUSyncBatchNorm,
+    CUDASyncBatchNorm,
+    convert_sync_batchnorm,
+    revert_sync_batchnorm,
+)
 from resnet_train.models.network import build_network, initialise
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import autocast
@@ -43,8 +51,10 @@ def test_conversion_and_its_inverse_keep_parameters_buffers_and_mode() -> None:
 
 
 def test_cudas_synchronised_batch_norm_is_reverted_too() -> None:
-    net = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
-    assert norms(net) == {nn.SyncBatchNorm}
+    net = convert_sync_batchnorm(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), World(torch.device("cuda"), size=2)
+    )
+    assert norms(net) == {CUDASyncBatchNorm}
     assert norms(revert_sync_batchnorm(net)) == {nn.BatchNorm2d}
 
 
@@ -82,3 +92,33 @@ def test_synchronised_batch_norm_of_one_rank_is_batch_norm(precision: str) -> No
             if name != "0.bias":  # whose gradient is 0 but for rounding
                 assert (b.grad - a.grad).norm() <= rounding * a.grad.norm(), name
     torch.testing.assert_close(nets[1].state_dict(), nets[0].state_dict())
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_cudas_synchronised_batch_norm_is_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its kernels by the textbook: output, gradients and running statistics."""
+    replace_sync_batch_norm_kernels(monkeypatch)
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    results = []
+    for layer in (nn.BatchNorm2d(3), CUDASyncBatchNorm(3)):
+        nn.init.constant_(layer.weight, 0.7)
+        own = x.clone().requires_grad_()
+        y = layer(own)
+        (y**3).sum().backward()
+        results.append([y, own.grad, layer.weight.grad, layer.bias.grad, *layer.buffers(), layer.eval()(x)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_cudas_synchronised_batch_norm_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors without values whatever reads one raises. torch's own reads a mask in each layer."""
+    replace_sync_batch_norm_kernels(monkeypatch)
+    monkeypatch.setattr(dist, "all_gather", lambda rows, own, *_, **__: [row.copy_(own) for row in rows])
+    monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: None)
+    with FakeTensorMode():
+        x, layer = torch.empty(4, 3, 5, 5, requires_grad=True), CUDASyncBatchNorm(3)
+        layer(x).sum().backward()
+        arguments = layer.weight, layer.bias, layer.running_mean, layer.running_var, 1e-5, 0.1, dist.group.WORLD, 1
+        with pytest.raises(DynamicOutputShapeException):
+            nn.modules._functions.SyncBatchNorm.apply(x, *arguments)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from steps import CPU, IDENTITY, assert_same_parameters, random_batch, step_batches
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_train.config.schema import Run
 from resnet_train.data.batch import Batch
@@ -234,9 +235,10 @@ def test_lower_precision_follows_fp32(tiny_run: TinyRun, precision: str) -> None
     assert next(half.net.parameters()).dtype == torch.float32
 
 
-def test_a_first_step_that_overflows_leaves_no_trace(tiny_run: TinyRun) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_a_first_step_that_overflows_leaves_no_trace(tiny_run: TinyRun, optimizer: str) -> None:
     """The loss scaler skips it; the next one must start from zero momentum, not from unwritten memory."""
-    run = tiny_run(train={"precision": "fp16"})
+    run = tiny_run(train={"precision": "fp16"}, optimizer={"kind": optimizer})
     state, other = (create_train_state(run, 4, 3, CPU) for _ in range(2))
     before = {key: value.clone() for key, value in state.net.state_dict().items() if "running" not in key}
     hook = state.net.conv1.weight.register_hook(lambda gradient: gradient * math.inf)
@@ -247,9 +249,69 @@ def test_a_first_step_that_overflows_leaves_no_trace(tiny_run: TinyRun) -> None:
     assert state.scaler.get_scale() == 32768
     other.scaler.load_state_dict(state.scaler.state_dict())
     for one in (state, other):
-        train_step(one, step_batches(random_batch(seed=1)), IDENTITY, 0.1, run.train)
+        metrics = train_step(one, step_batches(random_batch(seed=1)), IDENTITY, 0.1, run.train)
+        assert metrics["loss_scale"].item() == 32768
     for one, two in zip(state.net.parameters(), other.net.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_a_later_step_that_overflows_changes_nothing(tiny_run: TinyRun, optimizer: str) -> None:
+    """Not the weights, which still have momentum, and not the momentum."""
+    run = tiny_run(train={"precision": "fp16"}, optimizer={"kind": optimizer})
+    state = take_steps(run, [[random_batch()]])
+
+    def kept() -> list[torch.Tensor]:
+        return [p.detach().clone() for p in state.net.parameters()] + [
+            state.optimizer.state[p]["momentum_buffer"].clone() for p in state.net.parameters()
+        ]
+
+    before = kept()
+    hook = state.net.conv1.weight.register_hook(lambda gradient: gradient * math.nan)
+    train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
+    assert all(torch.equal(one, other) for one, other in zip(before, kept(), strict=True))
+    hook.remove()
+    train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
+    assert not any(torch.equal(one, other) for one, other in zip(before, kept(), strict=True))
+
+
+def test_gradients_that_overflow_at_any_loss_scale_are_a_divergence(tiny_run: TinyRun) -> None:
+    """Every step would be skipped, and the loss stay finite for ever."""
+    run = tiny_run(train={"precision": "fp16"})
+    state = create_train_state(run, 4, 3, CPU)
+    state.net.conv1.weight.register_hook(lambda gradient: gradient * math.inf)
+    for _ in range(32):  # from 2^16 to 2^-14 is 30 halvings
+        train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
+    assert state.diverged_at.item() == 30
+
+
+CALLS = {
+    "sgd": ({}, 200),
+    "average": ({"train": {"ema_decay": 0.9}}, 201),
+    "fp16": ({"train": {"precision": "fp16"}}, 230),
+    "lars": ({"optimizer": {"kind": "lars"}}, 230),
+    "lars, fp16": ({"optimizer": {"kind": "lars"}, "train": {"precision": "fp16"}}, 290),
+}
+"""Changes to the tiny experiment, and how many of torch's operations a step may call."""
+
+
+@pytest.mark.parametrize("recipe", CALLS)
+def test_a_step_calls_few_operations(tiny_run: TinyRun, recipe: str) -> None:
+    """The CPU launches each one; on a GPU that is what limits small networks. 182 of these are the network's own."""
+
+    class Counter(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    changes, most = CALLS[recipe]
+    run = tiny_run(**changes)
+    state = take_steps(run, [[random_batch()]])
+    with Counter() as counter:
+        train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
+    assert 150 < counter.calls <= most
 
 
 def test_fp32_is_fp32_and_tf32_is_asked_for() -> None:
