@@ -40,6 +40,7 @@ TORCH_FREE = (
     "runtime/atomic",
     "runtime/processes",
     "runtime/progress",
+    "runtime/regular_file",
     "runtime/signals",
     "runtime/tables",
     "cli",

@@ -14,6 +14,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from resnet_train.errors import BadInput
+from resnet_train.runtime.regular_file import read_bytes
 
 ImageArray = npt.NDArray[np.uint8]
 """Pixels, [H, W, C] or [n, H, W, C]."""
@@ -22,6 +23,8 @@ Box = tuple[int, int, int, int]
 
 _MAX_PIXELS = 178_956_970
 """Pillow's own limit: a file with a larger size in its header is taken for a decompression bomb."""
+MAX_BYTES = 6 * _MAX_PIXELS
+"""The largest file: RGB of 16 bits, not compressed, of the most pixels."""
 
 
 class Region(NamedTuple):
@@ -88,11 +91,7 @@ def open_bytes(data: bytes, name: str) -> ImageFile:
 
 def open_file(path: Path) -> ImageFile:
     """Read an image file and its header. Raises `BadInput` where it cannot be read, or as `open_bytes` does."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"cannot decode {path}: {error.strerror}") from None
-    return open_bytes(data, str(path))
+    return open_bytes(read_bytes(path, MAX_BYTES), str(path))
 
 
 def decode_with_pillow(data: bytes, name: str, mode: str = "RGB") -> Image.Image:

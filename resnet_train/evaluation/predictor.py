@@ -10,6 +10,7 @@ from resnet_train.data import decoding
 from resnet_train.data.image_folder import IMAGE_SUFFIXES
 from resnet_train.errors import BadInput
 from resnet_train.evaluation.pretrained import PretrainedModel
+from resnet_train.runtime.regular_file import read_text
 
 _IMAGES_AT_ONCE = 64
 
@@ -55,10 +56,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 def read_class_names(path: Path, count: int) -> tuple[str, ...]:
     """The names of `count` classes, one a line. Raises `BadInput`."""
-    try:
-        names = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--classes: cannot read {path}: {getattr(error, 'strerror', None) or 'not text'}") from None
+    names = read_text(path, prefix="--classes: ", errors="surrogateescape").splitlines()
     if len(names) != count:
         raise BadInput(f"--classes: {path} has {len(names)} lines for {count} classes: give one name a line")
     return tuple(names)

@@ -1,6 +1,7 @@
 """Predictions for image files, against the network called by hand."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def test_an_image_that_cannot_be_decoded_does_not_stop_the_others(checkpoint: st
     code, out, err = program("predict", checkpoint, "images", "none.png")
     assert (code, out.splitlines()[0]) == (2, "images/b.png")
     assert "cannot decode images/a.png" in err
-    assert "cannot decode none.png: No such file" in err
+    assert "cannot read none.png: No such file" in err
     assert "2 of 3 images could not be predicted" in err
 
 
@@ -61,10 +62,13 @@ def test_an_image_that_cannot_be_decoded_does_not_stop_the_others(checkpoint: st
         (["empty"], "empty: no image in or under it"),
         (["x.png", "--classes", "names.txt"], "names.txt has 1 lines for 4 classes"),
         (["x.png", "--classes", "none.txt"], "--classes: cannot read none.txt"),
+        (["x.png", "--classes", "pipe"], "--classes: cannot read pipe: it is a pipe, not a file"),
+        (["x.png", "--classes", "/dev/zero"], "--classes: cannot read /dev/zero: it is a device, not a file"),
     ],
 )
 def test_predict_refuses(checkpoint: str, arguments: list[str], message: str, program: Program) -> None:
     Path("empty").mkdir()
+    os.mkfifo("pipe")
     Path("names.txt").write_text("cat\n")
     code, out, err = program("predict", checkpoint, *arguments)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
