@@ -16,7 +16,7 @@ from resnet_train.probes.hooks import ProbeResult
 from resnet_train.probes.lesions import lesion_errors
 from resnet_train.probes.responses import response_deviations
 from resnet_train.runtime.distributed import World
-from resnet_train.runtime.precision import no_cudnn_benchmark, out_of_memory_hint
+from resnet_train.runtime.precision import out_of_memory_hint
 
 
 def run_probe(
@@ -44,7 +44,6 @@ def run_probe(
     with (
         out_of_memory_hint(f"{run.network.name}, {kind}", device, hint),
         torch.random.fork_rng(devices=[]),  # a DataLoader draws from the CPU's generator when it begins
-        no_cudnn_benchmark(),
     ):
         if kind == "lesion":
             return lesion_errors(net, error)

@@ -25,7 +25,10 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def no_cudnn_benchmark() -> Iterator[None]:
-    """Let cuDNN choose kernels by heuristics: a search for each shape of an evaluation takes longer than it saves."""
+    """Let cuDNN choose kernels by heuristics: a search for each shape of an evaluation takes longer than it saves.
+
+    cuDNN keeps its choice for a shape, so this is not for a shape that training may use later.
+    """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:

@@ -341,17 +341,22 @@ def test_each_size_of_images_is_compiled(tiny_run: TinyRun, monkeypatch: pytest.
     assert len(compiled) == len(sizes)
 
 
-def test_kernels_are_searched_for_in_training_alone(config: Any, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    searched: dict[bool, set[bool]] = {True: set(), False: set()}
+def test_kernels_are_searched_for_the_shapes_of_training_alone(
+    config: Any, program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a probe before it: cuDNN keeps what it has once chosen for a shape, in any way."""
+    searched: dict[int, list[bool]] = {}
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     forward = Network.forward
 
     def spied(self: Network, x: torch.Tensor) -> torch.Tensor:
         if x.device.type != "meta":  # where multiply-adds are counted
-            searched[self.training].add(torch.backends.cudnn.benchmark)
+            searched.setdefault(len(x), []).append(torch.backends.cudnn.benchmark)
         return forward(self, x)
 
     monkeypatch.setattr(Network, "forward", spied)
-    code, _, err = program("run", config(train={"steps": 6}, eval={"every": {"steps": 2}}))
+    probes = {"gradients": {"images": 16}}
+    code, _, err = program("run", config(train={"steps": 6}, eval={"every": {"steps": 2}}, probes=probes))
     assert code == 0, err
-    assert searched == {True: {True}, False: {False}}
+    assert set(searched.pop(16)) == {True}  # a batch of training
+    assert {search for searches in searched.values() for search in searches} == {False}
