@@ -3,29 +3,34 @@
     python scripts/benchmark_step.py                                             # on a GPU: resnet-50-v1.5, 256 images
     python scripts/benchmark_step.py --network cifar-resnet-20 --batch 128
     python scripts/benchmark_step.py --network cifar-resnet-20 --batch 32 --rounds 3       # also without a GPU
+    python scripts/benchmark_step.py --only "- compile" --only timm
 
-All steps start from the same weights, take the same four batches of noise and the same SGD. In each round all run for
-about a second, in random order. The figure is the time of a step divided by that of ours in the same round: the median
-and the range over the rounds. "ours again" is the control; its range is the noise. Compiling and tuning are not
-counted. The loss is the mean of steps 17 to 20. SIGTERM or Ctrl-C ends the rounds; the table is of the finished ones.
+All steps start from the same weights, take the same four batches of noise and the same SGD. Each is compared with ours
+alone, the most telling ones first, and its line is printed at once: in each round both run for about a second, in
+random order. The figure is the time of a step divided by that of ours in the same round: the median and the range over
+the rounds. "ours again" is the control; its range is the noise. Compiling and tuning are not counted. The loss is the
+mean of steps 17 to 20.
 
 Differences: our step takes uint8 images and normalises them, counts errors and computes the norm of the gradient on the
 device; the others take normalised floats. torchvision's step waits for the device each time to print its figures, as it
-ships; timm's does not. A network that a library does not have is ours, trained by the library's step.
+ships; timm's does not. A network that a library does not have is ours, trained by the library's step. cuDNN keeps what
+it chose for a shape in a process, so the step without its search runs in a process of its own.
 """
 
 import argparse
 import gc
+import importlib
+import importlib.util
 import math
+import multiprocessing
 import random
-import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -42,7 +47,6 @@ from resnet_train.models import complexity, roofline
 from resnet_train.models.network import build_network, initialise
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import set_precision
-from resnet_train.runtime.tables import columns
 from resnet_train.training import optim
 from resnet_train.training.step import create_train_state, train_step
 
@@ -102,7 +106,6 @@ def ours(
     world: World,
     channels_last: bool = True,
     fused: bool = True,
-    cudnn_benchmark: bool = True,
 ) -> Contestant:
     """The program's own step."""
     classes = complexity.default_input(run.network)[1]
@@ -124,7 +127,7 @@ def ours(
         train_step(state, step_batches, normalize, run.optimizer.lr, run.train)  # type: ignore[arg-type]
         return state.sums[0] / state.sums[2]
 
-    return Contestant(step, run.train.precision, cudnn_benchmark, automatic_gc=False)
+    return Contestant(step, run.train.precision, automatic_gc=False)
 
 
 def torchvision_step(net: nn.Module, images: list[Tensor], labels: list[Tensor], device: torch.device) -> Contestant:
@@ -191,8 +194,11 @@ def timm_step(net: nn.Module, images: list[Tensor], labels: list[Tensor], device
     return Contestant(step, "fp16" if amp else "fp32")
 
 
-def create_contestants(cfg: Any, batch: int, device: torch.device) -> tuple[str, dict[str, Contestant]]:
-    """Our precision, and all contestants by name, not yet compiled."""
+Setting = dict[str, Any]
+
+
+def create_contestants(cfg: Any, batch: int, device: torch.device) -> dict[str, Callable[[], Contestant]]:
+    """How to create each contestant, by name, in the order of their worth; `ours` and `eager fp32` come first."""
     network = dump(cfg)
     size, classes = complexity.default_input(cfg)
     generator = torch.Generator().manual_seed(0)
@@ -205,41 +211,62 @@ def create_contestants(cfg: Any, batch: int, device: torch.device) -> tuple[str,
 
     cuda = device.type == "cuda"
     small = isinstance(cfg, NetConfig) and cfg.stem == "cifar"
-    best: dict[str, Any] = {"precision": "bf16", "compile": cuda, "cuda_graph": cuda and small}
-    eager = {"precision": "fp32", "compile": False, "cuda_graph": False}
-    create = partial(ours, batches=batches, normalization=normalization, world=World(device))
-    contestants = {
-        "ours": create(create_run(network, batch, **best)),
-        "eager fp32": create(create_run(network, batch, **eager)),
-        "- channels last": create(create_run(network, batch, **best), channels_last=False),
-        "- bf16: fp32": create(create_run(network, batch, **best | {"precision": "fp32"})),
-        "- fused SGD": create(create_run(network, batch, **best), fused=False),
+    best: Setting = {"precision": "bf16", "compile": cuda, "cuda_graph": cuda and small}
+
+    def our(changes: Setting, **options: Any) -> Callable[[], Contestant]:
+        run = create_run(network, batch, **best | changes)
+        return partial(ours, run, batches, normalization, World(device), **options)
+
+    def theirs(step: Callable[..., Contestant], library: Any) -> Contestant:
+        images, labels = [normalization(b).contiguous() for b in batches], [b.labels for b in batches]
+        return step(library_network(library, cfg, classes), images, labels, device)
+
+    contestants: dict[str, Callable[[], Contestant]] = {
+        "ours": our({}),
+        "eager fp32": our({"precision": "fp32", "compile": False, "cuda_graph": False}),
+        "torchvision": lambda: theirs(torchvision_step, torchvision.models),
     }
-    if cuda:
-        contestants["- bf16: tf32"] = create(create_run(network, batch, **best | {"precision": "tf32"}))
-        contestants["- bf16: fp16"] = create(create_run(network, batch, **best | {"precision": "fp16"}))
-        contestants["- compile"] = create(create_run(network, batch, **best | {"compile": False}))
-        contestants["- compile, bf16: fp16"] = create(
-            create_run(network, batch, **best | {"compile": False, "precision": "fp16"})
-        )
-        contestants["- cuDNN benchmark"] = create(create_run(network, batch, **best), cudnn_benchmark=False)
-        other = "- CUDA graph" if small else "+ CUDA graph"
-        contestants[other] = create(create_run(network, batch, **best | {"cuda_graph": not small}))
-    contestants["ours again"] = contestants["ours"]
-    contestants["- manual GC"] = Contestant(contestants["ours"].step, "bf16", automatic_gc=True)
-
-    images = [normalization(b).contiguous() for b in batches]
-    labels = [b.labels for b in batches]
-    contestants["torchvision"] = torchvision_step(
-        library_network(torchvision.models, cfg, classes), images, labels, device
-    )
-    try:
-        import timm
-
-        contestants["timm"] = timm_step(library_network(timm, cfg, classes), images, labels, device)
-    except ImportError:
+    if importlib.util.find_spec("timm") is None:
         print("timm is not installed: its step is left out", file=sys.stderr)
-    return best["precision"], contestants
+    else:
+        contestants["timm"] = lambda: theirs(timm_step, importlib.import_module("timm"))
+    contestants["ours again"] = our({})  # the name of a place in the order: `main` takes ours
+    if cuda:
+        contestants |= {
+            "- compile": our({"compile": False}),
+            "- compile, bf16: fp16": our({"compile": False, "precision": "fp16"}),
+            "- bf16: fp16": our({"precision": "fp16"}),
+            "- CUDA graph" if small else "+ CUDA graph": our({"cuda_graph": not small}),
+        }
+    contestants |= {"- channels last": our({}, channels_last=False), "- fused SGD": our({}, fused=False)}
+    if cuda:
+        contestants["- cuDNN benchmark"] = lambda: without_search(cfg.name, batch)
+        contestants["- bf16: tf32"] = our({"precision": "tf32"})
+    contestants |= {"- bf16: fp32": our({"precision": "fp32"}), "- manual GC": our({})}
+    return contestants
+
+
+def without_search(network: str, batch: int) -> Contestant:
+    """Our step in a process of its own, where cuDNN never searches. It works only when it is asked to."""
+    context = multiprocessing.get_context("spawn")
+    connection, other = context.Pipe()
+    context.Process(target=_take_by_request, args=(other, network, batch), daemon=True).start()
+
+    class Remote(Contestant):
+        def take(self, steps: int, device: torch.device) -> tuple[float, float]:
+            connection.send(steps)
+            answer: tuple[float, float] = connection.recv()
+            return answer
+
+    return Remote(lambda _: torch.zeros(()), "bf16")
+
+
+def _take_by_request(connection: Connection, network: str, batch: int) -> None:
+    device = torch.device("cuda")
+    contestant = create_contestants(zoo.network_config(network), batch, device)["ours"]()
+    contestant.cudnn_benchmark = False
+    while True:
+        connection.send(contestant.take(connection.recv(), device))
 
 
 def library_network(library: Any, cfg: Any, classes: int) -> nn.Module:
@@ -257,29 +284,30 @@ def library_network(library: Any, cfg: Any, classes: int) -> nn.Module:
     return theirs
 
 
-def compare(
-    contestants: dict[str, Contestant], rounds: int, device: torch.device
-) -> list[tuple[str, list[float], float]]:
-    """Of each contestant: name, seconds of a step in each round, loss after 20 steps."""
-    losses: dict[str, float] = {}
-    steps: dict[str, int] = {}
-    for name, contestant in contestants.items():
-        begin = time.perf_counter()
-        if name not in ("ours again", "- manual GC"):
-            _, losses[name] = contestant.take(_STEPS, device)
-        steps[name] = max(2, round(1 / contestant.take(3, device)[0]))
-        print(f"{name}: ready after {time.perf_counter() - begin:.1f} s", file=sys.stderr)
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt):
-        for number in range(rounds):
-            for name in random.Random(number).sample(list(contestants), len(contestants)):
-                times[name].append(contestants[name].take(steps[name], device)[0])
-                print(f"round {number + 1}: {name} {1e3 * times[name][-1]:.3f} ms", file=sys.stderr)
-    done = min(map(len, times.values()))
-    if not done:
-        sys.exit("ended before the first round was done")
-    return [(name, times[name][:done], losses.get(name, math.nan)) for name in contestants]
+@dataclass(frozen=True)
+class Result:
+    """A contestant beside ours: seconds of a step in each round, and the loss after 20 steps."""
+
+    seconds: list[float]
+    our_seconds: list[float]
+    loss: float
+
+    def cells(self) -> str:
+        """How much faster ours is, the range over the rounds, and the loss."""
+        ratios = [theirs / ours for theirs, ours in zip(self.seconds, self.our_seconds, strict=True)]
+        return f"{statistics.median(ratios):5.2f}  {min(ratios):5.2f}–{max(ratios):5.2f}  {self.loss:.4f}"
+
+
+def compare(contestant: Contestant, our: Contestant, rounds: int, device: torch.device) -> Result:
+    """Take turns in random order."""
+    loss = contestant.take(_STEPS, device)[1]
+    both = [contestant, our]
+    steps = [max(2, round(1 / one.take(3, device)[0])) for one in both]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds):
+        for i in random.Random(number).sample((0, 1), 2):
+            seconds[i].append(both[i].take(steps[i], device)[0])
+    return Result(*seconds, loss)
 
 
 def main() -> None:
@@ -290,36 +318,55 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=256 if cuda else 32, help="images (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="(default: %(default)s)")
+    parser.add_argument("--only", action="append", metavar="STEP", help="compare only this step; may be repeated")
     args = parser.parse_args()
     device = torch.device("cuda" if cuda else "cpu")
     cfg = zoo.network_config(args.network)
-    precision, contestants = create_contestants(cfg, args.batch, device)
-    limits = roofline.measure_limits(device, precision)
-    size, classes = complexity.default_input(cfg)
-    bound = roofline.images_per_second(complexity.stage_table(cfg, size, classes), limits, precision)
-    measured = compare(contestants, args.rounds, device)
+    contestants = create_contestants(cfg, args.batch, device)
+    if unknown := set(args.only or ()) - set(contestants):
+        parser.error(f"--only: {', '.join(sorted(unknown))}: there are {', '.join(contestants)}")
 
+    limits = roofline.measure_limits(device, "bf16")
+    size, classes = complexity.default_input(cfg)
+    bound = roofline.images_per_second(complexity.stage_table(cfg, size, classes), limits, "bf16")
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    base = {name: (times, loss) for name, times, loss in measured}
-    rounds = len(base["ours"][0])
-    print(f"{cfg.name}, {args.batch} images of {size} px, {rounds} rounds; {where}, torch {torch.__version__}")
-    rows: list[tuple[str, ...]] = [("step", "ours is faster", "range", "loss")]
-    for name, times, loss in measured:
-        ratios = [other / one for one, other in zip(base["ours"][0], times, strict=True)]
-        loss_cell = "" if math.isnan(loss) else f"{loss:.4f}"
-        rows.append((name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}–{max(ratios):.2f}", loss_cell))
-    print(columns(rows))
-    speed = args.batch / statistics.median(base["ours"][0])
-    print(
-        f"matrix product {limits.flops / 1e12:.3g} TFLOP/s ({precision}), copy {limits.bytes / 1e12:.3g} TB/s: ", end=""
-    )
-    reached = f"ours reaches {speed / bound:.0%} of the roofline"
-    print(f"{reached}, {speed:,.0f} of {bound:,.0f} images/s" if cuda else reached)
-    wrong = [
-        f"{name} ({loss:.4f})"
-        for name, _, loss in measured
-        if abs(loss - base["eager fp32"][1]) > _TOLERANCE[contestants[name].precision] * base["eager fp32"][1]
-    ]
+    print(f"{cfg.name}, {args.batch} images of {size} px, {args.rounds} rounds; {where}, torch {torch.__version__}")
+    print(f"matrix product {limits.flops / 1e12:.3g} TFLOP/s (bf16), copy {limits.bytes / 1e12:.3g} TB/s")
+    begin = time.perf_counter()
+    our = contestants.pop("ours")()
+    contestants["ours again"] = lambda: our
+    contestants["- manual GC"] = lambda: Contestant(our.step, our.precision, automatic_gc=True)
+    torch.compiler.reset = lambda: None  # each new network would discard what is compiled for ours
+    our_loss = our.take(_STEPS, device)[1]
+    speed = args.batch / statistics.median(our.take(_STEPS, device)[0] for _ in range(3))
+    reached = f"ours: {speed / bound:.0%} of the roofline"
+    if cuda:
+        reached += f", {speed:,.0f} of {bound:,.0f} images/s"
+    print(f"{reached}; loss {our_loss:.4f}; ready after {time.perf_counter() - begin:.0f} s", flush=True)
+
+    print(f"{'step':24} ours is faster  range  loss")
+    reference, wrong = math.nan, []
+    for name, create in contestants.items():
+        if args.only and name not in [*args.only, "eager fp32"]:
+            continue
+        begin = time.perf_counter()
+        contestant = create()
+        result = compare(contestant, our, args.rounds, device)
+        print(f"{name:24} {result.cells()}  ({time.perf_counter() - begin:.0f} s)", flush=True)
+        if name == "eager fp32":
+            reference = result.loss
+        checked = {name: (result.loss, contestant.precision)} | (
+            {"ours": (our_loss, "bf16")} if name == "eager fp32" else {}
+        )
+        wrong += [
+            f"{one} ({loss:.4f})"
+            for one, (loss, its) in checked.items()
+            if abs(loss - reference) > _TOLERANCE[its] * reference
+        ]
+        del contestant
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()
     print(f"losses that differ from that of eager fp32 by more than {_TOLERANCE}: {', '.join(wrong) or 'none'}")
     sys.exit(bool(wrong))
 
