@@ -89,6 +89,8 @@ def test_an_image_of_any_size_and_mode_is_preprocessed_as_in_evaluation(checkpoi
     torch.testing.assert_close(model(wide), model(pixels(seen)))
     grey = wide.convert("L")
     torch.testing.assert_close(model(grey), model(grey.convert("RGB")))
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    torch.testing.assert_close(model(deep), model(grey))
 
 
 def test_preprocess_is_the_transform_of_a_dataset(checkpoint: str, images: Path) -> None:
@@ -103,6 +105,7 @@ def test_preprocess_is_the_transform_of_a_dataset(checkpoint: str, images: Path)
     ("images", "message"),
     [
         ([], "there are no images to predict"),
+        ([Image.new("F", (8, 8))], "cannot use the image: its pixels are floats (mode F), which have no fixed range"),
         (["x.png"], "expected PIL images, or one uint8 tensor of pixels, not str"),
         (torch.zeros(2, 8, 8, 3), "expected pixels as uint8 [n, 8, 8, 3], not float32 [2, 8, 8, 3]; PIL images are"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "expected pixels as uint8 [n, 8, 8, 3], not uint8 [2, 3, 8, 8]"),

@@ -25,6 +25,8 @@ _MAX_PIXELS = 178_956_970
 """Pillow's own limit: a file with a larger size in its header is taken for a decompression bomb."""
 MAX_BYTES = 6 * _MAX_PIXELS
 """The largest file: RGB of 16 bits, not compressed, of the most pixels."""
+_FORMATS = frozenset({"JPEG", "MPO", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000"})
+"""Formats of photographs, whatever the name of the file. Pillow knows others, some of which other programs decode."""
 
 
 class Region(NamedTuple):
@@ -80,7 +82,8 @@ def open_bytes(data: bytes, name: str) -> ImageFile:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        with _bad_input(name), Image.open(io.BytesIO(data)) as image:
+        with _opened(data, name) as image:
+            _check_range(image)
             size, is_rgb_jpeg = image.size, False
     else:
         size, is_rgb_jpeg = (int(width), int(height)), colours in ("Gray", "YCbCr", "RGB")
@@ -96,17 +99,44 @@ def open_file(path: Path) -> ImageFile:
 
 def decode_with_pillow(data: bytes, name: str, mode: str = "RGB") -> Image.Image:
     """The whole of an image file; `mode` is Pillow's: RGB or L (grey). Raises `BadInput`."""
-    with _bad_input(name), Image.open(io.BytesIO(data)) as image:
-        return image.convert(mode)
+    with _opened(data, name) as image:
+        return to_8_bits(image).convert(mode)
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel; Pillow's `convert` would make any larger value white.
+
+    Grey of 16 bits becomes its high byte, as Pillow makes of 16-bit colours. Raises `ValueError` where pixels have no
+    fixed range.
+    """
+    if _is_16_bit_grey(image):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    _check_range(image)
+    return image
+
+
+def _is_16_bit_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _check_range(image: Image.Image) -> None:
+    if image.mode in ("I", "F") and not _is_16_bit_grey(image):
+        pixels = "floats" if image.mode == "F" else "32-bit integers"
+        raise ValueError(
+            f"its pixels are {pixels} (mode {image.mode}), which have no fixed range: save it with 8 or 16 bits"
+        )
 
 
 @contextmanager
-def _bad_input(name: str) -> Iterator[None]:
-    """Turn any error of Pillow at a broken file into a `BadInput` of one line."""
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """An image by Pillow, whose errors at a broken file become a `BadInput` of one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ImageNet holds corrupt EXIF, which does not affect the pixels
-            yield
+            with Image.open(io.BytesIO(data)) as image:
+                if image.format not in _FORMATS:
+                    raise UnidentifiedImageError
+                yield image
     except UnidentifiedImageError:
         raise BadInput(f"cannot decode {name}: it is not an image") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -16,6 +16,7 @@ from resnet_train.config.load import dump, override_run, read_run
 from resnet_train.config.schema import Run, ViewConfig
 from resnet_train.data import datasets, detect, normalize
 from resnet_train.data.batch import Batch
+from resnet_train.data.decoding import to_8_bits
 from resnet_train.data.normalize import Normalization
 from resnet_train.data.views import View, apply_views
 from resnet_train.errors import BadInput
@@ -187,7 +188,11 @@ class PretrainedModel:
         """uint8 [H, W, C] of an image as evaluation sees it."""
         if not isinstance(image, Image.Image):
             raise BadInput(f"expected PIL images, or one uint8 tensor of pixels, not {type(image).__name__}")
-        [pixels] = apply_views(image.convert(self.mode), [self.view])
+        try:
+            image = to_8_bits(image).convert(self.mode)
+        except ValueError as error:
+            raise BadInput(f"cannot use the image: {error}") from None
+        [pixels] = apply_views(image, [self.view])
         return torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], self.channels)
 
     def _checked(self, pixels: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What is stored of an image file: the same bytes, a restart-tiled JPEG, a smaller image, or raw pixels."""
 
 import io
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ QUALITY = 90
 """JPEG quality of reduced images."""
 _CHECKED_BOXES = 4
 """Random boxes of a tiled image that are compared with the original, in addition to the whole."""
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _BITS_TAG = 0x0112, 0x0102
 _SUFFIX_OF_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "PPM": "ppm", "TIFF": "tif"}
 _FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
@@ -137,8 +138,23 @@ def _find_odd(image: ImageFile, image_format: str, suffix: str) -> Iterator[str]
             yield "grey"
         if image.data.find(b"Exif\0", 0, 4096) > 0 and (orientation := _exif_orientation(image.data)) > 1:
             yield f"EXIF orientation {orientation}, which is ignored"
+    elif _has_16_bits(image.data, image_format):
+        yield "16 bits a channel, of which the higher 8 are used"
     if _FORMAT_OF_SUFFIX.get(suffix, image_format) != image_format:
         yield f"{image_format} named {suffix}"
+
+
+def _has_16_bits(data: bytes, image_format: str) -> bool:
+    """Whether an image that can be decoded has more than 8 bits a channel."""
+    if image_format == "PNG":
+        return data[24] == 16
+    if image_format == "TIFF":
+        with Image.open(io.BytesIO(data)) as image:
+            return bool(max(image.tag_v2.get(_BITS_TAG, (1,))) > 8)  # type: ignore[attr-defined]
+    if image_format == "PPM":
+        kind, *numbers = re.sub(rb"#[^\r\n]*", b"", data[:1024]).split(maxsplit=4)
+        return kind in (b"P2", b"P3", b"P5", b"P6") and int(numbers[2]) > 255
+    return False
 
 
 def _exif_orientation(data: bytes) -> int:

@@ -131,6 +131,28 @@ def test_bad_images_stop_or_are_left_out_and_listed(photos: Path, program: Progr
     assert program("prepare", "--verify", "packed")[0] == 0
 
 
+def test_16_bits_are_scaled_and_listed_and_what_has_no_range_is_left_out(photos: Path, program: Program) -> None:
+    folder = photos / "train" / "n02"
+    ramp = np.linspace(0, 65535, 50 * 40).astype(np.uint16).reshape(40, 50)
+    for suffix in ("png", "tif", "pgm"):
+        Image.fromarray(ramp).save(folder / f"n02_a-{suffix}.{suffix}")
+    (folder / "n02_b.ppm").write_bytes(b"P6\n# a comment\n50 40\n65535\n" + ramp.repeat(3).astype(">u2").tobytes())
+    for name, dtype in (("floats", np.float32), ("integers", np.int32)):
+        Image.fromarray(ramp.astype(dtype)).save(folder / f"n02_{name}.tif")
+    assert "its pixels are floats (mode F), which have no fixed range" in refusal(program, photos, "packed")
+    code, out, err = program("prepare", photos, "packed", "--on-bad-image", "skip")
+    assert code == 0, err
+    assert "  4 16 bits a channel, of which the higher 8 are used\n" in out
+    assert "  2 left out\n" in out
+    table = Path("packed/odd.csv").read_text()
+    assert "n02/n02_integers.tif" in table
+    assert "32-bit integers (mode I)" in table
+    train, _ = opened(Path("packed"))
+    for i in range(len(train)):
+        if "n02_a" in train.name(i):
+            assert np.array_equal(np.asarray(train.decoded(i))[:, :, 0], ramp >> 8), train.name(i)
+
+
 def test_tiled_without_jpegtran_is_refused_before_anything_is_written(
     photos: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
