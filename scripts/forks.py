@@ -23,7 +23,7 @@ LIMIT = 300
 _EVERYTHING = (
     *(f"commands.{name}" for name in ("run", "compare", "eval", "predict", "prepare", "export", "probe", "summary")),
     *("training.grid", "training.loop", "training.probing", "training.sinks", "evaluation.ensemble"),
-    *("evaluation.confusion", "packing.prepare", "packing.verify", "packing.parquet", "packing.labels"),
+    *("evaluation.confusion", "packing.prepare", "packing.verify", "packing.parquet", "data.class_labels"),
     *("analysis.figures", "analysis.findings", "analysis.tables"),
 )
 

@@ -10,18 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_train.data import shards
+from resnet_train.data.class_labels import DEVKIT, ClassLabels, find_devkit, label_images, read_class_labels
 from resnet_train.data.detect import torchvision_kind
 from resnet_train.data.image_folder import IMAGE_SUFFIXES, open_image_folder
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
-from resnet_train.packing.labels import (
-    DEVKIT,
-    ClassLabels,
-    find_devkit,
-    label_images,
-    read_class_labels,
-    read_class_names,
-)
+from resnet_train.packing.class_names import read_class_names
 from resnet_train.packing.manifest import FolderManifest, InMemoryManifest, Manifest, load_torchvision
 from resnet_train.packing.parquet import read_parquet
 from resnet_train.packing.tars import TarSample, read_class_tars, read_members, read_webdataset, tar_manifest
@@ -91,7 +85,7 @@ class _ValLabeller:
     def class_labels(self) -> ClassLabels | None:
         self.used = True
         path = self.val_labels or find_devkit(self.source)
-        return None if path is None else read_class_labels(path)
+        return None if path is None else read_class_labels(path, "--val-labels")
 
     def label(self, images: Sequence[str], classes: Sequence[str], location: Path) -> Ints:
         """The labels of image files in `location`, int64 [n]. Raises BadInput if a class is unknown."""

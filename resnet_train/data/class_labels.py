@@ -1,4 +1,4 @@
-"""The classes of validation images that do not lie in class folders, and the names of classes."""
+"""The classes of validation images that do not lie in class folders."""
 
 import gzip
 import io
@@ -17,6 +17,7 @@ import numpy as np
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
 from resnet_train.runtime.processes import ensure_fork_server
+from resnet_train.runtime.regular_file import open_regular, read_bytes, read_text
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 _SYNSETS = "meta.mat"
@@ -54,32 +55,32 @@ def find_devkit(source: Path) -> Path | None:
     return None
 
 
-def read_class_labels(path: Path) -> ClassLabels:
+def read_class_labels(path: Path, option: str) -> ClassLabels:
     """Read the classes of the validation images from the development kit (packed or not) or a table IMAGE,CLASS.
 
-    Raises BadInput if the file cannot be read or contradicts itself.
+    option: what the file was given by, for messages. Raises BadInput if the file cannot be read or contradicts itself.
     """
     if path.is_dir() or path.name.endswith((".tar.gz", ".tgz")):
         return _read_devkit(path)
-    return ClassLabels(_read_table(path), {})
+    return ClassLabels(_read_table(path, option), {})
 
 
-def _read_table(path: Path) -> dict[str, str]:
+def _read_table(path: Path, option: str) -> dict[str, str]:
     """Class by image name. Each line holds an image and its class; further columns are ignored, as in Kaggle's file."""
     class_of_image: dict[str, str] = {}
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path, prefix=f"{option}: ", errors="surrogateescape").splitlines(), 1):
         words = re.split(r"[,\s]+", line.strip())
         if words == [""] or (number == 1 and words[0].lower() in _HEADER_WORDS):
             continue
         if len(words) < 2:
             raise BadInput(
-                f"--val-labels: {path}, line {number}: expected an image and its class (IMAGE,CLASS), or give the "
+                f"{option}: {path}, line {number}: expected an image and its class (IMAGE,CLASS), or give the "
                 f"development kit, {DEVKIT}.tar.gz"
             )
         image, class_id = Path(words[0]).stem, words[1]
         earlier = class_of_image.setdefault(image, class_id)
         if earlier != class_id:
-            raise BadInput(f"--val-labels: {path}, line {number}: {image} has two classes, {earlier} and {class_id}")
+            raise BadInput(f"{option}: {path}, line {number}: {image} has two classes, {earlier} and {class_id}")
     return class_of_image
 
 
@@ -125,7 +126,7 @@ def _unpack_devkit(path: Path) -> dict[str, bytes]:
     """The two files of the packed development kit. It is read to its end, so that gzip compares the checksum."""
     files: dict[str, bytes] = {}
     try:
-        with gzip.open(path) as stream:
+        with open_regular(path) as packed, gzip.open(packed) as stream:
             data = stream.read(_MAX_BYTES + 1)
         _check_size(path, len(data))
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
@@ -147,12 +148,7 @@ def _read_devkit_folder(path: Path) -> dict[str, bytes]:
     folder = path / "data" if (path / "data" / _GROUND_TRUTH).exists() else path
     files: dict[str, bytes] = {}
     for name in (_SYNSETS, _GROUND_TRUTH):
-        file = folder / name
-        try:
-            _check_size(file, file.stat().st_size)
-            files[name] = file.read_bytes()
-        except OSError as error:
-            raise BadInput(f"cannot read {file} of the development kit: {error.strerror}") from None
+        files[name] = read_bytes(folder / name, _MAX_BYTES)
     return files
 
 
@@ -180,36 +176,3 @@ def label_images(class_labels: ClassLabels, images: Sequence[str], classes: Sequ
             )
         image_labels.append(label_of_class[class_id])
     return np.array(image_labels, np.int64)
-
-
-def read_class_names(path: Path | None, classes: list[str], by_line: bool = False) -> tuple[list[str], list[str]]:
-    """Ids and human-readable names of the classes, from lines such as `n01440764 tench, Tinca tinca`.
-
-    Each id of `classes` is looked up in the file. `by_line`: `classes` may be numbers or names rather than ids; if they
-    are not in the file, line i + 1 is class i. Without a file, the ids are the names. Raises BadInput.
-    """
-    if path is None:
-        return classes, classes
-    lines = [line.strip().split(maxsplit=1) for line in _read_text(path).splitlines() if line.strip()]
-    name_of_id = {words[0]: words[-1] for words in lines}
-    if set(classes) <= name_of_id.keys():
-        return list(classes), [name_of_id[class_id] for class_id in classes]
-    if not by_line:
-        missing = next(class_id for class_id in classes if class_id not in name_of_id)
-        raise BadInput(
-            f"--class-names: {path} has no line for class {missing}: expected lines such as `{missing} NAME`"
-        )
-    if len(lines) != len(classes) or len(name_of_id) != len(lines):
-        raise BadInput(f"--class-names: {path} names {len(name_of_id)} classes, and the source has {len(classes)}")
-    names = list(name_of_id.values())
-    for label, name in enumerate(classes):
-        if names.count(name) == 1 and names.index(name) != label:
-            raise BadInput(f"--class-names: {path}: {name} is line {names.index(name) + 1}, and label {label} here")
-    return list(name_of_id), names
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
