@@ -85,6 +85,10 @@ def _describe(result: "Throughput", run: "Run", dataset: "Dataset") -> str:
         ("loader alone", f"{result.loader:,.0f}", how),
         ("step alone", f"{result.step:,.0f}", f"{result.step / result.roofline:.0%} of the roofline (an estimate)"),
         *sizes,
+        *(
+            (f"  in {name}", f"{speed:,.0f}", f"{speed / result.step:.2f} times")
+            for name, speed in result.step_in.items()
+        ),
         ("both together", f"{result.together:,.0f}", f"{result.together / slower:.0%} of the slower one"),
     ]
     lines = [
@@ -117,8 +121,9 @@ def advice(result: "Throughput", run: "Run", dataset: "Dataset") -> list[str]:
 
 def _step_changes(result: "Throughput", run: "Run", any_size: bool, cpu: bool) -> list[str]:
     train, changes = run.train, []
-    if train.precision == "fp32":
-        changes.append("- train.precision=bf16, if the processor has AMX" if cpu else "- train.precision=bf16")
+    fastest = max(result.step_in, key=result.step_in.__getitem__)
+    if (gain := result.step_in[fastest] / result.step) > 1.05:
+        changes.append(f"- train.precision={fastest}: {gain:.2f} times as fast here")
     if not cpu and not train.compile:
         changes.append("- train.compile=true fuses what is between convolutions, after a minute of compiling")
     small = run.network.stem == "cifar" and train.grad_accum_steps == result.ranks == 1

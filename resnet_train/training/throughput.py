@@ -49,6 +49,8 @@ class Throughput:
     """Training on one batch that stays on the device."""
     step_at: dict[int, float]
     """The same by image height and width."""
+    step_in: dict[str, float]
+    """`step` in the precisions that may be faster. Which one is depends on the device, the network and `compile`."""
     together: float
     """Loading and training."""
     roofline: float
@@ -81,6 +83,12 @@ def measure_throughput(run: Run, data: TrainingData, seconds: float, world: Worl
     def mean_over_sizes(speed_at: Callable[[int], float]) -> float:
         return 1 / sum(fraction / speed_at(size) for size, fraction in sizes.items())
 
+    def step_in(precision: str) -> float:
+        train = run.train.model_copy(update={"precision": precision})
+        other = _step_function(run.model_copy(update={"train": train}), dataset, world)
+        return mean_over_sizes(lambda size: speed(itertools.repeat(resident_batch(size)), other))
+
+    half = {"bf16", "fp16"} if device.type == "cuda" else {"bf16"}
     step_at = {size: speed(itertools.repeat(resident_batch(size)), step) for size in sizes}
     return Throughput(
         network=run.network.name,
@@ -91,6 +99,7 @@ def measure_throughput(run: Run, data: TrainingData, seconds: float, world: Worl
         loader=mean_over_sizes(lambda size: speed(data.from_step(0, _ENDLESS, lambda _: size), lambda _: None)),
         step=mean_over_sizes(lambda size: step_at[size]),
         step_at=step_at,
+        step_in={precision: step_in(precision) for precision in sorted(half - {run.train.precision})},
         together=mean_over_sizes(lambda size: speed(data.from_step(0, _ENDLESS, lambda _: size), step)),
         roofline=mean_over_sizes(highest_speed),
         largest_batch=(

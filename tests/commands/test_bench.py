@@ -19,7 +19,7 @@ from resnet_train.training.step import TrainState, train_step
 from resnet_train.training.throughput import Throughput
 
 NOTHING = "- nothing that we know of would change that"
-RESULT = Throughput("net", "NVIDIA", 1, 64, "bf16", 900.0, 1000.0, {32: 1000.0}, 880.0, 2000.0, 256, 8)
+RESULT = Throughput("net", "NVIDIA", 1, 64, "bf16", 900.0, 1000.0, {32: 1000.0}, {"fp16": 900.0}, 880.0, 2000.0, 256, 8)
 
 
 def test_bench_measures_each_part(config: Callable[..., Path], program: Callable[..., tuple[int, str, str]]) -> None:
@@ -27,7 +27,7 @@ def test_bench_measures_each_part(config: Callable[..., Path], program: Callable
     assert code == 0, err
     result = json.loads(out)
     assert (result["batch"], result["precision"], result["device"]) == (16, "fp32", "CPU")
-    assert min(result["loader"], result["step"], result["together"]) > 0
+    assert min(result["loader"], result["step"], result["together"], result["step_in"]["bf16"]) > 0
     assert result["roofline"] > result["step"]
     [trace] = Path("trace").iterdir()
     events = {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
@@ -52,7 +52,7 @@ def test_each_size_of_progressive_resizing_is_timed(
     monkeypatch.setattr(throughput, "train_step", step)
     bench.bench(run, 0, None, as_json=True)
     result = json.loads(capsys.readouterr().out)
-    assert [size for size, _ in itertools.groupby(sizes)] == [8, 16, 12, 8, 16, 12]  # the step, then both together
+    assert [size for size, _ in itertools.groupby(sizes)] == [8, 16, 12] * 3  # the step, in bf16, then both together
     at = {int(size): speed for size, speed in result["step_at"].items()}
     seconds = 0.25 / at[8] + 0.25 / at[16] + 0.4 / at[12] + 0.1 / at[16]
     assert result["step"] == pytest.approx(1 / seconds)
@@ -99,3 +99,5 @@ def test_advice_follows_the_limit(tiny_run: Callable[..., Run]) -> None:
     assert any("train.grad_accum_steps=2" in line for line in advice)
     assert not any("data.workers" in line for line in advice)
     assert not any("precision" in line for line in advice)
+    faster = bench.advice(replace(RESULT, loader=5000.0, step_in={"bf16": 1100.0, "fp16": 1300.0}), run, source)
+    assert "- train.precision=fp16: 1.30 times as fast here" in faster  # what was measured, and the faster one
