@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -37,12 +36,12 @@ _EPILOG = """exit codes:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code."""
     show_messages()
-    args = parse(arguments)
     try:
-        args.main(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            args = parse(arguments)
+            args.main(args)
+        finally:  # also after --help, which ends by SystemExit
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
     return 0

@@ -3,6 +3,8 @@
 import sys
 import traceback
 
+LONGEST_MESSAGE = 2000
+
 
 class Stop(Exception):
     """A reason to stop. Its text is the message for the user, in one line."""
@@ -30,6 +32,13 @@ class RankLost(Stop):
     """Another rank has stopped, and has reported why."""
 
 
+class ReaderGone(Stop):
+    """Nobody reads standard output any more, as after `| head`: the command ends without a word."""
+
+    exit_code = 0
+    reported = True
+
+
 class Interrupted(Stop):
     """A signal asked the run to stop; its state is saved and the same command continues it."""
 
@@ -41,11 +50,20 @@ def report(error: BaseException) -> int:
     """Write the message of an error on standard error, or a traceback if the error is a bug. Returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         if str(error):
-            print(f"resnet-train: {error}", file=sys.stderr)
+            print(f"resnet-train: {one_line(str(error))}", file=sys.stderr)
         return 130
     if not isinstance(error, Stop):
         traceback.print_exception(error)
         return 1
     if not error.reported:
-        print(f"resnet-train: {error}", file=sys.stderr)
+        print(f"resnet-train: {one_line(str(error))}", file=sys.stderr)
     return error.exit_code
+
+
+def one_line(text: str) -> str:
+    """A message as one line of at most `LONGEST_MESSAGE` characters; control characters are escaped."""
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(escaped) <= LONGEST_MESSAGE:
+        return escaped
+    half = LONGEST_MESSAGE // 2 - 4  # the hint is at the end
+    return f"{escaped[:half]} […] {escaped[-half:]}"

@@ -42,6 +42,7 @@ TORCH_FREE = (
     "runtime/progress",
     "runtime/regular_file",
     "runtime/signals",
+    "runtime/streams",
     "runtime/tables",
     "cli",
 )

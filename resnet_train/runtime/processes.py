@@ -23,6 +23,7 @@ from typing import Any, Self, TypeVar
 
 from resnet_train.errors import BadInput, Stop, report
 from resnet_train.runtime.progress import show_messages
+from resnet_train.runtime.streams import prepare_streams
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -166,6 +167,7 @@ def _run_child(
     if end_by == signal.SIGKILL:
         ignore_job_signals()
     end_with(parent, end_by)
+    prepare_streams()
     show_messages()
     try:
         function(connection, *arguments)

@@ -13,6 +13,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+from resnet_train.errors import one_line
+
 
 class _Bar(tqdm):  # type: ignore[type-arg]
     monitor_interval = 0  # no thread that redraws: a bar changes only when work is done
@@ -86,7 +88,7 @@ class MessageHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        write_line(prefix + record.getMessage())
+        write_line(prefix + one_line(record.getMessage()))
 
 
 def show_messages() -> None:
@@ -99,6 +101,8 @@ def show_messages() -> None:
 
 def write_line(line: str) -> None:
     """Write a line on standard error, above any progress bar."""
+    if sys.stderr is None:  # tqdm would write to standard output
+        return
     with suppress(OSError, ValueError):
         _Bar.write(line, file=sys.stderr)
 

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -30,7 +30,9 @@ def catch_stop_signals(announce: bool) -> Iterator[StopRequest]:
             os._exit(130)
         if request.signal_name is None and announce:
             again = "; again to stop at once, unsaved" if number == signal.SIGINT else ""
-            os.write(2, f"\n{signal.Signals(number).name}: saving and stopping at the next step{again}\n".encode())
+            line = f"\n{signal.Signals(number).name}: saving and stopping at the next step{again}\n"
+            with suppress(OSError):  # nobody may read standard error any more
+                os.write(2, line.encode())
         request.signal_name = signal.Signals(number).name
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -57,7 +57,9 @@ def closed() -> Any:
 
 
 @pytest.mark.parametrize("make", [Full, closed, lambda: None])
-def test_nothing_is_raised_where_nothing_can_be_written(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_raised_where_nothing_can_be_written(
+    make: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "stderr", make())
     monkeypatch.setattr(Progress, "seconds_between_lines", 0.0)
     with Progress("packing", 40, "img") as bar:
@@ -65,6 +67,7 @@ def test_nothing_is_raised_where_nothing_can_be_written(make: Any, monkeypatch: 
         bar.update(10)
         bar.update(30)
         progress.write_line("one line")
+    assert capsys.readouterr().out == ""  # which is for results
 
 
 def test_messages_are_lines_and_a_warning_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,21 @@ def test_the_first_signal_is_noted_and_handlers_are_restored(announce: bool, cap
     assert capfd.readouterr().err == (line if announce else "")
 
 
+def test_a_signal_is_noted_if_nobody_reads_the_line(capfd: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    before = os.dup(2)
+    os.dup2(writer, 2)
+    try:
+        with catch_stop_signals(announce=True) as request:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.signal_name == "SIGTERM"
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(writer)
+
+
 def run_script(code: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(signals.__file__).parents[2])}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
