@@ -45,8 +45,8 @@ def write_comparison(groups: Sequence[Group], out: Path) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
         figures.draw_curves(groups, curves)
         figures.draw_costs(groups, costs)
-        markdown.write_text(_markdown(groups))
-        with table.open("w", newline="") as file:
+        markdown.write_text(_markdown(groups), "utf-8", "surrogateescape")
+        with table.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             records = rows(groups)
             writer = csv.DictWriter(file, records[0].keys())
             writer.writeheader()

@@ -63,7 +63,7 @@ def worst(results: SampleResults, classes: Sequence[str], count: int = 5) -> str
 
 def write_classes(results: SampleResults, classes: Sequence[str], path: Path) -> None:
     """Write the rows of `by_class` as CSV. Raises `OSError`."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "images", "error", "most often taken for", "times"])
         writer.writerows(by_class(results, classes))

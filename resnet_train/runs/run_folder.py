@@ -13,8 +13,8 @@ lock             locked by the process that trains in the folder
 import json
 import logging
 import shutil
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -144,6 +144,16 @@ def flatten(tree: Tree, prefix: str = "") -> Record:
         name = f"{prefix}{key}"
         leaves |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return leaves
+
+
+@contextmanager
+def named_write_errors(folder: Path) -> Iterator[None]:
+    """Raises `BadInput` if the block raises `OSError`: it writes a file of a run folder."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadInput(f"cannot write in {folder}: {reason}; when it can be written, run again to continue") from None
 
 
 def check_same_run(record: RunRecord, run: Run) -> None:

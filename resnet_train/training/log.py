@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,8 @@ from torch import Tensor
 
 from resnet_train.config.schema import Run
 from resnet_train.data.batch import StepBatches
-from resnet_train.errors import BadInput
 from resnet_train.runs import environment
-from resnet_train.runs.run_folder import Record
+from resnet_train.runs.run_folder import Record, named_write_errors
 from resnet_train.runtime.distributed import World, all_reduce_sum
 from resnet_train.training.sinks import JsonLinesSink, ProgressSink, Sink, TensorBoardSink
 
@@ -78,18 +77,22 @@ class Clock:
 class Log:
     """Writes the records of a run to its sinks. Only the main rank has any."""
 
-    def __init__(self, sinks: Sequence[Sink], clock: Clock, skipped_images: Path) -> None:
-        self.sinks, self.clock, self.skipped_images = sinks, clock, skipped_images
+    def __init__(self, sinks: Sequence[Sink], clock: Clock, folder: Path) -> None:
+        self.sinks, self.clock, self.folder = sinks, clock, folder
+        self.skipped_images = folder / "skipped-images.txt"
 
     def note_loading(self, batches: StepBatches) -> None:
         """Add the time that a step waited for its data, and list the images that could not be decoded."""
         self.clock.data_wait_seconds += batches.data_wait_seconds
         for image in (image for batch in batches.micro_batches for image in batch.skipped):
-            listed = self.skipped_images.read_text().splitlines() if self.skipped_images.exists() else []
-            if image not in listed:
-                with _named_write_errors(), self.skipped_images.open("a") as file:
+            path = self.skipped_images
+            with named_write_errors(self.folder):
+                listed = path.read_text("utf-8", "surrogateescape").splitlines() if path.exists() else []
+                if image in listed:
+                    continue
+                with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
                     file.write(f"{image}\n")
-                logger.warning("cannot decode %s; %d listed in %s", image, len(listed) + 1, self.skipped_images)
+            logger.warning("cannot decode %s; %d listed in %s", image, len(listed) + 1, path)
 
     def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
         """Write one record. Reads tensors, so this waits for the device."""
@@ -97,13 +100,13 @@ class Log:
         # JSON has no infinity and no NaN.
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         record = {"step": step, "kind": kind, **values, "seconds": self.clock.seconds(), "time": time.time()}
-        with _named_write_errors():
+        with named_write_errors(self.folder):
             for sink in self.sinks:
                 sink.write(record)
 
     def flush(self) -> None:
         """Make the records durable. Call it before a checkpoint is saved, which continues from them."""
-        with _named_write_errors():
+        with named_write_errors(self.folder):
             for sink in self.sinks:
                 sink.flush()
 
@@ -113,20 +116,9 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _named_write_errors() if error is None else suppress(OSError):
+        with named_write_errors(self.folder) if error is None else suppress(OSError), ExitStack() as stack:
             for sink in self.sinks:
-                sink.close()
-
-
-@contextmanager
-def _named_write_errors() -> Iterator[None]:
-    """Raises `BadInput` if the block raises `OSError`."""
-    try:
-        yield
-    except OSError as error:
-        raise BadInput(
-            f"cannot write the run's record: {error.strerror or error}; its checkpoints are intact"
-        ) from None
+                stack.callback(sink.close)  # each, also if another fails
 
 
 def open_log(
@@ -148,14 +140,13 @@ def open_log(
         window_step=step,
         probe_seconds=sum(record.get("probe_seconds", 0.0) for record in records),
     )
-    skipped_images = folder / "skipped-images.txt"
     if not world.is_main:
-        return Log([], clock, skipped_images)
-    with _named_write_errors():
+        return Log([], clock, folder)
+    with named_write_errors(folder):
         environment.add_session(folder, step, world)
         sinks: list[Sink] = [
             JsonLinesSink(folder / "metrics.jsonl", records),
             TensorBoardSink(folder, run, records),
         ]
     sinks.append(ProgressSink(f"{run.network.name} seed {run.seed}", step, total_steps, remaining_work))
-    return Log(sinks, clock, skipped_images)
+    return Log(sinks, clock, folder)

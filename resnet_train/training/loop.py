@@ -242,7 +242,8 @@ def check_not_diverged(training: Training, log: Log) -> None:
     samples = data.sample_names(step)
     sample_list = training.folder / f"diverged-at-step-{step}.txt"
     if world.is_main:
-        sample_list.write_text("\n".join(samples) + "\n")
+        with run_folder.named_write_errors(training.folder):
+            sample_list.write_text("\n".join(samples) + "\n", "utf-8", "surrogateescape")
     last = training.checkpoints / "last.pt"
     hint = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it"
     raise Diverged(

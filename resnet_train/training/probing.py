@@ -33,4 +33,5 @@ def probe(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, worl
 def draw_heat_map(folder: Path, world: World) -> None:
     """Draw gradient norms by depth and time, if the run has recorded them: `gradients.png` and in TensorBoard."""
     if world.is_main:
-        probe_figures.draw_heat_maps([run_folder.read(folder)], folder / "gradients.png", folder / "tensorboard")
+        with run_folder.named_write_errors(folder):
+            probe_figures.draw_heat_maps([run_folder.read(folder)], folder / "gradients.png", folder / "tensorboard")

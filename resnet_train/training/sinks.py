@@ -9,6 +9,7 @@ from typing import Protocol
 
 from resnet_train.config.schema import Run
 from resnet_train.runs.run_folder import Record, defining_keys
+from resnet_train.runs.tensorboard import EventFile
 from resnet_train.runtime import progress
 from resnet_train.runtime.atomic import atomic_write_text
 
@@ -70,15 +71,13 @@ class TensorBoardSink:
     """
 
     def __init__(self, folder: Path, run: Run, records: Sequence[Record]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
-        assert self.writer.file_writer is not None
+        self.events = EventFile(folder / "tensorboard")
         scalars = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in defining_keys(run).items()}
         for summary in hparams(scalars, {"error/val_top1": 0, "error/train_clean": 0}):
-            self.writer.file_writer.add_summary(summary)
+            self.events.add(summary)
         for record in records:
             self.write(record)
 
@@ -90,16 +89,19 @@ class TensorBoardSink:
                     self._add_scalar(f"{kind}/{key}/{name}".replace(" ", "-"), figure, record)
         for key, tag in TAGS.get(kind, {}).items():
             self._add_scalar(tag, record.get(key), record)
+        self.events.flush()
 
     def _add_scalar(self, tag: str, value: float | None, record: Record) -> None:
+        from torch.utils.tensorboard.summary import scalar
+
         if value is not None:
-            self.writer.add_scalar(tag, value, record["step"], walltime=record["time"])
+            self.events.add(scalar(tag, value), record["step"], record["time"])
 
     def flush(self) -> None:
-        self.writer.flush()
+        pass
 
     def close(self) -> None:
-        self.writer.close()
+        self.events.close()
 
 
 class ProgressSink:

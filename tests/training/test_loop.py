@@ -153,7 +153,7 @@ def test_a_full_disk_under_the_record_is_one_line(
 
     monkeypatch.setattr(sinks.JsonLinesSink, "flush", full)
     code, _, err = program("run", config())
-    assert (code, "cannot write the run's record: No space left on device" in err) == (2, True)
+    assert (code, "cannot write in runs/tiny/cifar-resnet-8/seed-0: No space left on device" in err) == (2, True)
     assert "Traceback" not in err
 
 

@@ -1,9 +1,20 @@
 """Where the records of a run go."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from resnet_train.training.sinks import JsonLinesSink
+import pytest
+
+from resnet_train.runs import tensorboard
+from resnet_train.runs.run_folder import Record
+from resnet_train.training.sinks import JsonLinesSink, ProgressSink
+
+FOLDER = Path("runs/tiny/cifar-resnet-8/seed-0")
+Config = Callable[..., Path]
+Program = Callable[..., tuple[int, str, str]]
 
 
 def test_earlier_records_are_written_again_without_a_line_cut_short(tmp_path: Path) -> None:
@@ -13,3 +24,48 @@ def test_earlier_records_are_written_again_without_a_line_cut_short(tmp_path: Pa
     lines.write({"step": 2, "kind": "eval"})
     lines.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def removed(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def renamed(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("lose", [removed, renamed])
+def test_a_run_folder_that_is_lost_during_the_training_is_one_line(
+    lose: Callable[[Path], None], config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = ProgressSink.write
+
+    def lose_after(self: ProgressSink, record: Record) -> None:
+        write(self, record)
+        if record["kind"] == "eval" and record["step"] == 4:
+            lose(FOLDER)
+
+    monkeypatch.setattr(ProgressSink, "write", lose_after)
+    code, _, err = program("run", config())
+    [message] = [line for line in err.splitlines() if "validation error" not in line]
+    assert code == 2
+    assert message.startswith(
+        f"resnet-train: cannot save the checkpoint of step 4 in {FOLDER}/checkpoints: No such file"
+    )
+
+
+def test_tensorboards_log_that_cannot_be_written_is_one_line(
+    config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread prints a traceback beside it."""
+    make = tensorboard.EventFile.__init__
+
+    def fill(self: Any, folder: Path) -> None:
+        make(self, folder)
+        self.file.close()
+        self.file = self.records._writer = Path("/dev/full").open("wb")  # noqa: SIM115
+
+    monkeypatch.setattr(tensorboard.EventFile, "__init__", fill)
+    code, _, err = program("run", config())
+    expected = f"cannot write in {FOLDER}: No space left on device; when it can be written, run again to continue"
+    assert (code, err) == (2, f"resnet-train: {expected}\n")
