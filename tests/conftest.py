@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+import zygote
 from PIL import Image
 from pydantic import TypeAdapter
 
@@ -45,6 +47,14 @@ TINY: dict[str, Any] = {
     "log": {"every": {"steps": 2}},
 }
 """16 of 40 samples a step: every third step crosses an epoch. Saved between two log lines."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End with what was skipped and why, one line for each reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason, count in Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped).most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
 
 
 @pytest.fixture(autouse=True)
@@ -97,15 +107,22 @@ def checkpoint(config: Callable[..., Path], program: Callable[..., tuple[int, st
 
 
 def spawn(
-    *arguments: object, ranks: int = 1, program: Sequence[object] = ("-m", "resnet_train"), **options: Any
+    *arguments: object,
+    ranks: int = 1,
+    program: Sequence[object] = ("-m", "resnet_train"),
+    kind: type[subprocess.Popen[str]] = zygote.Popen,
+    **options: Any,
 ) -> subprocess.Popen[str]:
-    """Start `resnet-train`, or another program, as a process, under torchrun if there are several ranks."""
+    """Start `resnet-train`, or another program, as a process, under torchrun if there are several ranks.
+
+    kind: `subprocess.Popen` starts a new Python, which must import torch. `zygote` says what differs.
+    """
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *launcher, *map(str, program), *map(str, arguments)]
     paths = [str(Path(cli.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **(pipes | options))
+    return kind(command, env=environment, **(pipes | options))
 
 
 def figures(folder: Path) -> list[Record]:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_two_networks_at_once_with_graphs(wide: Path, program: Program) -> None:
     options = (f"networks={networks}", "train.device=cuda", "train.cuda_graph=true", "train.precision=bf16")
     found = []
     for count in (1, 2):
-        process = spawn("run", wide, f"output=by-{count}", *options, "--jobs", count)
+        process = spawn("run", wide, f"output=by-{count}", *options, "--jobs", count, kind=subprocess.Popen)
         _, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
         records = figures(Path(f"by-{count}/tiny/twin/seed-0"))
@@ -193,7 +194,7 @@ def test_two_networks_at_once_with_graphs(wide: Path, program: Program) -> None:
 
 def test_a_signal_saves_a_run_with_a_graph(wide: Path) -> None:
     options = ("train.device=cuda", "train.cuda_graph=true", "train.steps=10000000")
-    process = spawn("run", wide, *options)
+    process = spawn("run", wide, *options, kind=subprocess.Popen)
     record = Path("runs/tiny/cifar-resnet-8/seed-0/metrics.jsonl")
     while process.poll() is None and not (record.exists() and len(figures(record.parent)) > 5):
         time.sleep(0.01)
@@ -234,6 +235,6 @@ def test_under_torchrun_with_everything_on(grad_accum_steps: int, compiled: str,
         f"train.grad_accum_steps={grad_accum_steps}",
         f"train.compile={compiled}",
     )
-    process = spawn("run", wide, "train.device=cuda", *knobs, ranks=ranks)
+    process = spawn("run", wide, "train.device=cuda", *knobs, ranks=ranks, kind=subprocess.Popen)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
