@@ -48,7 +48,8 @@ _execute_child = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 _spawn = multiprocessing.util.spawnv_passfds  # type: ignore[attr-defined]
 _lock = threading.Lock()
 _requests: socket.socket | None = None
-"""Leads to the zygote of this process."""
+"""Leads to the zygote of process `_owner`. What that has forked has none, and starts new Pythons."""
+_owner = 0
 
 
 class Popen(subprocess.Popen[str]):
@@ -97,6 +98,7 @@ def _start(
     }
     with _lock:
         requests = _zygote()
+        assert _owner == os.getpid()
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # so that the copy becomes a child of this process
         try:
             socket.send_fds(requests, [json.dumps(request).encode()], list(files.values()))
@@ -106,8 +108,9 @@ def _start(
 
 
 def _zygote() -> socket.socket:
-    global _requests
+    global _requests, _owner
     if _requests is None:
+        _owner = os.getpid()
         _requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
@@ -158,7 +161,7 @@ def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 def _become(request: dict[str, Any], files: list[int]) -> None:
     """Turn this copy into the process that was asked for, and run its command."""
-    global _requests
+    global _requests, _owner
     ctypes.CDLL(None).prctl(_PR_SET_NAME, b"python")
     if request["session"]:
         os.setsid()
@@ -174,6 +177,7 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
         _become(*_serve(theirs))
         return
     theirs.close()
+    _owner = os.getpid()
     for number in _SIGNALS:
         ignored = number in request["ignored"]
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
@@ -213,12 +217,13 @@ def _exit(code: object) -> NoReturn:
 
 def _copy_if_python(process: Any, args: Any, *arguments: Any) -> None:
     python = isinstance(args, list | tuple) and args[0] == sys.executable
-    (_copy_in_place_of_child if python else _execute_child)(process, args, *arguments)
+    copied = python and _owner == os.getpid()
+    (_copy_in_place_of_child if copied else _execute_child)(process, args, *arguments)
 
 
 def _copy_if_fork_server(path: str, args: Sequence[bytes | str], pass_fds: Sequence[int]) -> int:
     command = [os.fsdecode(arg) for arg in args]
-    if forkserver.__name__ not in command[-1]:
+    if forkserver.__name__ not in command[-1] or _owner != os.getpid():
         return int(_spawn(path, args, pass_fds))
     return _start(command, {number: number for number in (0, 1, 2, *pass_fds)})
 

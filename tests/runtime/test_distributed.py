@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import figures, same_weights, spawn
+from conftest import children, figures, same_weights, spawn
 
 from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runtime import distributed, process_exit
@@ -88,9 +88,7 @@ def test_a_signal_to_one_rank_stops_all_and_they_resume(config: Config) -> None:
     resumed = Path("resumed/tiny") / FOLDER
     while process.poll() is None and len(figures(resumed) if (resumed / "metrics.jsonl").exists() else []) < 8:
         time.sleep(0.01)
-    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    one = next(int(pid) for pid in ranks if "resnet_train" in Path(f"/proc/{pid}/cmdline").read_text())
-    os.kill(one, signal.SIGTERM)
+    os.kill(children(process.pid)[0], signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert err.count("saved; run again to continue") == 1
