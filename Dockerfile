@@ -5,7 +5,7 @@
 #       torchrun --standalone --nproc-per-node gpu -m resnet_train run configs/imagenet-depth.yaml data.path=/data/imagenet
 #   docker run -v "$PWD/runs:/experiments/runs" resnet-train resnet-train compare runs/imagenet-depth
 #
-# --ipc host: data workers pass batches through shared memory. --user: `runs` belongs to you.
+# --ipc host: NCCL exchanges gradients through /dev/shm where GPUs have no direct link. --user: `runs` belongs to you.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
 # A compiler and Python's headers are for train.compile, which builds its launchers with them; jpegtran is for prepare --tiled.

@@ -1,5 +1,7 @@
 """The reasons for which a command stops early: a message of one line and an exit code."""
 
+import errno
+import resource
 import sys
 import traceback
 
@@ -46,12 +48,39 @@ class Interrupted(Stop):
     on_all_ranks = True
 
 
+def exhausted(error: BaseException) -> str | None:
+    """Which resource of this machine ran out, in words, if that is what an error says."""
+    if is_out_of_memory(error):
+        return "out of memory"
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"too many open files, the limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} (ulimit -n)"
+    if number == errno.EAGAIN or str(error) == "can't start new thread":
+        return f"too many processes or threads, the limit is {resource.getrlimit(resource.RLIMIT_NPROC)[0]} (ulimit -u)"
+    if number == errno.EFBIG:
+        return f"the limit of a file's size is {resource.getrlimit(resource.RLIMIT_FSIZE)[0]} bytes (ulimit -f)"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch's allocator, the kernel or the loader of libraries says that the CPU's memory ended."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = ("can't allocate memory", "failed to map segment", "Cannot allocate memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words)
+    )
+
+
 def report(error: BaseException) -> int:
     """Write the message of an error on standard error, or a traceback if the error is a bug. Returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         if str(error):
             print(f"resnet-train: {one_line(str(error))}", file=sys.stderr)
         return 130
+    reason = exhausted(error)
+    if reason is not None:
+        error = BadInput(f"{reason}: lower data.workers, --jobs or the batch size, or raise the limit")
     if not isinstance(error, Stop):
         traceback.print_exception(error)
         return 1

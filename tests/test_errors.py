@@ -1,8 +1,15 @@
-"""How errors are shown: in one line of a bounded length."""
+"""How errors are shown: in one line of a bounded length; resources of the machine that ran out, too."""
 
+import errno
+import re
+from collections.abc import Callable
+
+import numpy as np
 import pytest
+import torch
 
 from resnet_train.errors import LONGEST_MESSAGE, BadInput, one_line, report
+from resnet_train.runtime.precision import out_of_memory_hint
 
 
 def test_a_message_is_one_line_of_bounded_length(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,3 +29,62 @@ def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_message_of_the_allowed_length_is_whole() -> None:
     assert one_line("x" * LONGEST_MESSAGE) == "x" * LONGEST_MESSAGE
+
+
+def failing(error: Exception) -> Callable[[], object]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+TOO_MUCH = [
+    lambda: torch.empty(1 << 60, dtype=torch.uint8),
+    lambda: np.empty(1 << 56),
+    failing(OSError(errno.ENOMEM, "Cannot allocate memory")),
+]
+
+
+def error_of(function: Callable[[], object]) -> Exception:
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError("it did not fail")
+
+
+@pytest.mark.parametrize("function", TOO_MUCH)
+def test_memory_that_ends_is_one_line(function: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(error_of(function)) == 2
+    assert re.fullmatch("resnet-train: out of memory: lower data.workers, .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("function", TOO_MUCH)
+def test_memory_that_ends_at_known_work_names_it(function: Callable[[], object]) -> None:
+    expected = "resnet-18 seed 0: out of memory on cpu: lower the batch; or lower data.workers"
+    with (
+        pytest.raises(BadInput, match=expected),
+        out_of_memory_hint("resnet-18 seed 0", torch.device("cpu"), "lower the batch"),
+    ):
+        function()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), r"too many open files, the limit is \d+ \(ulimit -n\): .*"),
+        (OSError(errno.EFBIG, "File too large"), r"the limit of a file's size is -?\d+ bytes \(ulimit -f\): .*"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), r"too many processes or threads, .*"),
+        (RuntimeError("can't start new thread"), r"too many processes or threads, .*\(ulimit -u\): .*"),
+    ],
+)
+def test_another_limit_is_one_line_that_names_it(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report(error) == 2
+    assert re.fullmatch(f"resnet-train: {line}\n", capsys.readouterr().err)
+
+
+def test_another_error_is_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(RuntimeError("shapes do not match")) == 1
+    assert "RuntimeError: shapes do not match" in capsys.readouterr().err

@@ -48,7 +48,7 @@ class ImageFilesConfig(BaseDataConfig):
 
     path: str
     """The folder of the data set."""
-    workers: CountOrZero = 8
+    workers: Annotated[CountOrZero, Field(le=1024)] = 8
     """Number of processes of each rank that decode images; with `device_cache_gb`, number of threads that read them."""
     device_cache_gb: Positive | None = None
     """Keep the training images, which must be square and of one size, on each rank's device if they fit into this many

@@ -4,25 +4,24 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils import data as torch_data
 
 from resnet_train.config.augment import AugmentConfig
 from resnet_train.data import augment as augmentation
-from resnet_train.data import auto_augment, prefetch, rng
-from resnet_train.data.batch import Batch
+from resnet_train.data import auto_augment, prefetch, rng, workers
+from resnet_train.data.batch import Batch, to_device
 from resnet_train.data.dataset import Dataset, ImageSizeAt, LoaderOptions
 from resnet_train.data.decoding import EncodedImage, ImageArray
-from resnet_train.data.eval_workers import load_batches
 from resnet_train.data.prefetch import Buffer, Request, Shape
 from resnet_train.data.rng import Floats, Ints
 from resnet_train.data.sampler import Sampler
 from resnet_train.data.views import View, ViewBatch, ViewGroup, apply_views
+from resnet_train.data.workers import Note
 from resnet_train.errors import BadInput
 
 _T = TypeVar("_T")
@@ -58,7 +57,7 @@ class ImageFileDataset(Dataset):
         requests = (Request(sampler.rank_samples(step), image_size_at(step)) for step in steps)
         device = options.device
         copying = torch.cuda.Stream(device) if device.type == "cuda" else None
-        with closing(prefetch.filled_buffers(crops, requests, shape, options.workers, device)) as buffers:
+        with closing(prefetch.filled_buffers(crops, requests, shape, options.workers, device, self.name)) as buffers:
             for buffer, skipped in buffers:
                 images, labels, shift = map(torch.from_numpy, (buffer.images, buffer.labels, buffer.shift))
                 batch = Batch(images, labels, shift, skipped)
@@ -80,7 +79,15 @@ class ImageFileDataset(Dataset):
     def view_batches(
         self, batches: Sequence[Ints], views: Sequence[View], options: LoaderOptions
     ) -> Iterator[ViewBatch]:
-        return load_batches(_ViewBatches(self, views, options.skip_bad), batches, options.workers, options.device)
+        count = min(options.workers, sum(map(len, batches)))
+        tasks = (
+            [_ViewTask(number, rows) for rows in workers.rows_of_tasks(len(indices), count)]
+            for number, indices in enumerate(batches)
+        )
+        apply = _ApplyViews(self, batches, views, options.skip_bad)
+        with closing(workers.in_order(apply, tasks, count, self.name)) as results:
+            for parts in results:
+                yield _view_batch(parts, options.device)
 
 
 def decode(image: EncodedImage) -> Image.Image:
@@ -89,7 +96,7 @@ def decode(image: EncodedImage) -> Image.Image:
 
 
 def first_usable(
-    dataset: ImageFileDataset, index: int, skip_bad: bool, use: Callable[[EncodedImage], _T]
+    dataset: ImageFileDataset, index: int, skip_bad: bool, note: Note, use: Callable[[EncodedImage], _T]
 ) -> tuple[_T, int, list[str]]:
     """Apply `use` to a sample or, where that raises `BadInput` and `skip_bad` is set, to the next one that it accepts.
 
@@ -99,6 +106,7 @@ def first_usable(
     skipped: list[str] = []
     for position in range(index, index + len(dataset)):
         candidate = position % len(dataset)
+        note(candidate)
         try:
             return use(dataset.encoded(candidate)), candidate, skipped
         except BadInput as error:
@@ -121,18 +129,19 @@ class _TrainingCrops:
     seed: int
     skip_bad: bool
 
-    def __call__(self, buffer: Buffer) -> tuple[str, ...]:
+    def __call__(self, buffer: Buffer, note: Note) -> tuple[str, ...]:
         dataset, augment = self.dataset, self.augment
         random = rng.uniform(self.seed, buffer.epochs, buffer.indices, augmentation.columns(augment))
-        opened = [first_usable(dataset, index, self.skip_bad, _itself) for index in buffer.indices.tolist()]
+        opened = [first_usable(dataset, index, self.skip_bad, note, _itself) for index in buffer.indices.tolist()]
         plan = augmentation.plan(augment, random, np.array([image.size for image, _, _ in opened], float))
         indices, skipped = [], []
         for row, (image, index, names) in enumerate(opened):
             flip, out = bool(plan.flip[row]), buffer.images[row]
+            note(index)
             try:
                 self._crop(image, plan.boxes[row], flip, out)
             except BadInput:  # the header could be read, and the image cannot be decoded
-                index, more = self._crop_next(index, random[[row]], flip, out)
+                index, more = self._crop_next(index, random[[row]], flip, note, out)
                 names += more
             indices.append(index)
             skipped += names
@@ -148,7 +157,7 @@ class _TrainingCrops:
     def _crop(self, image: EncodedImage, box: Floats, flip: bool, out: ImageArray) -> None:
         augmentation.resized_crop(image, box, flip, augmentation.resized_crop_of(self.augment), out)
 
-    def _crop_next(self, index: int, random: Floats, flip: bool, out: ImageArray) -> tuple[int, list[str]]:
+    def _crop_next(self, index: int, random: Floats, flip: bool, note: Note, out: ImageArray) -> tuple[int, list[str]]:
         """Crop the next image that can be decoded, by the same random numbers: its index, and the names of the others.
 
         Raises `BadInput` where none may be skipped.
@@ -158,7 +167,7 @@ class _TrainingCrops:
             plan = augmentation.plan(self.augment, random, np.array([image.size], float))
             self._crop(image, plan.boxes[0], flip, out)
 
-        _, index, skipped = first_usable(self.dataset, index, self.skip_bad, crop)
+        _, index, skipped = first_usable(self.dataset, index, self.skip_bad, note, crop)
         return index, skipped
 
 
@@ -166,31 +175,69 @@ def _itself(image: EncodedImage) -> EncodedImage:
     return image
 
 
+class _ViewTask(NamedTuple):
+    """Samples of a batch that are to be read."""
+
+    batch: int
+    rows: slice
+
+
+class _ViewImages(NamedTuple):
+    """Images of one view that have one shape."""
+
+    view: int
+    rows: Ints
+    """int64 [m]: which samples of the batch these images are of."""
+    images: ImageArray
+    """[m, H, W, C]."""
+
+
+class _ViewResult(NamedTuple):
+    """What became of a `_ViewTask`."""
+
+    labels: Ints
+    groups: list[_ViewImages]
+    """By view, then in the order in which shapes appear."""
+
+
 @dataclass(frozen=True)
-class _ViewBatches(torch_data.Dataset[ViewBatch | BadInput]):
-    """Batches of samples in each view, by the samples' indices."""
+class _ApplyViews:
+    """What workers do: read samples of a batch, in each view."""
 
     dataset: ImageFileDataset
+    batches: Sequence[Ints]
     views: Sequence[View]
     skip_bad: bool
 
-    def __getitem__(self, indices: Ints) -> ViewBatch | BadInput:
-        """A `BadInput` is returned, not raised, since torch's DataLoader would add its own traceback to the message."""
-        try:
-            usable = [first_usable(self.dataset, index, self.skip_bad, decode) for index in indices.tolist()]
-        except BadInput as error:
-            return error
-        labels = torch.from_numpy(self.dataset.labels[[index for _, index, _ in usable]])
+    def __call__(self, task: _ViewTask, note: Note) -> _ViewResult:
+        indices = self.batches[task.batch][task.rows].tolist()
+        usable = [first_usable(self.dataset, index, self.skip_bad, note, decode) for index in indices]
         images = [apply_views(image, self.views) for image, _, _ in usable]
-        return ViewBatch(labels, tuple(self._groups(labels, images)))
+        labels = self.dataset.labels[[index for _, index, _ in usable]]
+        return _ViewResult(labels, list(self._groups(images, task.rows.start)))
 
-    def _groups(self, labels: Tensor, images: Sequence[Sequence[ImageArray]]) -> Iterator[ViewGroup]:
+    def _groups(self, images: Sequence[Sequence[ImageArray]], first_row: int) -> Iterator[_ViewImages]:
         """Of each view the images of one shape together."""
-        for number in range(len(self.views)):
-            rows_by_shape: dict[tuple[int, ...], list[int]] = {}
-            for row, views in enumerate(images):
-                rows_by_shape.setdefault(views[number].shape, []).append(row)
-            for rows in rows_by_shape.values():
-                stacked = torch.from_numpy(np.stack([images[row][number] for row in rows]))
-                shift = torch.zeros(len(rows), self.dataset.channels)
-                yield ViewGroup(number, torch.tensor(rows), Batch(stacked, labels[rows], shift))
+        for view in range(len(self.views)):
+            samples_by_shape: dict[tuple[int, ...], list[int]] = {}
+            for sample, views in enumerate(images):
+                samples_by_shape.setdefault(views[view].shape, []).append(sample)
+            for samples in samples_by_shape.values():
+                stacked = np.stack([images[sample][view] for sample in samples])
+                yield _ViewImages(view, np.array(samples) + first_row, stacked)
+
+
+def _view_batch(parts: Sequence[_ViewResult], device: torch.device) -> ViewBatch:
+    """A batch of the results of its tasks, copied to the device."""
+    labels = np.concatenate([part.labels for part in parts])
+    groups: dict[tuple[int, ...], list[_ViewImages]] = {}
+    for group in sorted(chain.from_iterable(part.groups for part in parts), key=lambda group: group.view):
+        groups.setdefault((group.view, *group.images.shape[1:]), []).append(group)
+    return ViewBatch(to_device(labels, device), tuple(_view_group(group, labels, device) for group in groups.values()))
+
+
+def _view_group(parts: Sequence[_ViewImages], labels: Ints, device: torch.device) -> ViewGroup:
+    rows = np.concatenate([part.rows for part in parts])
+    images = torch.cat([to_device(part.images, device) for part in parts])
+    shift = torch.zeros(len(rows), images.shape[3], device=device)
+    return ViewGroup(parts[0].view, to_device(rows, device), Batch(images, to_device(labels[rows], device), shift))

@@ -13,7 +13,7 @@ from resnet_train.data import augment, mixup, rng
 from resnet_train.data.batch import Batch, StepBatches, to_device
 from resnet_train.data.dataset import Dataset, ImageSizeAt, LoaderOptions
 from resnet_train.data.sampler import Sampler
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, Interrupted
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class TrainingData:
         """Batches for steps [start, until), each valid until the next one is requested. Closing it ends its workers.
 
         `image_size_at` gives the image size of a step where progressive resizing changes it. Raises `BadInput` where an
-        image cannot be decoded or a worker was killed.
+        image cannot be decoded or a worker was killed. If a signal asks to stop while the workers do not answer, the
+        batches end before step `until`; with several ranks `Interrupted` is raised.
         """
         steps = range(start, until)
         rank_batches = self.dataset.training_batches(self.sampler, self.augment, steps, image_size_at, self.options)
@@ -48,7 +49,13 @@ class TrainingData:
             for step in steps:
                 begin = time.perf_counter()
                 seeds = self.sampler.seeds(step)
-                micro_batches = next(rank_batches).split(self.sampler.grad_accum_steps)
+                try:
+                    batch = next(rank_batches)
+                except Interrupted:
+                    if self.sampler.ranks > 1:  # the others may be within the step
+                        raise
+                    return
+                micro_batches = batch.split(self.sampler.grad_accum_steps)
                 micro_batches = self._plan_mixing(self._plan_erasing(micro_batches, step), seeds)
                 yield StepBatches(micro_batches, seeds, time.perf_counter() - begin)
 

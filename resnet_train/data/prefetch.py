@@ -1,38 +1,28 @@
 """Prefetch buffers: batches in shared memory, which worker processes fill while the device trains on earlier ones.
 
-A buffer holds one rank's samples of a step. Workers take its chunks from one queue, whichever worker is free, and write
-the samples in place: nothing is allocated, pickled or collated for a sample. The buffer names the samples that it is to
-hold, so workers need not know their order.
+A buffer holds one rank's samples of a step. Workers write the samples in place: nothing is allocated, pickled or
+collated for a sample. The buffer names the samples that it is to hold, so workers need not know their order.
 """
 
 import logging
-import mmap
-import multiprocessing
-import os
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from itertools import islice
-from multiprocessing import reduction
-from multiprocessing.connection import Connection
-from multiprocessing.queues import SimpleQueue
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from resnet_train.data import workers as worker_pool
 from resnet_train.data.decoding import ImageArray
 from resnet_train.data.rng import Ints
 from resnet_train.data.sampler import Samples
-from resnet_train.errors import BadInput
-from resnet_train.runtime.processes import Children
+from resnet_train.data.shared_memory import SharedMemory
+from resnet_train.data.workers import Note
 
 logger = logging.getLogger(__name__)
-
-WORKERS_HINT = "lower data.workers, and run again"
-"""What to do if a data worker is killed."""
-_BUFFERS = 3
-"""One that is trained on, one that is full, one that is being filled."""
 
 
 class Request(NamedTuple):
@@ -103,111 +93,63 @@ class Shape(NamedTuple):
         return Buffer(images, labels, shift.view(np.float32).reshape(n, channels), epochs, indices)
 
 
-CollateFn = Callable[[Buffer], tuple[str, ...]]
+CollateFn = Callable[[Buffer, Note], tuple[str, ...]]
 """Writes the samples that a buffer names into it. Returns the names of files that it skipped. Raises `BadInput`."""
 
 
 def filled_buffers(
     collate_fn: CollateFn,
-    requests: Iterator[Request],
+    requests: Iterable[Request],
     shape: Shape,
     workers: int,
     device: torch.device,
+    name: Callable[[int], str] = str,
 ) -> Generator[tuple[Buffer, tuple[str, ...]]]:
     """A buffer for each request, in order, and the names of skipped files.
 
     A buffer is overwritten once the next one is taken. On a GPU the memory is pinned: a copy from a buffer must be
-    complete before the next one is taken, or the generator closed. Raises `BadInput` where `collate_fn` did, at that
-    batch, and where a worker was killed.
+    complete before the next one is taken, or the generator closed. `name` gives the file of a sample. Raises what
+    `workers.in_order` does.
     """
-    memory = _SharedMemory(shape.bytes * (_BUFFERS if workers else 1))
-    buffers = shape.buffers(memory.bytes)
-    with _pinned(memory.bytes, device):
-        if workers:
-            with _worker_pool(collate_fn, shape, memory, workers) as (tasks, children):
-                yield from _filled_by_workers(requests, buffers, workers, tasks, children)
-        else:
-            for request in requests:
-                buffer = buffers[0].prepared(request)
-                yield buffer, collate_fn(buffer)
+    memory = SharedMemory(shape.bytes * (worker_pool.BATCHES_AHEAD if workers else 1))
+    fill = _FillBuffer(collate_fn, shape, memory)
+    rows_of_tasks = worker_pool.rows_of_tasks(shape.samples, workers)
+    prepared: deque[Buffer] = deque()
+
+    def tasks() -> Iterator[list[_Task]]:
+        for number, request in enumerate(requests):
+            number %= len(fill.buffers)
+            prepared.append(fill.buffers[number].prepared(request))
+            yield [_Task(number, rows, request.size) for rows in rows_of_tasks]
+
+    with (
+        _pinned(memory.bytes, device),
+        closing(worker_pool.in_order(fill, tasks(), workers, name)) as batches,
+    ):
+        for skipped in batches:
+            yield prepared.popleft(), tuple(chain.from_iterable(skipped))
 
 
 class _Task(NamedTuple):
-    """A chunk of a batch."""
+    """Rows of a buffer that are to be filled."""
 
-    batch: int
-    """The number of the batch, and so the number of its buffer."""
+    buffer: int
     rows: slice
     size: int | None
 
 
-class _Answer(NamedTuple):
-    """A chunk that was filled, or could not be."""
+class _FillBuffer:
+    """What workers do."""
 
-    batch: int
-    first_row: int
-    result: tuple[str, ...] | BadInput
-    """What the `CollateFn` returned or raised."""
-
-
-class _Pending(NamedTuple):
-    """A batch that workers fill."""
-
-    buffer: Buffer
-    results: dict[int, tuple[str, ...] | BadInput]
-    """By the first row of a chunk."""
-
-
-def _filled_by_workers(
-    requests: Iterator[Request], buffers: list[Buffer], workers: int, tasks: "SimpleQueue[_Task]", children: Children
-) -> Iterator[tuple[Buffer, tuple[str, ...]]]:
-    n = len(buffers[0].labels)
-    rows = -(-n // (2 * workers))  # half of a worker's share of a batch, so that all workers end it together
-    chunks = [slice(first, first + rows) for first in range(0, n, rows)]
-    numbered = enumerate(requests)
-    pending: dict[int, _Pending] = {}
-
-    def send_tasks(batches: int) -> None:
-        for number, request in islice(numbered, batches):
-            pending[number] = _Pending(buffers[number % len(buffers)].prepared(request), {})
-            for chunk in chunks:
-                tasks.put(_Task(number, chunk, request.size))
-
-    send_tasks(len(buffers))
-    current = 0
-    while current in pending:
-        batch = pending[current]
-        while len(batch.results) < len(chunks):
-            for _, answer in children.receive():
-                pending[answer.batch].results[answer.first_row] = answer.result
-        skipped: list[str] = []
-        for _, result in sorted(batch.results.items()):  # in the order of the samples, not of the workers
-            if isinstance(result, BadInput):
-                raise result
-            skipped += result
-        yield batch.buffer, tuple(skipped)
-        del pending[current]
-        send_tasks(1)
-        current += 1
-
-
-class _SharedMemory:
-    """Anonymous memory that processes share: it needs no space in /dev/shm, and is freed with its last process."""
-
-    def __init__(self, size: int, handle: int | None = None) -> None:
-        self.handle = os.memfd_create("batches") if handle is None else handle
-        os.ftruncate(self.handle, size)
-        self.bytes: ImageArray = np.frombuffer(mmap.mmap(self.handle, size), np.uint8)
+    def __init__(self, collate_fn: CollateFn, shape: Shape, memory: SharedMemory) -> None:
+        self.collate_fn, self.shape, self.memory = collate_fn, shape, memory
+        self.buffers = shape.buffers(memory.bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _attach, (reduction.DupFd(self.handle), len(self.bytes))
+        return _FillBuffer, (self.collate_fn, self.shape, self.memory)
 
-    def __del__(self) -> None:
-        os.close(self.handle)
-
-
-def _attach(handle: Any, size: int) -> _SharedMemory:
-    return _SharedMemory(size, handle.detach())
+    def __call__(self, task: _Task, note: Note) -> tuple[str, ...]:
+        return self.collate_fn(self.buffers[task.buffer].resized(task.size).chunk(task.rows), note)
 
 
 @contextmanager
@@ -227,31 +169,3 @@ def _pinned(memory: ImageArray, device: torch.device) -> Iterator[None]:
     finally:
         if not error:
             cuda.cudaHostUnregister(memory.ctypes.data)
-
-
-@contextmanager
-def _worker_pool(
-    collate_fn: CollateFn, shape: Shape, memory: _SharedMemory, workers: int
-) -> Iterator[tuple["SimpleQueue[_Task]", Children]]:
-    """Workers that take tasks from one queue and send an `_Answer` for each. They end with the block."""
-    context = multiprocessing.get_context("forkserver")
-    with Children(WORKERS_HINT) as children, closing(context.SimpleQueue()) as tasks:
-        for _ in range(workers):
-            children.start("a data worker", _work, collate_fn, shape, memory, tasks)
-        yield tasks, children
-
-
-def _work(
-    connection: Connection, collate_fn: CollateFn, shape: Shape, memory: _SharedMemory, tasks: "SimpleQueue[_Task]"
-) -> None:
-    torch.set_num_threads(1)
-    buffers = shape.buffers(memory.bytes)
-    while True:
-        task = tasks.get()
-        buffer = buffers[task.batch % len(buffers)].resized(task.size).chunk(task.rows)
-        result: tuple[str, ...] | BadInput
-        try:
-            result = collate_fn(buffer)
-        except BadInput as error:
-            result = error
-        connection.send(_Answer(task.batch, task.rows.start, result))

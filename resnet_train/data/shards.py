@@ -28,7 +28,7 @@ from resnet_train.data.image_files import ImageFileDataset
 from resnet_train.data.image_folder import skip_hint
 from resnet_train.data.jpeg_tiles import TiledJpeg
 from resnet_train.data.rng import Ints
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, exhausted
 
 FORMAT = 1
 ENCODED, TILED, RAW = range(3)
@@ -136,6 +136,8 @@ class ShardDataset(ImageFileDataset):
             file = self._file(path)
             data = os.pread(file.number, length, entry.offset + start)
         except OSError as error:
+            if exhausted(error):  # not the file's fault, so it is not to be skipped
+                raise
             raise BadInput(f"cannot read {path}: {error.strerror}") from None
         if len(data) != length:
             raise BadInput(f"cannot read {path}: it is cut short{_REPACK_HINT}")

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -41,13 +40,6 @@ class ViewBatch(NamedTuple):
     labels: Tensor
     """int64 [n]."""
     groups: tuple[ViewGroup, ...]
-
-    def to(self, device: torch.device) -> "ViewBatch":
-        """This batch on a device, copied asynchronously from pinned memory."""
-        groups = (
-            ViewGroup(view, rows.to(device, non_blocking=True), batch.to(device)) for view, rows, batch in self.groups
-        )
-        return ViewBatch(self.labels.to(device, non_blocking=True), tuple(groups))
 
 
 def apply_views(image: Image.Image, views: Sequence[View]) -> list[ImageArray]:

@@ -41,10 +41,7 @@ def run_probe(
         return evaluator.evaluate(members, data, "softmax", World(device))[0].errors()["error_top1"]
 
     hint = f"lower probes.{kind}.images (of the command: --images), now {images}"
-    with (
-        out_of_memory_hint(f"{run.network.name}, {kind}", device, hint),
-        torch.random.fork_rng(devices=[]),  # a DataLoader draws from the CPU's generator when it begins
-    ):
+    with out_of_memory_hint(f"{run.network.name}, {kind}", device, hint):
         if kind == "lesion":
             return lesion_errors(net, error)
         [batch] = EvaluationData(samples, views, len(samples), device, skip_bad=run.data.skips_bad_images).batches()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, is_out_of_memory
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,10 +39,13 @@ def no_cudnn_benchmark() -> Iterator[None]:
 
 @contextmanager
 def out_of_memory_hint(name: str, device: torch.device, hint: str) -> Iterator[None]:
-    """Raise `BadInput` with the name of the work and a hint if the device's memory runs out within the block."""
+    """Raise `BadInput` with the name of the work and a hint if memory of the device or CPU ends within the block."""
     try:
         yield
-    except RuntimeError as error:  # CUDA and cuDNN report it in their own words, torch's allocator by a class
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
+            raise BadInput(f"{name}: out of memory on cpu: {hint}; or lower data.workers") from None
+        # CUDA and cuDNN report it in their own words, torch's allocator by a class.
         if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
             raise
         raise BadInput(f"{name}: out of memory on {device}: {hint}") from None

@@ -5,6 +5,7 @@ signals of a scheduler reach every process of a job; they are for the process th
 children.
 """
 
+import logging
 import multiprocessing
 import os
 import select
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import forkserver, resource_tracker
@@ -21,9 +22,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Self, TypeVar
 
-from resnet_train.errors import BadInput, Stop, report
+from resnet_train.errors import BadInput, Stop, exhausted, report
+from resnet_train.runtime import process_exit
 from resnet_train.runtime.progress import show_messages
 from resnet_train.runtime.streams import prepare_streams
+
+logger = logging.getLogger(__name__)
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -36,6 +40,10 @@ _PRELOADED = ["resnet_train.data.image_files"]
 """What the fork server imports once, with torch, so that each child need not."""
 _GRACE = 30
 """Seconds that a worker goes on after SIGTERM."""
+_FILES_TO_START = 12
+"""Files that are open in this process while it starts a child, at most."""
+_SECONDS_TO_DIE = 30.0
+"""After SIGKILL. A process that waits for a disk may not die."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +74,24 @@ class Children:
         self.running: list[Child] = []
 
     def start(self, name: str, function: Callable[..., object], *arguments: object) -> Child:
-        """Start a child that calls `function(connection, *arguments)`; `function` is one of a module."""
+        """Start a child that calls `function(connection, *arguments)`; `function` is one of a module.
+
+        Raises `BadInput` if the fork server could not start it, `OSError` if the limit of open files is too low.
+        """
+        _check_file_limit()
         context = multiprocessing.get_context("forkserver")
         ours, theirs = context.Pipe()
         process = context.Process(
             target=_run_child,
-            args=(os.getpid(), self.end_by, theirs, function, arguments),
+            args=(name, self.hint, os.getpid(), self.end_by, theirs, function, arguments),
             daemon=self.end_by == signal.SIGKILL,  # a daemon may have no children, as a run has
         )
-        process.start()
+        try:
+            process.start()
+        except EOFError:
+            raise BadInput(
+                f"{name} cannot be started, perhaps because memory or processes ran out: {self.hint}"
+            ) from None
         theirs.close()
         child = Child(name, process, ours)
         self.running.append(child)
@@ -111,14 +128,32 @@ class Children:
         return self
 
     def __exit__(self, *_: object) -> None:
+        begin = time.monotonic()
         # Again and again: a child that has only just started may still ignore SIGTERM.
         while alive := [child.process for child in self.running if child.process.exitcode is None]:
+            if self.end_by == signal.SIGKILL and time.monotonic() - begin > _SECONDS_TO_DIE:
+                logger.warning(
+                    "the kernel does not end %s: it waits for a disk", ", ".join(f"process {p.pid}" for p in alive)
+                )
+                process_exit.skip_cleanup()  # which would wait for it
+                break
             for process in alive:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid or 0, self.end_by)
             wait([process.sentinel for process in alive], timeout=0.2)
         for child in self.running:
             child.connection.close()
+
+
+def _check_file_limit() -> None:
+    """Raise `OSError` if too few files can be opened to start a child: multiprocessing would end with a traceback."""
+    pipes: list[int] = []
+    try:
+        while len(pipes) < _FILES_TO_START:
+            pipes += os.pipe()
+    finally:
+        for end in pipes:
+            os.close(end)
 
 
 def check_not_killed(name: str, exit_code: int, hint: str) -> None:
@@ -162,29 +197,49 @@ def _work(connection: Connection, function: Callable[[Any, Count], Any]) -> None
 
 
 def _run_child(
-    parent: int, end_by: signal.Signals, connection: Connection, function: Callable[..., object], arguments: Any
+    name: str,
+    hint: str,
+    parent: int,
+    end_by: signal.Signals,
+    connection: Connection,
+    function: Callable[..., object],
+    arguments: Any,
 ) -> None:
     if end_by == signal.SIGKILL:
         ignore_job_signals()
+    else:
+        for number in _JOB_SIGNALS:  # until `function` handles them
+            signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _JOB_SIGNALS)  # the fork server blocks them
     end_with(parent, end_by)
     prepare_streams()
     show_messages()
     try:
         function(connection, *arguments)
     except (Exception, KeyboardInterrupt) as error:
-        sys.exit(report(error))
+        reason = exhausted(error)
+        sys.exit(report(BadInput(f"{name}: {reason}: {hint}") if reason else error))
 
 
 def ensure_fork_server() -> None:
-    """Start multiprocessing's own processes, if they are not running; they ignore the signals of a job."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _JOB_SIGNALS}  # exec keeps what is ignored
-    try:
+    """Start multiprocessing's own processes, if they are not running; they block the signals of a job.
+
+    This process blocks them meanwhile, and so inherits them to these: one that comes is handled afterwards.
+    """
+    with _blocked({signal.SIGUSR1}):  # it takes care of the others, and unblocks them
         resource_tracker.ensure_running()
-        forkserver.set_forkserver_preload(_PRELOADED)
+    forkserver.set_forkserver_preload(_PRELOADED)
+    with _blocked(_JOB_SIGNALS):
         forkserver.ensure_running()
+
+
+@contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_job_signals() -> None:

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, exhausted
 
 TEXT_LIMIT = 64 << 20
 """Bytes of the largest text file that is read: configurations, names and labels."""
@@ -24,7 +24,7 @@ _KINDS = {
 
 
 def open_regular(path: Path | str, prefix: str = "") -> BinaryIO:
-    """Open a regular file for reading. Never blocks. Raises `BadInput`.
+    """Open a regular file for reading. Never blocks. Raises `BadInput`; `OSError` if memory or open files ran out.
 
     prefix: begins the message; a key or an option, such as `--classes: `.
     """
@@ -32,6 +32,8 @@ def open_regular(path: Path | str, prefix: str = "") -> BinaryIO:
         # Without O_NONBLOCK, opening a FIFO waits for its writer. Regular files ignore the flag.
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:  # a socket cannot be opened
+        if exhausted(error):
+            raise
         reason = "it is a socket, not a file" if error.errno == errno.ENXIO else error.strerror
         raise BadInput(f"{prefix}cannot read {path}: {reason}") from None
     except ValueError as error:  # a NUL, or a surrogate that stands for no byte
@@ -51,6 +53,8 @@ def read_bytes(path: Path | str, limit: int, prefix: str = "") -> bytes:
             try:
                 data = file.read() if size else file.read(limit + 1)
             except OSError as error:
+                if exhausted(error):
+                    raise
                 raise BadInput(f"{prefix}cannot read {path}: {error.strerror}") from None
             if len(data) <= limit:
                 return data

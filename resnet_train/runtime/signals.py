@@ -13,6 +13,15 @@ class StopRequest:
     signal_name: str | None = None
 
 
+_requests: list[StopRequest] = []
+"""Of the blocks that are entered: handlers are the process's, too."""
+
+
+def stop_requested() -> str | None:
+    """The signal that came within a block of `catch_stop_signals` that is not yet left, if one did."""
+    return _requests[-1].signal_name if _requests else None
+
+
 @contextmanager
 def catch_stop_signals(announce: bool) -> Iterator[StopRequest]:
     """Within the block the first signal only sets `signal_name`; a second SIGINT ends the process at once.
@@ -37,8 +46,10 @@ def catch_stop_signals(announce: bool) -> Iterator[StopRequest]:
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.signal(number, handle) for number in numbers}
+    _requests.append(request)
     try:
         yield request
     finally:
+        _requests.remove(request)
         for number, handler in before.items():
             signal.signal(number, handler)

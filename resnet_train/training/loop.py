@@ -127,6 +127,10 @@ def train_loop(training: Training, request: StopRequest, log: Log) -> None:
                 save_checkpoint(training, is_best, log)
             if stop:
                 break
+        else:
+            if state.step < schedule.total_steps:  # a signal came while the images of the next step did not
+                check_not_diverged(training, log)
+                save_checkpoint(training, False, log)
     stop_flag.settle()
 
 

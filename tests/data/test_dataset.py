@@ -1,5 +1,7 @@
 """A new data set is one class."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +86,19 @@ def test_it_is_trained_on_evaluated_and_normalised(dataset: Dataset, tiny_run: C
     statistics = normalize.statistics(run, dataset)
     assert statistics.mean.mean().item() == pytest.approx(19.5)
     assert statistics.std[0].item() == pytest.approx(np.arange(40).std())
+
+
+def test_a_file_that_cannot_be_opened_for_want_of_memory_or_file_numbers_is_not_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next image would take its place, though the file is good."""
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    Image.new("RGB", (20, 24)).save(tmp_path / "0.png")
+    data = EvaluationData(GreyFiles(tmp_path, np.arange(1)), (View(10, 8),), 4, CPU, skip_bad=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        with pytest.raises(OSError, match="Too many open files"):
+            list(data.batches())

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_train.data import eval_workers, prefetch
+from resnet_train.data import prefetch
 from resnet_train.data.prefetch import Buffer, Request, Shape
 from resnet_train.data.sampler import Samples
+from resnet_train.data.workers import Note
 from resnet_train.errors import BadInput
 
 CPU = torch.device("cpu")
 SHAPE = Shape(samples=5, size=3, channels=1)
 
 
-def write_indices(buffer: Buffer) -> tuple[str, ...]:
+def write_indices(buffer: Buffer, note: Note) -> tuple[str, ...]:
     """Every pixel is its sample's index; 13 is skipped, 66 is broken, and at 99 the worker is killed."""
     buffer.images[:] = buffer.indices[:, None, None, None]
     buffer.labels[:] = buffer.epochs
@@ -73,7 +74,7 @@ def test_a_buffer_is_not_overwritten_before_the_next_is_taken() -> None:
     assert not multiprocessing.active_children()
 
 
-def slow_at_zero(buffer: Buffer) -> tuple[str, ...]:
+def slow_at_zero(buffer: Buffer, note: Note) -> tuple[str, ...]:
     names = tuple(map(str, buffer.indices))
     if 0 in buffer.indices:
         select.select([], [], [], 0.3)
@@ -107,18 +108,3 @@ def test_arrays_of_a_buffer_are_aligned_and_do_not_overlap() -> None:
     assert [np.unique(array).tolist() for array in one] == [[number] for number in range(1, 6)]
     assert not any(array.any() for array in other)
     assert one.images.shape == (3, 5, 5, 3)
-
-
-class KilledAt(torch.utils.data.Dataset[torch.Tensor]):
-    """The worker that makes item 3 is killed."""
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        if index == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return torch.tensor(index)
-
-
-def test_a_killed_worker_of_an_evaluation_raises() -> None:
-    with pytest.raises(BadInput, match=r"a data worker was killed by SIGKILL, .* lower data.workers"):
-        list(eval_workers.load_batches(KilledAt(), range(6), 2, CPU))
-    assert not multiprocessing.active_children()

@@ -2,18 +2,20 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from resnet_train.errors import BadInput, Diverged, Stop
-from resnet_train.runtime import processes
+from resnet_train.runtime import process_exit, processes
 from resnet_train.runtime.processes import Children, Count, run_jobs
 
 
@@ -137,3 +139,53 @@ def test_a_worker_whose_parent_was_killed_before_it_began_ends() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
+
+
+def test_a_signal_that_comes_while_the_fork_server_starts_is_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start() -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(processes.forkserver, "ensure_running", start)
+    came: list[int] = []
+    with catch(signal.SIGTERM, came), catch(signal.SIGUSR1, came), catch(signal.SIGINT, came):
+        processes.ensure_fork_server()
+    assert sorted(came) == sorted([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+
+
+@contextmanager
+def catch(number: int, came: list[int]) -> Iterator[None]:
+    before = signal.signal(number, lambda number, _: came.append(number))
+    yield
+    signal.signal(number, before)
+
+
+def test_a_low_limit_of_open_files_is_noticed_before_a_child_is_started() -> None:
+    """multiprocessing would end its fork server with a traceback."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Children("hint") as children:
+        lowest = os.dup(2)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 4, before[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                children.start("a child", wait_for_ever, Path())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        child = children.start("a child", wait_for_ever, Path())  # the fork server goes on
+        assert list(children.receive()) == [(child, "ready")]
+
+
+def test_a_worker_that_even_sigkill_does_not_end_is_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that waits for a disk: the process ends without it."""
+    monkeypatch.setattr(processes, "_SECONDS_TO_DIE", 0.0)
+    monkeypatch.setattr(process_exit, "_skip_cleanup", False)
+    with monkeypatch.context() as patch, Children("hint") as children:
+        child = children.start("a child", wait_for_ever, Path())
+        patch.setattr(processes.os, "kill", lambda *_: None)
+    assert f"the kernel does not end process {child.process.pid}" in caplog.text
+    assert process_exit._skip_cleanup
+    child.process.kill()
+    child.process.join()

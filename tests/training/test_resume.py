@@ -8,14 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import figures, same_weights, spawn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import CONFIGS, FOLDER, Config, Program, finish, last_step
 
+from resnet_train.data.batch import Batch
+from resnet_train.data.datasets import SyntheticDataset
 from resnet_train.errors import Interrupted
 from resnet_train.training import checkpoint, log
 
@@ -66,6 +71,30 @@ def test_resume_is_exact(
     assert figures(parts) == figures(whole)
     assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")
     assert scalars(parts) == scalars(whole)
+
+
+def test_a_signal_while_a_step_waits_for_its_images_saves(
+    config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 4 is saved at the signal and not otherwise; the loss of its last step is in no line of the log yet."""
+    path = config(checkpoint={"every": {"steps": 3}}, log={"every": {"steps": 8}}, eval={"every": {"steps": 8}})
+    whole = finish(program, path, output="whole")
+    training_batches = SyntheticDataset.training_batches
+
+    def stalled(*arguments: Any) -> Iterator[Batch]:
+        yield from islice(training_batches(*arguments), 4)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise Interrupted("SIGTERM: stopped while the data workers do not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SyntheticDataset, "training_batches", stalled)
+        code, _, err = program("run", path, "output=parts")
+    assert (code, "stopped at step 4 of 8, saved" in err) == (Interrupted.exit_code, True)
+    saved = torch.load(Path("parts") / FOLDER.relative_to("runs") / "checkpoints/last.pt", weights_only=True)
+    assert saved["step"] == 4
+    parts = finish(program, path, output="parts")
+    assert figures(parts) == figures(whole)
+    assert same_weights(parts / "checkpoints/last.pt", whole / "checkpoints/last.pt")
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
