@@ -40,6 +40,7 @@ TORCH_FREE = (
     "runtime/atomic",
     "runtime/processes",
     "runtime/progress",
+    "runtime/rank_environment",
     "runtime/regular_file",
     "runtime/signals",
     "runtime/streams",

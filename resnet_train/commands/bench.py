@@ -54,7 +54,7 @@ def bench(run: "Run", seconds: float, trace: Path | None, as_json: bool) -> None
     from resnet_train.runtime.precision import set_precision
     from resnet_train.training import throughput
 
-    with distributed.start(run.train.device) as world:
+    with distributed.start(run.train.device, run.train.timeout) as world:
         if world.is_main and (load := os.getloadavg()[0]) > 0.5:
             logger.info("other programs use %.1f of %s cores, so figures are noisy", load, os.cpu_count())
         set_precision(run.train.precision, world.device)

@@ -82,7 +82,8 @@ def _evaluate_checkpoints(args: argparse.Namespace, overrides: Sequence[str]) ->
     from resnet_train.runtime import distributed
 
     members = ensemble.load_members(args.checkpoints, args.network, args.data, overrides)
-    with distributed.start(members[0].run.train.device) as world:
+    train = members[0].run.train
+    with distributed.start(train.device, train.timeout) as world:
         evaluation = ensemble.evaluate(members, args.save_logits is not None, world)
         if not world.is_main:
             return

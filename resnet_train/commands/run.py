@@ -51,7 +51,7 @@ def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: i
     from resnet_train.analysis.groups import group_runs
     from resnet_train.training import grid
 
-    records = grid.train_all(runs, experiment.output, experiment.train.device, fresh, jobs)
+    records = grid.train_all(runs, experiment.output, experiment.train, fresh, jobs)
     if not records:  # on every rank but the first
         return
     groups = group_runs(records)

@@ -53,6 +53,10 @@ class TrainConfig(Section):
     """What happens if the loss is not finite: `stop` ends the program; `record` records it as the result of this
     network and continues with the next."""
 
+    timeout: Positive = 1800.0
+    """Seconds that a rank waits for another before it takes it for lost. The first rank alone downloads, measures the
+    images' statistics, probes and saves: none of these may take longer."""
+
     @model_validator(mode="after")
     def _check_consistent(self) -> Self:
         if (self.epochs is None) == (self.steps is None):

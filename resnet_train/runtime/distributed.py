@@ -1,10 +1,14 @@
-"""The ranks of a run. The only reader of RANK and WORLD_SIZE. With one rank every function here is a no-op."""
+"""The ranks of a run. With one rank every function here is a no-op."""
 
 import itertools
 import os
+import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -13,9 +17,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_train.errors import BadInput, RankLost, Stop
-from resnet_train.runtime import process_exit
+from resnet_train.runtime import process_exit, rank_environment
+from resnet_train.runtime.processes import end_with
+
+DEFAULT_TIMEOUT = 1800.0
+"""Seconds that a rank waits for another."""
 
 _T = TypeVar("_T")
+_GROUP_ERROR = re.compile(r"/gloo/|connection|timed out|timeout", re.IGNORECASE)
+_TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
+_SOURCE_FILE = re.compile(r"^\[\S+:\d+\] ")
 _group_numbers = itertools.count()
 _unreleased: list[BaseException] = []
 """Errors of this rank alone. Their frames hold tensors and graphs whose release could wait for another rank."""
@@ -38,19 +49,24 @@ class World:
 
 
 @contextmanager
-def start(device: str) -> Iterator[World]:
-    """Join the ranks that torchrun started, if it did, until the end of the block.
+def start(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[World]:
+    """Join the ranks that the environment names, if it does, until the end of the block.
 
-    `device` is auto, cpu or cuda. Raises `BadInput` if CUDA is asked for and absent, and `RankLost` in place of the
-    error by which the loss of another rank shows. A rank that fails alone cannot leave the group in good order, since
-    the others may never answer: its process must end next.
+    `device` is auto, cpu or cuda. No rank waits longer than `timeout` seconds for another. Raises `BadInput` if the
+    environment names no place among the ranks, or if CUDA is asked for and absent; `RankLost` in place of the error by
+    which the loss of another rank shows. A rank that fails alone cannot leave the group in good order, since the others
+    may never answer: its process must end next.
     """
-    local_device, size = _local_device(device), int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1:
+    ranks = rank_environment.read()
+    local_device = _local_device(device, ranks.local_rank)
+    if rank_environment.is_started_by_torchrun():
+        _stop_with_parent()
+    if ranks.size == 1:
         yield World(local_device)
         return
-    world = _join_group(local_device, size)
+    world = World(local_device, ranks.rank, ranks.size, ranks.local_size)
     try:
+        _join_group(world, timedelta(seconds=timeout))
         yield world
     except BaseException as error:
         if isinstance(error, Stop) and error.on_all_ranks:
@@ -58,22 +74,42 @@ def start(device: str) -> Iterator[World]:
             dist.destroy_process_group()
             raise
         _unreleased.append(error)
-        if _is_lost_rank(error):
-            raise RankLost("another rank has stopped; its message is the reason") from None
+        if (reason := _loss_of_rank(error, timeout)) is not None:
+            raise RankLost(reason) from None
         raise
     dist.destroy_process_group()
 
 
-def _is_lost_rank(error: BaseException) -> bool:
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "onnection" in str(error))
+def _loss_of_rank(error: BaseException, timeout: float) -> str | None:
+    """The message if an error shows that another rank is lost. The process group's own reason may be one of all ranks.
+
+    Gloo raises a RuntimeError that names its source file; in a backward pass DistributedDataParallel passes it on.
+    """
+    text = str(error)
+    is_groups = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _GROUP_ERROR.search(text))
+    if not is_groups:
+        return None
+    [reason, *_] = text.splitlines() or [type(error).__name__]
+    reason = _SOURCE_FILE.sub("", reason).partition(" This is typically caused by")[0].strip().rstrip(".")
+    limit = f" (train.timeout = {timeout:g} s)" if _TIMED_OUT.search(text) else ""
+    return (
+        "another rank has stopped, or its node or network was lost; if no rank has another message, the reason is: "
+        f"{reason}{limit}"
+    )
 
 
-def _local_device(device: str) -> torch.device:
+@cache
+def _stop_with_parent() -> None:
+    """Save and stop if torchrun is killed. Otherwise its ranks would train on and hold their run folder."""
+    end_with(os.getppid(), signal.SIGTERM)
+
+
+def _local_device(device: str, local_rank: int) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInput("train.device = cuda: no CUDA device is visible here; use train.device=cpu or auto")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    local_rank, devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    devices = torch.cuda.device_count()
     if local_rank >= devices:
         raise BadInput(f"rank {local_rank} has no GPU: start {devices} processes on this node")
     local_device = torch.device("cuda", local_rank)
@@ -81,17 +117,26 @@ def _local_device(device: str) -> torch.device:
     return local_device
 
 
-def _join_group(device: torch.device, size: int) -> World:
-    store, rank, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-    # Keys of its own: a second group of this process would read the addresses of the first.
-    store = dist.PrefixStore(f"group-{next(_group_numbers)}", store)  # type: ignore[attr-defined]
-    # gloo beside NCCL carries flags and objects between CPUs without stopping the GPU.
-    backend, device_id = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
+def _join_group(world: World, timeout: timedelta) -> None:
     # Gloo's threads outlive the group. One that frees a tensor while Python ends would abort the process (pytorch pull
     # request 179291).
     process_exit.skip_cleanup()
-    return World(device, rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
+    except dist.DistNetworkError as error:
+        if "failed to listen" not in str(error):
+            raise
+        raise BadInput(
+            f"MASTER_PORT = {os.environ['MASTER_PORT']}: rank 0 cannot listen there; the port is in use: choose another"
+        ) from None
+    # Keys of its own: a second group of this process would read the addresses of the first.
+    store = dist.PrefixStore(f"group-{next(_group_numbers)}", store)  # type: ignore[attr-defined]
+    # gloo beside NCCL carries flags and objects between CPUs without stopping the GPU.
+    is_cuda = world.device.type == "cuda"
+    backend, device_id = ("cpu:gloo,cuda:nccl", world.device) if is_cuda else ("gloo", None)
+    dist.init_process_group(
+        backend, store=store, rank=world.rank, world_size=world.size, device_id=device_id, timeout=timeout
+    )
 
 
 def all_reduce_sum(world: World, tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from resnet_train.config.schema import Run
+from resnet_train.config.schema import Run, TrainConfig
 from resnet_train.data import datasets
 from resnet_train.errors import BadInput, Diverged, Interrupted
 from resnet_train.models import complexity
@@ -41,13 +41,16 @@ class RunJob(NamedTuple):
         return f"{self.run.network.name} seed {self.run.seed}"
 
 
-def train_all(runs: Sequence[Run], output: str, device: str, fresh: bool, jobs: int) -> list[RunRecord]:
+def train_all(runs: Sequence[Run], output: str, settings: TrainConfig, fresh: bool, jobs: int) -> list[RunRecord]:
     """Train what is not finished, `jobs` runs at a time; the records of all runs, on ranks other than the first none.
 
     Raises what `train` raises, but not `Diverged` where that is to be recorded: the next run begins.
     """
     folders = [folder_of(output, run) for run in runs]
-    with distributed.start(device) as world, catch_stop_signals(announce=world.is_main) as request:
+    with (
+        distributed.start(settings.device, settings.timeout) as world,
+        catch_stop_signals(announce=world.is_main) as request,
+    ):
         if jobs > 1 and world.size > 1:
             raise BadInput(f"--jobs {jobs} is for one rank, and there are {world.size}: leave it out")
         pending: list[tuple[Run, Path]] = []

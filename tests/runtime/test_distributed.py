@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +143,18 @@ def test_two_ranks_evaluate_as_one(config: Config) -> None:
 
 
 def test_a_node_has_fewer_ranks_than_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
+    place = {"RANK": "3", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
+    for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     store = torch.distributed.HashStore()
-    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _: iter([(store, 3, 16)]))
-    for name in ("init_process_group", "destroy_process_group"):
-        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _, timeout: iter([(store, 3, 16)]))
+    joined: dict[str, Any] = {}
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda _, **options: joined.update(options))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     monkeypatch.setattr(process_exit, "skip_cleanup", lambda: None)
-    with distributed.start("cpu") as world:
+    with distributed.start("cpu", timeout=90) as world:
         pass
+    assert (joined["rank"], joined["world_size"], joined["timeout"]) == (3, 16, timedelta(seconds=90))
     assert (world.rank, world.size, world.local_size) == (3, 16, 8)
 
 
@@ -180,3 +187,129 @@ def test_what_follows_a_command_runs_on_every_rank(config: Config, tmp_path: Pat
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
     assert out.count("exit codes [0, 2, 0]") == 2, (out, err)
+
+
+# --- lost ranks -------------------------------------------------------------------------------------------------------
+
+
+def of_two(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """The environment of the first of two ranks that no launcher started."""
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(process_exit, "skip_cleanup", lambda: None)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_a_rank_that_never_comes_is_one_line(
+    config: Config, program: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_two(monkeypatch, free_port())
+    code, _, err = program("run", config(), "train.timeout=0.5")
+    [line] = err.splitlines()
+    assert code == 1
+    assert line.startswith("resnet-train: another rank has stopped, or its node or network was lost; ")
+    assert line.endswith("1/2 clients joined (train.timeout = 0.5 s)")
+
+
+def test_a_port_in_use_is_one_line(
+    config: Config, program: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = server.getsockname()[1]
+        of_two(monkeypatch, port)
+        code, _, err = program("run", config(), "train.timeout=0.5")
+    message = f"MASTER_PORT = {port}: rank 0 cannot listen there; the port is in use: choose another"
+    assert (code, err) == (2, f"resnet-train: {message}\n")
+
+
+SILENT = """
+import sys, torch
+from datetime import timedelta
+from resnet_train.errors import report
+from resnet_train.runtime import distributed, process_exit
+
+code = 0
+try:
+    with distributed.start("cpu", timeout=300) as world:
+        assert distributed.all_gather(world, torch.ones(1)).tolist() == [[1.0], [1.0]]
+        if world.is_main:  # a short time from here on: on a busy machine it may take long to join
+            torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))
+            distributed.all_gather(world, torch.ones(1))
+        else:
+            sys.stdin.read()
+except BaseException as error:
+    code = report(error)
+process_exit.exit_process(code)
+"""
+
+
+def test_a_rank_that_falls_silent_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the link between two nodes were cut."""
+    of_two(monkeypatch, free_port())
+    (tmp_path / "silent.py").write_text(SILENT)
+    first = spawn(program=[tmp_path / "silent.py"])
+    monkeypatch.setenv("RANK", "1")
+    second = spawn(program=[tmp_path / "silent.py"], stdin=subprocess.PIPE)
+    _, err = first.communicate(timeout=100)
+    second.kill()
+    second.communicate()
+    assert (first.returncode, "Traceback" in err) == (1, False), err
+    [line] = [line for line in err.splitlines() if line.startswith("resnet-train: ")]  # torch warns of the private call
+    assert line.startswith("resnet-train: another rank has stopped, or its node or network was lost; ")
+    assert re.search(r"Timed out waiting 500ms for \w+ operation to complete \(train.timeout = 300 s\)$", line)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            torch.distributed.DistBackendError("NCCL error in: NCCLUtils.cpp:77, unhandled cuda error\nLast error:\nx"),
+            "NCCL error in: NCCLUtils.cpp:77, unhandled cuda error",
+        ),
+        (
+            RuntimeError(
+                "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset "
+                "by peer. This is typically caused by a remote worker hanging"
+            ),
+            "Read error [127.0.0.1]:1: Connection reset by peer",
+        ),
+        (
+            RuntimeError("[/a/gloo/transport/tcp/pair.cc:9] No route to host\nException raised from …"),
+            "No route to host",
+        ),
+        (torch.distributed.DistError(""), "DistError"),
+    ],
+)
+def test_the_reason_of_the_process_group_is_named(error: Exception, reason: str) -> None:
+    """It may be the same on every rank, so that no other message says it."""
+    assert str(distributed._loss_of_rank(error, 9.0)).endswith(
+        f"if no rank has another message, the reason is: {reason}"
+    )
+
+
+def test_other_errors_are_not_of_the_group() -> None:
+    assert distributed._loss_of_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 9.0) is None
+    assert distributed._loss_of_rank(OSError("Connection refused"), 9.0) is None
+
+
+def test_ranks_save_and_stop_when_torchrun_is_killed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent stands in for torchrun: its child has the variable that torchrun sets, and ends once it is orphaned."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    path = config(train={"steps": 100_000}, eval={"every": {"steps": 100_000}}, log={"every": {"steps": 1}})
+    code = (
+        "import subprocess, sys\n"
+        f"subprocess.run([sys.executable, '-m', 'resnet_train', 'run', {str(path)!r}])"
+    )  # fmt: skip
+    agent = spawn(program=["-c", code])
+    folder = Path("runs/tiny") / FOLDER
+    while agent.poll() is None and len(figures(folder) if (folder / "metrics.jsonl").exists() else []) < 5:
+        time.sleep(0.05)
+    agent.kill()
+    _, err = agent.communicate(timeout=100)  # until the last process that may write has ended
+    assert "SIGTERM: saving and stopping" in err
+    assert ", saved; run again to continue" in err
+    assert 4 < read_checkpoint(folder / "checkpoints/last.pt").step < 100_000
