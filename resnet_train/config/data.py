@@ -54,6 +54,9 @@ class ImageFilesConfig(BaseDataConfig):
     """Keep the training images, which must be square and of one size, on each rank's device if they fit into this many
     GB; otherwise each rank keeps a part of them and sends the others what they need. Results do not change. The images
     to evaluate on are kept on each device in addition."""
+    class_map: str | None = None
+    """A file with the names of the class folders, one a line, in the order of their labels. By default they are in the
+    order of their names."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """What happens if a training image cannot be decoded. `skip` counts it, lists it and uses the next one instead."""
 
@@ -84,6 +87,9 @@ class ImageFolderConfig(ImageFilesConfig):
 
     kind: Literal["imagefolder"]
     """Class folders of images."""
+    val_labels: str | None = None
+    """A file with lines `IMAGE,CLASS`, or ILSVRC2012's development kit, for validation images that lie in no class
+    folders. By default it is looked for in `path`."""
 
 
 class ShardsConfig(ImageFilesConfig):

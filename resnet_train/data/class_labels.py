@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from resnet_train.runtime.processes import ensure_fork_server
 from resnet_train.runtime.regular_file import open_regular, read_bytes, read_text
 
 DEVKIT = "ILSVRC2012_devkit_t12"
+_ANNOTATIONS = "val_annotations.txt"
 _SYNSETS = "meta.mat"
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _VAL_IMAGE = "ILSVRC2012_val_{:08}"
@@ -36,6 +38,49 @@ class ClassLabels(NamedTuple):
     """Class id by image name (the file name without folder and suffix)."""
     class_names: Mapping[str, str]
     """Human-readable name by class id. Empty if the file gives none."""
+
+
+class ValLabeller:
+    """Labels validation images that lie in no class folder. Reads the file of their classes when it is needed."""
+
+    def __init__(self, source: Path, file: Path | None, option: str) -> None:
+        """file: as the user gave it by `option`, such as `--val-labels`. Without one, Tiny ImageNet's annotations are
+        looked for beside the images, and a development kit in `source`."""
+        self.source, self.file, self.option, self.used = source, file, option, False
+        self._read = cache(read_class_labels)
+
+    def label(self, images: Sequence[str], classes: Sequence[str], location: Path) -> Ints:
+        """The labels of image files in `location`, int64 [n]. Raises BadInput if a class is unknown."""
+        path = self._find(location)
+        if path is None:
+            raise BadInput(
+                f"the classes of the images in {location} are unknown: put {DEVKIT}.tar.gz beside it, or name a file "
+                f"of lines IMAGE,CLASS by {self.option}"
+            )
+        return label_images(self._read(path, self._prefix), images, classes, f"{self._prefix}{path}")
+
+    def class_labels(self, location: Path) -> ClassLabels:
+        """The classes of the images in `location`; of none where no file is found. Raises BadInput."""
+        path = self._find(location)
+        return ClassLabels({}, {}) if path is None else self._read(path, self._prefix)
+
+    def classes(self, location: Path) -> list[str]:
+        """Those of the images in `location`, sorted. Raises BadInput."""
+        return sorted(set(self.class_labels(location).class_of_image.values()))
+
+    def check_no_effect(self, location: Path) -> None:
+        """Raise BadInput if the user gave a file, and `location` holds class folders."""
+        if self.file is not None:
+            raise BadInput(f"{self.option} has no effect: {location} holds class folders, so remove it")
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.option}: " if self.file else ""
+
+    def _find(self, location: Path) -> Path | None:
+        self.used = True
+        annotations = (folder / _ANNOTATIONS for folder in (location, location.parent))
+        return self.file or next((file for file in annotations if file.is_file()), None) or find_devkit(self.source)
 
 
 class Synset(NamedTuple):
@@ -55,32 +100,33 @@ def find_devkit(source: Path) -> Path | None:
     return None
 
 
-def read_class_labels(path: Path, option: str) -> ClassLabels:
+def read_class_labels(path: Path, prefix: str = "") -> ClassLabels:
     """Read the classes of the validation images from the development kit (packed or not) or a table IMAGE,CLASS.
 
-    option: what the file was given by, for messages. Raises BadInput if the file cannot be read or contradicts itself.
+    prefix: begins the message, such as `--val-labels: `. Raises BadInput if the file cannot be read or contradicts
+    itself.
     """
     if path.is_dir() or path.name.endswith((".tar.gz", ".tgz")):
         return _read_devkit(path)
-    return ClassLabels(_read_table(path, option), {})
+    return ClassLabels(_read_table(path, prefix), {})
 
 
-def _read_table(path: Path, option: str) -> dict[str, str]:
+def _read_table(path: Path, prefix: str) -> dict[str, str]:
     """Class by image name. Each line holds an image and its class; further columns are ignored, as in Kaggle's file."""
     class_of_image: dict[str, str] = {}
-    for number, line in enumerate(read_text(path, prefix=f"{option}: ", errors="surrogateescape").splitlines(), 1):
+    for number, line in enumerate(read_text(path, prefix=prefix, errors="surrogateescape").splitlines(), 1):
         words = re.split(r"[,\s]+", line.strip())
         if words == [""] or (number == 1 and words[0].lower() in _HEADER_WORDS):
             continue
         if len(words) < 2:
             raise BadInput(
-                f"{option}: {path}, line {number}: expected an image and its class (IMAGE,CLASS), or give the "
+                f"{prefix}{path}, line {number}: expected an image and its class (IMAGE,CLASS), or give the "
                 f"development kit, {DEVKIT}.tar.gz"
             )
         image, class_id = Path(words[0]).stem, words[1]
         earlier = class_of_image.setdefault(image, class_id)
         if earlier != class_id:
-            raise BadInput(f"{option}: {path}, line {number}: {image} has two classes, {earlier} and {class_id}")
+            raise BadInput(f"{prefix}{path}, line {number}: {image} has two classes, {earlier} and {class_id}")
     return class_of_image
 
 
@@ -176,3 +222,18 @@ def label_images(class_labels: ClassLabels, images: Sequence[str], classes: Sequ
             )
         image_labels.append(label_of_class[class_id])
     return np.array(image_labels, np.int64)
+
+
+def read_class_map(path: Path, classes: Sequence[str]) -> list[str]:
+    """The classes in an order of the user's: one a line, alone or before its human-readable name. Raises BadInput."""
+    prefix = f"data.class_map: {path}"
+    text = read_text(path, prefix="data.class_map: ", errors="surrogateescape")
+    lines = [line for line in text.splitlines() if line.strip()]
+    names = lines if set(lines) == set(classes) else [line.split(maxsplit=1)[0] for line in lines]
+    if missing := set(classes) - set(names):
+        raise BadInput(f"{prefix} has no line for class {min(missing)}: it must name each class once, one a line")
+    if unknown := set(names) - set(classes):
+        raise BadInput(f"{prefix} names {min(unknown)}, which is no class of the data, such as {classes[0]}")
+    if len(names) != len(classes):
+        raise BadInput(f"{prefix} names {max(names, key=names.count)} twice")
+    return names

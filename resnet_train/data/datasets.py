@@ -18,12 +18,14 @@ from resnet_train.config.data import (
     TorchvisionConfig,
 )
 from resnet_train.data import image_folder, rng, shards
+from resnet_train.data.class_labels import ValLabeller, read_class_map
 from resnet_train.data.dataset import Dataset
 from resnet_train.data.decoding import ImageArray
 from resnet_train.data.device_cache import device_cached
 from resnet_train.data.fixed_size import STEPS_PER_PLAN, FixedSizeDataset
-from resnet_train.data.image_files import ImageFileDataset
+from resnet_train.data.image_folder import ImageFolderDataset
 from resnet_train.data.rng import Ints
+from resnet_train.data.shards import ShardDataset
 from resnet_train.errors import BadInput
 
 
@@ -93,9 +95,9 @@ def open_validation(cfg: DataConfig) -> Dataset:
     """The validation samples alone. Folders and shards of training images may be absent. Raises `BadInput`."""
     match cfg:
         case ImageFolderConfig(holdout=0):
-            return _on_device(cfg, image_folder.open_image_folder(Path(cfg.path) / "val"))
+            return _opened(cfg, image_folder.open_val_folder(Path(cfg.path), _labeller(cfg)))
         case ShardsConfig(holdout=0):
-            return _on_device(cfg, shards.open_shards(Path(cfg.path), "val"))
+            return _opened(cfg, shards.open_shards(Path(cfg.path), "val"))
     return open_data(cfg)[1]
 
 
@@ -112,11 +114,11 @@ def evenly_spaced(n: int, count: int) -> Ints:
 def _open(cfg: DataConfig) -> tuple[Dataset, Dataset]:
     match cfg:
         case ImageFolderConfig():
-            train, val = image_folder.open_image_folders(Path(cfg.path))
-            return _on_device(cfg, train), _on_device(cfg, val)
+            train, val = image_folder.open_image_folders(Path(cfg.path), _labeller(cfg))
+            return _opened(cfg, train), _opened(cfg, val)
         case ShardsConfig():
             train_shards, val_shards = (shards.open_shards(Path(cfg.path), split) for split in ("train", "val"))
-            return _on_device(cfg, train_shards), _on_device(cfg, val_shards)
+            return _opened(cfg, train_shards), _opened(cfg, val_shards)
         case TorchvisionConfig():
             return open_torchvision(cfg, train=True), open_torchvision(cfg, train=False)
         case DigitsConfig():
@@ -127,8 +129,17 @@ def _open(cfg: DataConfig) -> tuple[Dataset, Dataset]:
             return SyntheticDataset(cfg, train_numbers), SyntheticDataset(cfg, val_numbers)
 
 
-def _on_device(cfg: ImageFilesConfig, files: ImageFileDataset) -> Dataset:
-    """The files, or a data set that holds their images on the device where `cfg` asks for it."""
+def _labeller(cfg: ImageFolderConfig) -> ValLabeller:
+    file = None if cfg.val_labels is None else Path(cfg.val_labels)
+    return ValLabeller(Path(cfg.path), file, "data.val_labels")
+
+
+def _opened(cfg: ImageFilesConfig, files: ImageFolderDataset | ShardDataset) -> Dataset:
+    """The files with the labels of `cfg`; where it asks for that, a data set that holds their images on the device."""
+    if cfg.class_map is not None:
+        classes = read_class_map(Path(cfg.class_map), files.classes)
+        new_label = {name: label for label, name in enumerate(classes)}
+        files = files.relabelled(np.array([new_label[name] for name in files.classes]), classes)
     return files if cfg.device_cache_gb is None else device_cached(files, cfg.device_cache_gb, cfg.workers)
 
 

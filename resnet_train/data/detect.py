@@ -47,5 +47,8 @@ def path_overrides(run: Run, path: str) -> list[str]:
     for class folders."""
     if not isinstance(run.data, ImageFilesConfig):
         return [f"data.path={json.dumps(path)}"]
-    section = dump(run)["data"] | {"kind": image_files_kind(Path(path)), "path": path}
+    kind = image_files_kind(Path(path))
+    section = dump(run)["data"] | {"kind": kind, "path": path}
+    if kind == "shards":
+        section.pop("val_labels", None)
     return [f"data={json.dumps(section)}"]

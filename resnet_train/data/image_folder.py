@@ -1,19 +1,22 @@
-"""Image files in class folders: ROOT/CLASS/IMAGE."""
+"""Image files in class folders, ROOT/CLASS/IMAGE, and validation images that a file labels."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from resnet_train.data import decoding
+from resnet_train.data.class_labels import ValLabeller
 from resnet_train.data.decoding import EncodedImage
 from resnet_train.data.image_files import ImageFileDataset
+from resnet_train.data.image_paths import ImageTree, is_image, list_folder
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+_PREFIX = "data.path: "
+_VAL_FOLDERS = ("val", "validation", "valid")
 
 
 class ImageFolderDataset(ImageFileDataset):
@@ -22,6 +25,11 @@ class ImageFolderDataset(ImageFileDataset):
     def __init__(self, root: Path, names: npt.NDArray[np.bytes_], labels: Ints, classes: Sequence[str]) -> None:
         self.root, self.names, self.labels, self.classes = root, names, labels, tuple(classes)
         self.hint = skip_hint(root)
+
+    @property
+    def flat(self) -> bool:
+        """Whether the images lie in no class folders."""
+        return b"/" not in self.names[0]
 
     def name(self, index: int) -> str:
         return str(self.root / os.fsdecode(self.names[index]))
@@ -32,6 +40,10 @@ class ImageFolderDataset(ImageFileDataset):
     def subset(self, indices: Ints) -> "ImageFolderDataset":
         return ImageFolderDataset(self.root, self.names[indices], self.labels[indices], self.classes)
 
+    def relabelled(self, labels: Ints, classes: Sequence[str]) -> "ImageFolderDataset":
+        """The same samples in the same order; what had label i has `labels[i]`, an index into `classes`."""
+        return ImageFolderDataset(self.root, self.names, labels[self.labels], classes)
+
 
 def skip_hint(folder: Path) -> str:
     """How to train without a file that cannot be decoded. There is no hint for validation images: all of them count."""
@@ -40,42 +52,83 @@ def skip_hint(folder: Path) -> str:
 
 def open_image_folder(root: Path) -> ImageFolderDataset:
     """Classes and images are sorted by name, as in torchvision's `ImageFolder`. Raises `BadInput`."""
-    try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    except OSError as error:
-        raise BadInput(f"data.path: cannot read {root}: {error.strerror}; expected CLASS/IMAGE files in it") from None
-    classes = [entry.name for entry in entries if entry.is_dir()]
-    if not classes:
-        has_images = any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries)
-        content = "images but no class folders" if has_images else "nothing to train on"
-        raise BadInput(f"data.path: {root} holds {content}; expected {root / 'CLASS' / 'IMAGE.jpg'}")
+    classes, tree = list_classes(root), ImageTree(root, _PREFIX)
+    for name in classes:
+        if not tree.visit(name):
+            raise BadInput(f"data.path: class folder {root / name} links to another class, or to a folder above it")
     names: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = list(_image_paths(root, name))
+        images = [os.fsencode(image) for image in tree.images(name)]
         if not images:
             raise BadInput(f"data.path: class folder {root / name} holds no image")
-        names += map(os.fsencode, images)
+        names += images
         labels += [label] * len(images)
+    tree.warn()
     return ImageFolderDataset(root, np.array(names), np.array(labels, np.int64), classes)
 
 
-def open_image_folders(path: Path) -> tuple[ImageFolderDataset, ImageFolderDataset]:
-    """The folders `train` and `val` of `path`. Raises `BadInput`, also where their classes differ."""
-    train, val = open_image_folder(path / "train"), open_image_folder(path / "val")
-    if train.classes != val.classes:
-        unpaired = min(set(train.classes) ^ set(val.classes))
-        only_in = path / ("train" if unpaired in train.classes else "val")
+def list_classes(root: Path) -> list[str]:
+    """The names of the class folders, sorted. Raises `BadInput` where there are fewer than two."""
+    classes, files = list_folder(root, _PREFIX, "; expected CLASS/IMAGE files in it")
+    if len(classes) > 1:
+        return classes
+    expected = f"expected {root / 'CLASS' / 'IMAGE.jpg'}"
+    if not classes:
+        content = "images but no class folders" if any(map(is_image, files)) else "nothing to train on"
+        raise BadInput(f"data.path: {root} holds {content}; {expected}")
+    [name] = classes
+    if list_folder(root / name, _PREFIX)[0]:
+        expected += f", so move the folders in {root / name} up into {root}"
+    raise BadInput(f"data.path: {root} holds a single class folder, {name}; {expected}")
+
+
+def open_image_folders(path: Path, labeller: ValLabeller) -> tuple[ImageFolderDataset, ImageFolderDataset]:
+    """The training and the validation images in `path`. Raises `BadInput`, also where their classes differ."""
+    train = open_image_folder(path / "train")
+    return train, open_val_folder(path, labeller, train.classes)
+
+
+def open_val_folder(path: Path, labeller: ValLabeller, classes: Sequence[str] | None = None) -> ImageFolderDataset:
+    """The validation images in `path`: in class folders, or in one folder with a file that labels them.
+
+    classes: those of the training images; None: as their folders say, or without them the labels. Raises `BadInput`.
+    """
+    root = val_folder(path)
+    if flat := _flat_images(root):
+        return _label_flat(path, *flat, labeller, classes)
+    labeller.check_no_effect(root)
+    val = open_image_folder(root)
+    if classes is not None and val.classes != tuple(classes):
+        unpaired = min(set(classes) ^ set(val.classes))
+        only_in = path / "train" if unpaired in classes else root
         raise BadInput(f"data.path: train and val have different classes: {unpaired} is only in {only_in}")
-    return train, val
+    return val
 
 
-def _image_paths(root: Path, class_name: str) -> Iterator[str]:
-    """The images of a class, those in folders below it included, as paths relative to `root`."""
+def val_folder(path: Path) -> Path:
+    """The folder of the validation images: `val`, or another word for it where there is no `val`."""
+    return next((path / name for name in _VAL_FOLDERS if (path / name).is_dir()), path / "val")
 
-    def refuse(error: OSError) -> None:
-        raise BadInput(f"data.path: cannot read {error.filename}: {error.strerror}")
 
-    for folder, _, files in sorted(os.walk(root / class_name, onerror=refuse, followlinks=True)):
-        below = os.path.relpath(folder, root)
-        yield from (f"{below}/{file}" for file in sorted(files) if Path(file).suffix.lower() in IMAGE_SUFFIXES)
+def _flat_images(root: Path) -> tuple[Path, list[str]] | None:
+    """The folder that holds the images, and their names, where no class folders do: `root`, or `images` in it."""
+    folders, files = list_folder(root, _PREFIX, "; expected CLASS/IMAGE files in it")
+    if folders == ["images"]:  # as in Tiny ImageNet
+        root = root / "images"
+        folders, files = list_folder(root, _PREFIX)
+    images = [name for name in files if is_image(name)]
+    return (root, images) if images and not folders else None
+
+
+def _label_flat(
+    path: Path, root: Path, images: Sequence[str], labeller: ValLabeller, classes: Sequence[str] | None
+) -> ImageFolderDataset:
+    """The images in the order of class folders: by class, then by name."""
+    if classes is None:
+        train = path / "train"
+        classes = list_classes(train) if train.is_dir() else labeller.classes(root)
+    labels = labeller.label(images, classes, root)
+    order = np.argsort(labels, kind="stable")
+    names = np.array([os.fsencode(image) for image in images])
+    return ImageFolderDataset(root, names[order], labels[order], classes)

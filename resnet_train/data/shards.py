@@ -86,19 +86,29 @@ class OpenFile:
 
 
 class ShardDataset(ImageFileDataset):
-    """One split, train or val, of a packed data set. Pickled, it is its paths, and its rows where it is a subset."""
+    """One split, train or val, of a packed data set. Pickled, it is its paths, and its rows where it is a subset.
 
-    def __init__(self, folder: Path, shards: Sequence[str], classes: Sequence[str], rows: Ints | None = None) -> None:
+    new_labels: what had label i in the index has `new_labels[i]`, an index into `classes`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[str],
+        classes: Sequence[str],
+        rows: Ints | None = None,
+        new_labels: Ints | None = None,
+    ) -> None:
         self.folder, self.shards, self.classes, self.rows = folder, tuple(shards), tuple(classes), rows
-        self.entries = _map_index(folder / "index.npy")
-        labels = self.entries["label"]
+        self.entries, self.new_labels = _map_index(folder / "index.npy"), new_labels
+        labels = self.entries["label"] if new_labels is None else new_labels[self.entries["label"]]
         self.labels = labels if rows is None else labels[rows]
         self.hint = skip_hint(folder)
         self._paths = [f"{folder}/{name}" for name in self.shards]  # joining Paths for each sample is slow
         self._file = functools.lru_cache(_MAX_OPEN_SHARDS)(OpenFile)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardDataset, (self.folder, self.shards, self.classes, self.rows)
+        return ShardDataset, (self.folder, self.shards, self.classes, self.rows, self.new_labels)
 
     @property
     def has_raw_images(self) -> bool:  # type: ignore[override]
@@ -106,7 +116,11 @@ class ShardDataset(ImageFileDataset):
 
     def subset(self, indices: Ints) -> "ShardDataset":
         rows = indices if self.rows is None else self.rows[indices]
-        return ShardDataset(self.folder, self.shards, self.classes, rows)
+        return ShardDataset(self.folder, self.shards, self.classes, rows, self.new_labels)
+
+    def relabelled(self, labels: Ints, classes: Sequence[str]) -> "ShardDataset":
+        """The same samples in the same order; what had label i has `labels[i]`, an index into `classes`."""
+        return ShardDataset(self.folder, self.shards, classes, self.rows, labels)
 
     def entry(self, index: int) -> Entry:
         """A sample's entry in the index. Raises `BadInput` where it names a shard that does not exist."""

@@ -1,6 +1,7 @@
 """Errors of several networks and of their ensemble: from checkpoints, or from stored logits."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from resnet_train.evaluation.evaluator import EnsembleMember, SampleResults
 from resnet_train.evaluation.logits import Logits
 from resnet_train.evaluation.pretrained import PretrainedModel
 from resnet_train.evaluation.protocols import describe
-from resnet_train.runtime.distributed import World
+from resnet_train.runtime.distributed import World, main_first
 from resnet_train.runtime.precision import out_of_memory_hint, set_precision
+
+logger = logging.getLogger(__name__)
 
 ErrorRecord = dict[str, Any]
 """One network or ensemble: checkpoint, network, seed, step, error_top1, error_top5, loss, images, protocol."""
@@ -58,7 +61,9 @@ def load_members(
 def evaluate(members: Sequence[PretrainedModel], keep_logits: bool, world: World) -> Evaluation:
     """Measure the members of `load_members` on their validation set; the same on every rank. Raises `BadInput`."""
     run, protocol = members[0].run, _protocol(members[0])
-    val_set = datasets.open_validation(run.data)
+    val_set = main_first(world, lambda: datasets.open_validation(run.data))
+    if world.is_main and not members[0].has_run:
+        _warn_of_numbers(val_set.classes)
     ensemble = [_prepared(member, tuple(val_set.classes), world) for member in members]
     data = evaluator.evaluation_data(run, val_set, world)
     local_logits: list[torch.Tensor] = []
@@ -135,6 +140,16 @@ def check_classes(member: PretrainedModel, classes: tuple[str, ...]) -> None:
         theirs, ours = next(pair for pair in zip(member.classes, classes, strict=True) if pair[0] != pair[1])
         message += f" of other names: {ours} for its {theirs}"
     raise BadInput(message)
+
+
+def _warn_of_numbers(classes: Sequence[str]) -> None:
+    """Warn where classes are numbers in the order of their names: the files of other programs may count them."""
+    if all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int):
+        logger.warning(
+            "the classes are in the order of their names, %s: if the network counts them as numbers, name them in that "
+            "order, one a line, in a file for --set data.class_map=FILE",
+            ", ".join(classes[:4]),
+        )
 
 
 def _protocol(member: PretrainedModel) -> str:

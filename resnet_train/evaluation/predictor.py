@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from resnet_train.data import decoding
-from resnet_train.data.image_folder import IMAGE_SUFFIXES
+from resnet_train.data.image_paths import IMAGE_SUFFIXES, ImageTree
 from resnet_train.errors import BadInput
 from resnet_train.evaluation.pretrained import PretrainedModel
 from resnet_train.runtime.regular_file import read_text
@@ -47,7 +47,9 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        images = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        tree = ImageTree(path)
+        images = [path / image for image in tree.images(".")]
+        tree.warn()
         if not images:
             raise BadInput(f"{path}: no image in or under it, no name that ends in {', '.join(sorted(IMAGE_SUFFIXES))}")
         files += images

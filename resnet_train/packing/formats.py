@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_train.data import shards
-from resnet_train.data.class_labels import DEVKIT, ClassLabels, find_devkit, label_images, read_class_labels
+from resnet_train.data import image_folder, shards
+from resnet_train.data.class_labels import ValLabeller
 from resnet_train.data.detect import torchvision_kind
-from resnet_train.data.image_folder import IMAGE_SUFFIXES, open_image_folder
-from resnet_train.data.rng import Ints
+from resnet_train.data.image_folder import ImageFolderDataset, open_image_folder, open_val_folder
 from resnet_train.errors import BadInput
 from resnet_train.packing.class_names import read_class_names
 from resnet_train.packing.manifest import FolderManifest, InMemoryManifest, Manifest, load_torchvision
@@ -54,7 +53,7 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
         raise BadInput(f"cannot read {path}: {error.strerror}; expected a folder that holds {EXPECTED}") from None
     if shards.INDEX not in entries and (path / shards.PLAN).exists():
         shards.read_index(path)  # raises: this is an unfinished packing
-    labeller = _ValLabeller(path, val_labels)
+    labeller = ValLabeller(path, val_labels, "--val-labels")
 
     if _TRAIN_TAR in entries or _VAL_TAR in entries:
         source = _open_ilsvrc(path, entries, labeller, class_names)
@@ -64,7 +63,7 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
         source = _open_parquet(files, class_names)
     elif files := _files_by_split(path, ".tar"):
         source = _open_webdataset(path, files, class_names)
-    elif "train" in entries or "val" in entries:
+    elif "train" in entries or image_folder.val_folder(path).name in entries:
         source = _open_folders(path, entries, labeller, class_names)
     else:
         raise BadInput(f"{path} holds nothing that can be packed; expected {EXPECTED}")
@@ -76,80 +75,37 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
     return source
 
 
-class _ValLabeller:
-    """Labels validation images that lie in no class folder. Reads `--val-labels` or the development kit when asked."""
-
-    def __init__(self, source: Path, val_labels: Path | None) -> None:
-        self.source, self.val_labels, self.used = source, val_labels, False
-
-    def class_labels(self) -> ClassLabels | None:
-        self.used = True
-        path = self.val_labels or find_devkit(self.source)
-        return None if path is None else read_class_labels(path, "--val-labels")
-
-    def label(self, images: Sequence[str], classes: Sequence[str], location: Path) -> Ints:
-        """The labels of image files in `location`, int64 [n]. Raises BadInput if a class is unknown."""
-        class_labels = self.class_labels()
-        if class_labels is None:
-            raise BadInput(
-                f"the classes of the images in {location} are unknown: put {DEVKIT}.tar.gz beside it, or give "
-                "--val-labels FILE with lines IMAGE,CLASS"
-            )
-        origin = f"--val-labels: {self.val_labels}" if self.val_labels else "the development kit"
-        return label_images(class_labels, images, classes, origin)
-
-
 # --- class folders ----------------------------------------------------------------------------------------------------
 
 
-def _open_folders(path: Path, entries: list[str], labeller: _ValLabeller, class_names: Path | None) -> SourceDataset:
-    manifests: dict[str, Manifest] = {}
-    classes: list[str] = []
-    for split in ("train", "val"):
-        root = path / split
-        if split not in entries:
-            continue
-        if split == "val" and (images := _images_without_folders(root)):
-            if not classes:
-                raise BadInput(f"{root} holds images but no class folders, and without {path / 'train'} no class names")
-            manifests[split] = _label_folder(root, images, classes, labeller)
-            continue
-        folder = open_image_folder(root)
-        if classes and list(folder.classes) != classes:
-            odd = min(set(folder.classes) ^ set(classes))
-            where = path / "train" if odd in classes else root
-            raise BadInput(f"train and val have different classes: {odd} is only in {where}")
-        classes = list(folder.classes)
-        manifests[split] = FolderManifest(folder.names, folder.labels, root, folder.names)
-    return SourceDataset("class folders", manifests, *read_class_names(class_names, classes))
+def _open_folders(path: Path, entries: list[str], labeller: ValLabeller, class_names: Path | None) -> SourceDataset:
+    folders: dict[str, ImageFolderDataset] = {}
+    if "train" in entries:
+        folders["train"] = open_image_folder(path / "train")
+    if image_folder.val_folder(path).name in entries:
+        folders["val"] = open_val_folder(path, labeller, folders["train"].classes if "train" in folders else None)
+    manifests: dict[str, Manifest] = {split: _folder_manifest(folder) for split, folder in folders.items()}
+    [classes] = {folder.classes for folder in folders.values()}
+    return SourceDataset("class folders", manifests, *read_class_names(class_names, list(classes)))
 
 
-def _images_without_folders(root: Path) -> list[str]:
-    """The image files of a folder, or nothing if there is a folder among them."""
-    try:
-        entries = list(os.scandir(root))
-    except OSError as error:
-        raise BadInput(f"cannot read {root}: {error.strerror}") from None
-    if any(entry.is_dir() for entry in entries):
-        return []
-    return sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _label_folder(root: Path, images: list[str], classes: list[str], labeller: _ValLabeller) -> FolderManifest:
-    labels = labeller.label(images, classes, root)
-    names = [os.fsencode(f"{classes[label]}/{image}") for label, image in zip(labels, images, strict=True)]
-    paths = np.array([os.fsencode(image) for image in images])
-    return FolderManifest(np.array(names, np.bytes_), labels, root, paths)
+def _folder_manifest(folder: ImageFolderDataset) -> FolderManifest:
+    names = folder.names
+    if folder.flat:
+        classes = [os.fsencode(name) for name in folder.classes]
+        pairs = zip(folder.labels.tolist(), names.tolist(), strict=True)
+        names = np.array([b"/".join([classes[label], name]) for label, name in pairs])
+    return FolderManifest(names, folder.labels, folder.root, folder.names)
 
 
 # --- ILSVRC2012 -------------------------------------------------------------------------------------------------------
 
 
-def _open_ilsvrc(path: Path, entries: list[str], labeller: _ValLabeller, class_names: Path | None) -> SourceDataset:
+def _open_ilsvrc(path: Path, entries: list[str], labeller: ValLabeller, class_names: Path | None) -> SourceDataset:
     manifests: dict[str, Manifest] = {}
     if _TRAIN_TAR in entries:
         manifests["train"], classes = read_class_tars(path / _TRAIN_TAR)
-    class_labels = labeller.class_labels() or ClassLabels({}, {})
+    class_labels = labeller.class_labels(path / _VAL_TAR)
     if _VAL_TAR in entries:
         if _TRAIN_TAR not in entries:
             classes = sorted(set(class_labels.class_of_image.values()))

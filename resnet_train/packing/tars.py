@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from resnet_train.data.image_folder import IMAGE_SUFFIXES
+from resnet_train.data.image_paths import IMAGE_SUFFIXES
 from resnet_train.data.shards import BLOCK
 from resnet_train.errors import BadInput
 from resnet_train.packing.manifest import TarManifest

@@ -36,8 +36,8 @@ TIMING_KEYS = frozenset({"time", "seconds", "images_per_second", "data_wait_seco
 
 RESUME_MAY_CHANGE = frozenset(
     {
-        *("data.path", "data.download", "data.workers", "data.device_cache_gb", "train.device"),
-        *("eval.batch_size", "train.on_divergence", "train.timeout"),
+        *("data.path", "data.class_map", "data.val_labels", "data.download", "data.workers"),
+        *("data.device_cache_gb", "train.device", "eval.batch_size", "train.on_divergence", "train.timeout"),
     }
 )
 """Keys that say where and how a run is trained, not what it is. They may change when it resumes, as may all keys of

@@ -1,6 +1,7 @@
 """The ranks of a run. With one rank every function here is a no-op."""
 
 import itertools
+import logging
 import os
 import re
 import signal
@@ -165,10 +166,21 @@ def broadcast_from_main(world: World, function: Callable[[], _T]) -> _T:
 
 
 def main_first(world: World, function: Callable[[], _T]) -> _T:
-    """Call `function` on every rank, on the first before the others begin: it may download, and fail for all."""
+    """Call `function` on every rank, on the first before the others begin: it may download, and fail for all.
+
+    Its notes and warnings are those of the first rank.
+    """
     results: list[_T] = []
     broadcast_from_main(world, lambda: results.append(function()))
-    return results[0] if results else function()
+    if results:
+        return results[0]
+    logger = logging.getLogger("resnet_train")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        return function()
+    finally:
+        logger.setLevel(level)
 
 
 def first_step(world: World, step: Tensor) -> int | None:

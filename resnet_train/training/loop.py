@@ -190,7 +190,7 @@ def check_same_run(saved: Checkpoint, run: Run, train_set: Dataset) -> None:
         original = "as the source has them"
         raise BadInput(f"data: the run began with images {old or original}; here they are {new or original}")
     if meta.classes != tuple(train_set.classes):
-        raise BadInput("data: the run began with classes of other names than are here")
+        raise BadInput("data: the run began with classes of other names, or in another order, than are here")
 
 
 def start_record(training: Training) -> Record:

@@ -55,7 +55,7 @@ def test_a_development_kit_is_read_packed_and_unpacked() -> None:
     with tarfile.open(path) as tar:
         tar.extractall(filter="data")
     for place in (path, Path("ILSVRC2012_devkit_t12"), Path("ILSVRC2012_devkit_t12/data")):
-        class_of_image, class_names = read_class_labels(place, "--val-labels")
+        class_of_image, class_names = read_class_labels(place)
         assert class_of_image == {f"ILSVRC2012_val_{i:08}": n for i, n in ((1, "n02"), (2, "n01"), (3, "n02"))}
         assert class_names == {wnid: words for _, wnid, words in SYNSETS}
 
@@ -74,18 +74,18 @@ def test_a_development_kit_is_read_packed_and_unpacked() -> None:
 def test_a_bad_development_kit_is_refused(write: Callable[[], Path], message: str) -> None:
     path = write()
     with pytest.raises(BadInput, match=message):
-        read_class_labels(path, "--val-labels")
+        read_class_labels(path)
 
 
 def test_a_flipped_bit_of_a_packed_development_kit_changes_no_class() -> None:
     """gzip has a checksum of the whole. A few bits have no effect, such as the distance of a run of zeros."""
     path = write_devkit(meta_mat())
-    whole, expected = path.read_bytes(), read_class_labels(path, "--val-labels")
+    whole, expected = path.read_bytes(), read_class_labels(path)
     refused = 0
     for place in range(40, len(whole), 6):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         try:
-            assert read_class_labels(path, "--val-labels") == expected
+            assert read_class_labels(path) == expected
         except BadInput:
             refused += 1
     assert refused > 80
@@ -104,9 +104,9 @@ def test_a_meta_mat_that_crashes_its_reader_is_refused(monkeypatch: pytest.Monke
             damaged[place] = generator.randrange(256)
         meta.write_bytes(damaged)
         with pytest.raises(BadInput, match="cannot read the development kit"):
-            read_class_labels(meta.parent, "--val-labels")
+            read_class_labels(meta.parent)
     meta.write_bytes(b"")
     with meta.open("r+b") as file:
         file.truncate(class_labels._MAX_BYTES + 1)
     with pytest.raises(BadInput, match=r"meta.mat: it is larger than 67,108,864 bytes"):
-        read_class_labels(meta.parent, "--val-labels")
+        read_class_labels(meta.parent)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from resnet_train.config.data import DataConfig, DigitsConfig, ImageFolderConfig, SyntheticConfig, TorchvisionConfig
-from resnet_train.data import datasets, image_folder
+from resnet_train.data import datasets, image_folder, image_paths
 from resnet_train.errors import BadInput
 
 Folders = Callable[..., Path]
@@ -67,7 +67,11 @@ def test_bad_folders_are_named(folders: Folders) -> None:
     shutil.rmtree(path / "val" / "pear")
     shutil.move(path / "val" / "apple" / "0.jpg", path / "val" / "0.jpg")
     shutil.rmtree(path / "val" / "apple")
-    assert "val holds images but no class folders" in refusal(cfg)
+    assert f"the classes of the images in {path}/val are unknown: " in refusal(cfg)
+    shutil.rmtree(path / "train" / "apple")
+    shutil.move(path / "train" / "pear" / "0.jpg", path / "train" / "0.jpg")
+    shutil.rmtree(path / "train" / "pear")
+    assert "train holds images but no class folders" in refusal(cfg)
 
 
 @pytest.mark.parametrize("kind", ["cifar10", "cifar100", "mnist", "fashion-mnist"])
@@ -89,7 +93,7 @@ def test_real_cifar10(real_images: Path) -> None:
 def test_real_unusual_images_are_decoded(real_images: Path) -> None:
     root = real_images / "imagenet-odd"
     files = sorted(
-        path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in image_folder.IMAGE_SUFFIXES
+        path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in image_paths.IMAGE_SUFFIXES
     )
     names = np.array([str(file).encode() for file in files])
     folder = image_folder.ImageFolderDataset(root, names, np.zeros(len(files), np.int64), ["odd"])

@@ -204,6 +204,24 @@ def test_torchvisions_files_are_evaluated_as_torchvision_does(
     assert record["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
+def test_numbered_classes_are_in_the_order_of_their_names_or_of_a_file(photos: Path, program: Program) -> None:
+    """0, 10, 2 as torchvision sorts them. Another program may have counted 0, 2, 10: then their numbers differ."""
+    for split in ("train", "val"):
+        for old, new in zip("abc", ("0", "10", "2"), strict=True):
+            (photos / split / old).rename(photos / split / new)
+    torch.manual_seed(0)
+    weights = torchvision.models.resnet18(num_classes=3).state_dict()
+    weights["fc.bias"] = torch.tensor([0.0, 1000.0, 0.0])  # so label 1 is predicted for every image
+    torch.save(weights, "18.pth")
+    arguments = ["eval", "18.pth", "--network", "resnet-18", "--data", photos]
+    arguments += ["--set", "eval.view={resize: 40, crop: 32}"]
+    Path("order.txt").write_text("0\n2\n10\n")
+    for options, warns, predicted in (([], True, "10"), (["--set", "data.class_map=order.txt"], False, "2")):
+        code, out, err = program(*arguments, *options)
+        assert (code, "warning: the classes are in the order of their names, 0, 10, 2" in err) == (0, warns)
+        assert f"most often taken for {predicted})" in out
+
+
 def test_what_cannot_be_evaluated_is_one_line(runs: list[str], photos: Path, program: Program, config: Config) -> None:
     torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), "18.pth")
     torch.save([1], "list.pth")

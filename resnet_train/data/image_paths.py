@@ -1,0 +1,116 @@
+"""Finding image files in folders: which names count, and what is left out."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from resnet_train.errors import BadInput
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+"""Those of torchvision's `ImageFolder`."""
+_ENDS = tuple(IMAGE_SUFFIXES)
+_IGNORED_NAMES = frozenset({"__MACOSX", "@eaDir", "lost+found"})
+"""Folders that archivers, file servers and file systems add."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as that of an image."""
+    return name.lower().endswith(_ENDS)
+
+
+def list_folder(folder: Path | str, prefix: str, expected: str = "") -> tuple[list[str], list[str]]:
+    """Names of the folders and of the other files in a folder, each sorted. Raises `BadInput`.
+
+    Names that begin with a dot are left out, such as .ipynb_checkpoints and the ._x of macOS. Links are followed; one
+    that leads nowhere is refused, unless it is named as an image. prefix, expected: begin and end the message.
+    """
+    folders, files = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name in _IGNORED_NAMES:
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                    continue
+                files.append(entry.name)
+                if entry.is_symlink() and not is_image(entry.name):
+                    entry.stat()
+    except OSError as error:
+        hint = expected if error.filename == str(folder) else ""
+        raise BadInput(f"{prefix}cannot read {error.filename}: {error.strerror}{hint}") from None
+    return sorted(folders), sorted(files)
+
+
+class ImageTree:
+    """The image files under a folder. Each folder is visited once, so that links cannot lead in circles."""
+
+    def __init__(self, root: Path, prefix: str = "") -> None:
+        """prefix: begins the messages."""
+        self.root, self.prefix = root, prefix
+        self.visited = {_identity(folder) for folder in (root, *root.resolve().parents)}
+        self.repeated: list[str] = []
+        """Links to folders that were visited before."""
+        self.left_out: Counter[str] = Counter()
+        """Files that are not images, by the ends of their names."""
+
+    def visit(self, folder: str) -> bool:
+        """Whether a folder below the root, such as `CLASS`, is visited for the first time."""
+        identity = _identity(self.root / folder)
+        if identity in self.visited:
+            return False
+        self.visited.add(identity)
+        return True
+
+    def images(self, folder: str) -> Iterator[str]:
+        """Paths of the images in and under a folder, both relative to the root, in the order of `sorted(os.walk())`.
+
+        Raises `BadInput` where a folder cannot be read.
+        """
+        for path, files in sorted(self._walk(folder)):
+            for name in files:
+                if is_image(name):
+                    yield f"{path}/{name}"
+                else:
+                    self.left_out[Path(name).suffix.lower() or "without an end"] += 1
+
+    def _walk(self, folder: str) -> Iterator[tuple[str, list[str]]]:
+        waiting = [folder]
+        while waiting:
+            path = waiting.pop()
+            folders, files = list_folder(self.root / path, self.prefix)
+            yield path, files
+            for below in (f"{path}/{name}" for name in reversed(folders)):
+                if self.visit(below):
+                    waiting.append(below)
+                else:
+                    self.repeated.append(below)
+
+    def warn(self) -> None:
+        """Say what was left out, if anything."""
+        if self.repeated:
+            links = f"{self.root / self.repeated[0]}" + " and others" * (len(self.repeated) > 1)
+            _warn_once(f"{self.prefix}left out {links}: a link to a folder that is read elsewhere")
+        if self.left_out:
+            counts = ", ".join(f"{count:,} {end}" for end, count in sorted(self.left_out.most_common(8)))
+            ends = ", ".join(sorted(IMAGE_SUFFIXES))
+            _warn_once(
+                f"{self.prefix}left out {self.left_out.total():,} files in {self.root}, whose names do not end in "
+                f"{ends}: {counts}"
+            )
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """A warning, once in a process: each run of an experiment opens the same folders."""
+    logger.warning("%s", message)
