@@ -24,6 +24,21 @@ class BadInput(Stop):
     exit_code = 2
 
 
+class InvalidConfig(BadInput):
+    """What is wrong with a configuration, one argument for each complaint.
+
+    Its text is one line if there is one complaint, else a line with their number and a line for each.
+    """
+
+    def __str__(self) -> str:
+        if len(self.args) == 1:
+            return str(self.args[0])
+        shown = [f"  {complaint}" for complaint in self.args[:15]]
+        if len(self.args) > len(shown):
+            shown.append(f"  … and {len(self.args) - len(shown)} more")
+        return "\n".join([f"{len(self.args)} errors in the configuration:", *shown])
+
+
 class Diverged(Stop):
     """The loss is no longer finite."""
 
@@ -70,6 +85,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words)
     )
+
+
+def shorten(text: str, limit: int = 100) -> str:
+    """A text that a message quotes, cut in its middle if it is longer than `limit`."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-(limit // 4) :]}"
 
 
 def report(error: BaseException) -> int:

@@ -38,7 +38,7 @@ from resnet_train.runs.run_folder import TIMING_KEYS, Record
 
 TINY: dict[str, Any] = {
     "name": "tiny",
-    "networks": [{"base": "cifar-resnet-8", "widths": [4, 8, 8]}],
+    "networks": [{"base": "cifar-resnet-8", "stem": "cifar", "widths": [4, 8, 8]}],
     "data": {"kind": "synthetic", "size": 8, "classes": 4, "train_images": 40, "val_images": 14},
     "augment": {"crop": {"kind": "pad", "padding": 1}, "flip": True},
     "train": {"steps": 8, "batch_size": 16, "device": "cpu"},

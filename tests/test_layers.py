@@ -15,20 +15,20 @@ ROOT = Path(resnet_train.__file__).parent
 
 LAYERS: dict[str, int] = {
     "errors": 0,
-    "config": 1,
     "runtime": 1,
-    "data": 2,
-    "models": 2,
-    "packing": 3,
-    "runs": 3,
-    "analysis": 4,
-    "evaluation": 4,
-    "__init__": 5,
-    "probes": 5,
-    "training": 6,
-    "commands": 7,
-    "cli": 8,
-    "__main__": 9,
+    "config": 2,
+    "data": 3,
+    "models": 3,
+    "packing": 4,
+    "runs": 4,
+    "analysis": 5,
+    "evaluation": 5,
+    "__init__": 6,
+    "probes": 6,
+    "training": 7,
+    "commands": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 """The layer of each module and folder at the root of the package: imports point to a lower one."""
 

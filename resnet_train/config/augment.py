@@ -1,8 +1,9 @@
 """The keys of augmentation: how a training image is changed."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from resnet_train.config.section import Count, Fraction, Positive, Section
 
@@ -17,11 +18,9 @@ class ScaleCropConfig(Section):
     short_side: tuple[Count, Count] = (256, 480)
     """Smallest and largest length of the shorter side in pixels."""
 
-    @model_validator(mode="after")
-    def _check_short_side(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         if not self.size <= self.short_side[0] <= self.short_side[1]:
-            raise ValueError(f"short_side must be [smallest, largest], and neither less than size {self.size}")
-        return self
+            yield f"short_side must be [smallest, largest], and neither less than size {self.size}"
 
 
 class RandomResizedCropConfig(Section):
@@ -36,13 +35,11 @@ class RandomResizedCropConfig(Section):
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """Smallest and largest aspect ratio of the rectangle: width over height."""
 
-    @model_validator(mode="after")
-    def _check_ranges(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         if not self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError("scale must be [smallest, largest], and not more than 1")
+            yield "scale must be [smallest, largest], and not more than 1"
         if not self.ratio[0] <= self.ratio[1]:
-            raise ValueError("ratio must be [smallest, largest]")
-        return self
+            yield "ratio must be [smallest, largest]"
 
 
 class PadCropConfig(Section):
@@ -115,34 +112,33 @@ class AugmentConfig(Section):
         """Whether images of a batch are mixed with each other."""
         return self.mixup is not None or self.cutmix is not None
 
-    @model_validator(mode="after")
-    def _check_effects(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         changes_images = self.crop or self.flip or self.pca_lighting or self.auto_augment or self.random_erasing
         if self.repeated_augmentation > 1 and not changes_images:
-            raise ValueError(
+            yield (
                 f"repeated_augmentation {self.repeated_augmentation} would make identical copies: add an augmentation, "
                 "such as flip"
             )
         if self.progressive_resizing is not None:
-            self._check_progressive_resizing(self.progressive_resizing)
-        return self
+            yield from self._resizing_complaints(self.progressive_resizing)
 
-    def _check_progressive_resizing(self, sizes: dict[float, int]) -> None:
+    def _resizing_complaints(self, sizes: dict[float, int]) -> Iterator[str]:
         if self.crop is None or self.crop.kind == "pad":
-            raise ValueError("progressive_resizing needs a crop of kind scale or random-resized")
+            yield "progressive_resizing needs a crop of kind scale or random-resized"
+            return
         if list(sizes) != sorted(sizes) or 0 not in sizes:
-            raise ValueError(
+            yield (
                 "progressive_resizing must begin at 0 and have rising fractions, such as {0: 128, 0.4: 160, 0.8: 192}"
             )
+            return
         if len(sizes) < 2:
-            raise ValueError("progressive_resizing has no effect with one size: remove it")
+            yield "progressive_resizing has no effect with one size: remove it"
+            return
         last, largest = sizes[max(sizes)], max(sizes.values())
         if last != self.crop.size:
-            raise ValueError(
-                f"progressive_resizing ends at {last} pixels and crop.size is {self.crop.size}: make them equal"
-            )
+            yield (f"progressive_resizing ends at {last} pixels and crop.size is {self.crop.size}: make them equal")
         if largest > last:
-            raise ValueError(
+            yield (
                 f"progressive_resizing has a size of {largest} pixels, which is larger than crop.size {last}: "
                 "make crop.size the largest"
             )

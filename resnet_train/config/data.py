@@ -1,8 +1,9 @@
 """The keys of the data set: which images, and where they are."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from resnet_train.config.section import Count, CountOrZero, Positive, Section
 
@@ -72,14 +73,12 @@ class ImageFilesConfig(BaseDataConfig):
     def any_size(self) -> bool:
         return self.device_cache_gb is None
 
-    @model_validator(mode="after")
-    def _check_on_bad_image(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         if self.skips_bad_images and not self.any_size:
-            raise ValueError(
+            yield (
                 "on_bad_image skip has no effect with device_cache_gb: leave bad images out with "
                 "`resnet-train prepare --on-bad-image skip`"
             )
-        return self
 
 
 class ImageFolderConfig(ImageFilesConfig):

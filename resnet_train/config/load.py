@@ -1,36 +1,37 @@
 """From YAML to an `Experiment`, and from an experiment to its runs.
 
 Three layers are merged: the file that `base:` names, then the file itself, then `key=value` of the command line.
-Everything invalid raises `BadInput` with one line (see `validate.py`).
+Everything invalid raises `BadInput` with a line for each complaint (see `validate.py`).
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from resnet_train.config import zoo
+from resnet_train.config.network import NetConfig, VGGConfig
 from resnet_train.config.optim import Duration
 from resnet_train.config.schema import Experiment, Recipe, Run
 from resnet_train.config.validate import COMMAND_LINE, Layer, validate
-from resnet_train.config.yaml12 import Tree, parse_yaml, read_yaml
-from resnet_train.errors import BadInput
+from resnet_train.config.yaml12 import DEPTH_LIMIT, Tree, parse_yaml, read_yaml
+from resnet_train.errors import BadInput, InvalidConfig, shorten
 
 _DURATION_UNITS = frozenset(Duration.model_fields)
+_CHANGES_NOTHING = "changes nothing: mappings are merged; {} resets the key to its default"
+_LARGEST_FOR_CIFAR_STEM = 96
+"""Pixels: those of STL-10, the largest images that networks for CIFAR are commonly trained on."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment of a YAML file, changed by `key=value` overrides. Raises `BadInput`."""
-    layers = [*_file_layers(path), Layer(COMMAND_LINE, parse_overrides(overrides))]
-    tree: Tree = {}
-    for layer in layers:
-        tree = merge(tree, layer.tree)
-    if isinstance(tree.get("networks"), list):
-        tree["networks"] = _resolve_networks(tree, layers)
-    experiment = validate(Experiment, tree, layers)
-    check_runs(experiment, layers)
+    files = _file_layers(path)
+    experiment = _experiment(files, overrides)
+    _check_mappings_change(files, overrides, experiment)
     return experiment
 
 
@@ -39,31 +40,34 @@ def runs(experiment: Experiment, layers: Sequence[Layer] = ()) -> Iterator[Run]:
 
     Raises `BadInput`, but never for an experiment that `load` returned. `layers` are named in its message.
     """
-    tree = experiment.model_dump(mode="json", exclude_unset=True)
-    recipe = {key: tree[key] for key in Recipe.model_fields if key in tree}
     for network in experiment.networks:
-        changes = experiment.per_network.get(network.name, {})
-        for key in changes.keys() - Recipe.model_fields.keys():
-            raise BadInput(
-                f"per_network.{network.name}.{key}: only keys of the recipe can be set for one network: "
-                f"{', '.join(Recipe.model_fields)}"
-            )
-        run_layers = [*layers, Layer(f"per_network.{network.name}", changes)] if changes else layers
-        run = merge(recipe, changes)
-        run |= {"experiment": experiment.name, "network": network.model_dump(mode="json")}
         for seed in experiment.seeds:
-            yield validate(Run, {**run, "seed": seed}, run_layers)
+            yield _run(experiment, network, seed, layers)
 
 
-def check_runs(experiment: Experiment, layers: Sequence[Layer] = ()) -> None:
-    """Raise `BadInput` if a run is invalid, as one can be by an exception in `per_network`."""
-    for _ in runs(experiment, layers):
-        pass
+def check_runs(experiment: Experiment, layers: Sequence[Layer] = (), names: Collection[str] = ()) -> None:
+    """Raise `InvalidConfig` if a run is invalid, as one can be by an exception in `per_network`.
+
+    names: networks whose stem comes with a name of the zoo; it must suit the images.
+    """
+    complaints: list[str] = []
+    for network in experiment.networks:
+        try:
+            run = _run(experiment, network, experiment.seeds[0], layers)
+        except InvalidConfig as invalid:
+            complaints += invalid.args
+        else:
+            complaints += _complaints_of_stem(run) if network.name in names else ()
+    if complaints:
+        raise InvalidConfig(*dict.fromkeys(complaints))
 
 
 def read_run(tree: Tree, source: str) -> Run:
     """The run that a run folder or a checkpoint recorded as `tree`. Raises `BadInput`, which names `source`."""
-    return validate(Run, tree, [Layer(source, tree)])
+    try:
+        return validate(Run, tree, [Layer(source, tree)])
+    except InvalidConfig as invalid:  # nobody wrote it by hand: one complaint says enough
+        raise BadInput(invalid.args[0]) from None
 
 
 def override_run(run: Run, overrides: Sequence[str]) -> Run:
@@ -73,9 +77,15 @@ def override_run(run: Run, overrides: Sequence[str]) -> Run:
 
 
 def dump(model: BaseModel) -> Tree:
-    """A model as plain data. Keys that are None are left out."""
+    """A model as plain data. Keys that are None are left out, except in `per_network`, where they reset a key."""
     tree: Tree = model.model_dump(mode="json", exclude_none=True)
+    if isinstance(model, Experiment):
+        tree["per_network"] = copy.deepcopy(model.per_network)
     return tree
+
+
+class _Replacement(dict[str, Any]):
+    """A mapping that replaces the one that it is merged into: `null` was before it on the command line."""
 
 
 def merge(base: Tree, changes: Tree, keep_null: bool = False) -> Tree:
@@ -87,52 +97,205 @@ def merge(base: Tree, changes: Tree, keep_null: bool = False) -> Tree:
     """
     merged = copy.deepcopy(base)
     if "kind" in base and changes.get("kind") not in (None, base["kind"]):
-        merged = {}
+        merged = type(base)()
     if _DURATION_UNITS & changes.keys():
-        merged = {key: value for key, value in merged.items() if key not in _DURATION_UNITS}
+        merged = type(base)({key: value for key, value in merged.items() if key not in _DURATION_UNITS})
     for key, value in changes.items():
         old = merged.get(key)
         if value is None and not keep_null:
             merged.pop(key, None)
-        elif isinstance(old, dict) and isinstance(value, dict) and all(isinstance(name, str) for name in value):
-            merged[key] = merge(old, value, keep_null)
+        elif _are_merged(old, value):
+            merged[key] = merge(old or {}, value, keep_null)
+        elif isinstance(value, dict) and keep_null and key in merged and old is None:
+            merged[key] = _Replacement(copy.deepcopy(value))
         else:
             merged[key] = copy.deepcopy(value)
     return merged
 
 
+def _are_merged(old: object, value: object) -> bool:
+    if isinstance(value, _Replacement) or not isinstance(old, dict) or not isinstance(value, dict):
+        return False
+    return all(isinstance(name, str) for name in value)
+
+
 def parse_overrides(overrides: Sequence[str]) -> Tree:
-    """`["train.epochs=5"]` as `{"train": {"epochs": 5}}`. A later override wins. Raises `BadInput`."""
+    """`["train.epochs=5"]` as `{"train": {"epochs": 5}}`. A later override wins. Raises `InvalidConfig`."""
     tree: Tree = {}
+    complaints: list[str] = []
     for override in overrides:
-        key, equals, text = override.partition("=")
-        names = key.split(".")
-        if not equals or not all(names):
-            raise BadInput(f"command line: {override!r} is not of the form key=value, such as train.epochs=5")
-        value: Any = parse_yaml(text, f"{COMMAND_LINE}, {key}")
+        try:
+            names, value = _parse_override(override)
+        except BadInput as error:
+            complaints.append(str(error))
+            continue
         for name in reversed(names):
             value = {name: value}
         tree = merge(tree, value, keep_null=True)
+    if complaints:
+        raise InvalidConfig(*complaints)
     return tree
 
 
-def _file_layers(path: Path, derived: tuple[Path, ...] = ()) -> list[Layer]:
+def _parse_override(override: str) -> tuple[list[str], Any]:
+    """The names of the key and the value. Raises `BadInput`."""
+    key, equals, text = override.partition("=")
+    names = key.split(".")
+    if not equals or not all(names) or not key.isprintable() or len(names) > DEPTH_LIMIT:
+        quoted = shorten(repr(override))
+        raise BadInput(f"command line: {quoted} is not of the form key=value, such as train.epochs=5")
+    return names, parse_yaml(text, f"{COMMAND_LINE}, {shorten(key)}")
+
+
+def _file_layers(path: Path, derived: tuple[str, ...] = ()) -> list[Layer]:
     """The layers of a file and of the files that it is based on. `derived` are the files that led to this one."""
-    if path.resolve() in derived:
+    real_path = os.path.realpath(path)
+    if real_path in derived:
         raise BadInput(f"{path}: base: leads back to this file")
+    if len(derived) > DEPTH_LIMIT:
+        raise BadInput(f"{path}: base: more than {DEPTH_LIMIT} files, each based on the next")
     tree = read_yaml(path)
     base = tree.pop("base", None)
     layer = Layer(str(path), tree)
     if base is None:
         return [layer]
-    return [*_file_layers(path.parent / str(base), (*derived, path.resolve())), layer]
+    if not isinstance(base, str) or len(base) > 1000:
+        raise BadInput(
+            f"{path}: base = {shorten(json.dumps(base))}: it is the name of a file, such as cifar10-depth.yaml"
+        )
+    return [*_file_layers(path.parent / base, (*derived, real_path)), layer]
 
 
-def _resolve_networks(tree: Tree, layers: Sequence[Layer]) -> list[object]:
-    """The fields of each network, for the names that `networks` lists; with their plain twins if `twins` is set."""
+def _experiment(files: Sequence[Layer], overrides: Sequence[str]) -> Experiment:
+    """The experiment of merged files, changed by overrides. Raises `InvalidConfig` with all complaints."""
+    layers = [*files, Layer(COMMAND_LINE, parse_overrides(overrides))]
+    complaints: list[str] = []
+    tree: Tree = {}
+    for layer in files:
+        complaints += [f"{layer.name}: {complaint}" for complaint in _complaints_of_empty(tree, layer.tree)]
+        tree = merge(tree, layer.tree)
+    tree = merge(tree, layers[-1].tree)
+    names: set[str] = set()
+    if isinstance(tree.get("networks"), list):
+        try:
+            names = _resolve_networks(tree, layers)
+        except InvalidConfig as invalid:
+            complaints += invalid.args
+            tree |= {
+                "networks": [zoo.network_fields("resnet-18")],
+                "per_network": {},
+                "twins": False,
+            }  # to see the rest
     try:
-        networks = [zoo.resolve(entry) for entry in tree["networks"]]
-    except BadInput as error:
-        source = next(layer.name for layer in reversed(layers) if "networks" in layer.tree)
-        raise BadInput(f"{source}: networks: {error}") from None
-    return zoo.with_twins(networks) if tree.get("twins") is True else networks
+        experiment = validate(Experiment, tree, layers)
+    except InvalidConfig as invalid:
+        complaints += invalid.args
+    if complaints:
+        raise InvalidConfig(*complaints)
+    check_runs(experiment, layers, names)
+    return experiment
+
+
+def _check_mappings_change(files: Sequence[Layer], overrides: Sequence[str], experiment: Experiment) -> None:
+    """Raise `InvalidConfig` if an override is a mapping that changes nothing, such as `probes={}` over some probes.
+
+    Who writes it expects it to replace the other. One that says again what is set is no misunderstanding.
+    """
+    complaints: list[str] = []
+    for i, override in enumerate(overrides):
+        names, value = _parse_override(override)
+        if not isinstance(value, dict):
+            continue
+        others = [*overrides[:i], *overrides[i + 1 :]]
+        tree: Any = {}
+        for layer in (*files, Layer(COMMAND_LINE, parse_overrides(others))):
+            tree = merge(tree, layer.tree)
+        for name in names:
+            tree = tree.get(name) if isinstance(tree, dict) else None
+        try:
+            is_same = _experiment(files, others) == experiment
+        except BadInput:
+            continue
+        if is_same and tree != value:
+            key = ".".join(names)
+            complaints.append(f"{COMMAND_LINE}: {shorten(override)} {_CHANGES_NOTHING.format(f'{key}=null')}")
+    if complaints:
+        raise InvalidConfig(*complaints)
+
+
+def _complaints_of_empty(base: Tree, changes: Tree, prefix: str = "") -> Iterator[str]:
+    """Empty mappings in `changes` whose key `base` sets to more."""
+    for key, value in changes.items():
+        old = base.get(key)
+        if isinstance(old, dict) and old and isinstance(value, dict):
+            name = f"{prefix}{shorten(str(key))}"
+            if value:
+                yield from _complaints_of_empty(old, value, f"{name}.")
+            else:
+                yield f"{name}: {{}} {_CHANGES_NOTHING.format(f'{name}: null')}"
+
+
+def _run(experiment: Experiment, network: NetConfig | VGGConfig, seed: int, layers: Sequence[Layer]) -> Run:
+    """One cell of the grid. Raises `InvalidConfig`."""
+    recipe = experiment.model_dump(mode="json", exclude_unset=True, include=set(Recipe.model_fields))
+    changes = experiment.per_network.get(network.name, {})
+    source = f"per_network.{network.name}"
+    complaints = [
+        f"{source}.{shorten(key)}: only keys of the recipe can be set for one network: {', '.join(Recipe.model_fields)}"
+        for key in changes
+        if key not in Recipe.model_fields
+    ]
+    complaints += [f"{source}.{complaint}" for complaint in _complaints_of_empty(recipe, changes)]
+    if complaints:
+        raise InvalidConfig(*complaints)
+    tree = merge(recipe, changes)
+    tree |= {"experiment": experiment.name, "network": network.model_dump(mode="json"), "seed": seed}
+    return validate(Run, tree, [*layers, Layer(source, changes)] if changes else layers)
+
+
+def _complaints_of_stem(run: Run) -> Iterator[str]:
+    """What is wrong with a CIFAR stem that came with a name: 224 pixels would pass through all units of a stage."""
+    size, crop = run.data.image_size, run.augment.crop
+    if size is None and crop is not None and crop.kind != "pad":
+        size = crop.size
+    if run.network.stem == "cifar" and size is not None and size > _LARGEST_FOR_CIFAR_STEM:
+        name = run.network.name
+        yield (
+            f"{name} has a stem for small images, a 3x3 convolution without pooling, and images are of {size} pixels: "
+            f"choose another network, such as resnet-50 or wrn-50-2, or ask for it: {{base: {name}, stem: cifar}}"
+        )
+
+
+def _resolve_networks(tree: Tree, layers: Sequence[Layer]) -> set[str]:
+    """Put the fields of each network in place of its name in `networks`, and add plain twins if `twins` is set.
+
+    A twin is trained under the recipe of its partner, exceptions in `per_network` included. Returns the names of the
+    networks whose stem is not in the file. Raises `InvalidConfig`.
+    """
+    networks: list[Any] = []
+    complaints: list[str] = []
+    for entry in tree["networks"]:
+        try:
+            networks.append(zoo.resolve(entry))
+        except BadInput as error:
+            source = next(layer.name for layer in reversed(layers) if "networks" in layer.tree)
+            complaints.append(f"{source}: networks: {error}")
+    if complaints:
+        raise InvalidConfig(*complaints)
+    names = {
+        str(network["name"])
+        for entry, network in zip(tree["networks"], networks, strict=True)
+        if isinstance(network, dict) and "name" in network and (isinstance(entry, str) or "stem" not in entry)
+    }
+    tree["networks"] = networks
+    if tree.get("twins") is True:
+        tree["networks"] = zoo.with_twins(networks)
+        per_network = tree.get("per_network")
+        for twin in tree["networks"]:
+            if twin in networks or not isinstance(per_network, dict):
+                continue
+            partner = per_network.get(twin["name"].removesuffix("-plain"))
+            own = per_network.get(twin["name"], {})
+            if isinstance(partner, dict) and isinstance(own, dict):
+                per_network[twin["name"]] = merge(partner, own, keep_null=True)
+    return names

@@ -1,10 +1,14 @@
 """The grammar of networks: stem, units, order of layers, shortcuts."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter
 
-from resnet_train.config.section import Count, Fraction, Name, NonNegative, Section
+from resnet_train.config.section import Fraction, Name, NonNegative, Section
+
+_MOST_UNITS = 10_000
+Width = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class ConstantScalingConfig(Section):
@@ -48,13 +52,13 @@ class NetConfig(Section):
     unit: Literal["basic", "bottleneck"]
     """`basic`: two 3x3 convolutions. `bottleneck`: 1x1, 3x3 and 1x1 convolutions, the last one `expansion` times
     wider."""
-    depths: Annotated[tuple[Count, ...], Field(min_length=1)]
+    depths: Annotated[tuple[Annotated[int, Field(ge=1, le=_MOST_UNITS)], ...], Field(min_length=1, max_length=16)]
     """Number of units in each stage. Each stage but the first halves height and width."""
-    widths: Annotated[tuple[Count, ...], Field(min_length=1)]
+    widths: Annotated[tuple[Width, ...], Field(min_length=1)]
     """Number of channels of the 3x3 convolutions in each stage."""
     stem: Literal["imagenet", "cifar"]
     """`imagenet`: 7x7 convolution of stride 2, then max pooling of stride 2. `cifar`: one 3x3 convolution."""
-    stem_width: Count | None = None
+    stem_width: Width | None = None
     """Number of channels of the stem; by default that of the first stage."""
     shortcut: Literal["none", "A", "B", "C"]
     """`none`: a plain network. `A`: identity, padded with zeros where the width changes. `B`: 1x1 convolution where the
@@ -68,26 +72,24 @@ class NetConfig(Section):
     stride_on: Literal["1x1", "3x3"] | None = None
     """Only for bottlenecks, which need it: the convolution that halves the image, the first `1x1` (He et al. 2015) or
     the `3x3` (torchvision, "v1.5")."""
-    expansion: Count | None = None
+    expansion: Annotated[int, Field(ge=1, le=64)] | None = None
     """Only for bottlenecks: the width of the last convolution over that of the 3x3; by default 4, in the wide
     ResNet-50-2 it is 2."""
     dropout: Fraction = 0.0
     """Dropout rate before the last convolution of each unit (Zagoruyko and Komodakis 2016, section 2.4)."""
 
-    @model_validator(mode="after")
-    def _check_consistent(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         if len(self.depths) != len(self.widths):
-            raise ValueError(f"depths has {len(self.depths)} stages and widths {len(self.widths)}: make them equal")
+            yield f"depths has {len(self.depths)} stages and widths {len(self.widths)}: make them equal"
         if self.shortcut == "A" and self.output_channels != sorted(self.output_channels):
-            raise ValueError("shortcut A pads with channels of zeros, so widths cannot fall: use B")
+            yield "shortcut A pads with channels of zeros, so widths cannot fall: use B"
         for key in ("stride_on", "expansion"):
             if self.unit == "basic" and getattr(self, key) is not None:
-                raise ValueError(f"{key} has no effect with unit basic: remove it")
+                yield f"{key} has no effect with unit basic: remove it"
         if self.unit == "bottleneck" and self.stride_on is None:
-            raise ValueError("stride_on is missing: 1x1 (He et al. 2015) or 3x3 (torchvision)")
+            yield "stride_on is missing: 1x1 (He et al. 2015) or 3x3 (torchvision)"
         if self.plain and self.addition is not None:
-            raise ValueError("addition has no effect on a plain network, which adds nothing: remove it")
-        return self
+            yield "addition has no effect on a plain network, which adds nothing: remove it"
 
     @property
     def output_channels(self) -> list[int]:

@@ -1,8 +1,9 @@
 """The keys of the optimizer and of the learning rate, and durations."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from resnet_train.config.section import Count, Fraction, NonNegative, Positive, Section
 
@@ -17,11 +18,9 @@ class Duration(Section):
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Fraction of the whole training."""
 
-    @model_validator(mode="after")
-    def _check_one_unit(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         if [self.epochs, self.steps, self.fraction].count(None) != 2:
-            raise ValueError("give exactly one of epochs, steps, fraction")
-        return self
+            yield "give exactly one of epochs, steps, fraction"
 
 
 class WarmupConfig(Duration):
@@ -32,11 +31,10 @@ class WarmupConfig(Duration):
     lr: NonNegative = 0.0
     """Learning rate at the start."""
 
-    @model_validator(mode="after")
-    def _check_lr(self) -> Self:
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
         if self.kind == "constant" and self.lr == 0:
-            raise ValueError("a constant warm-up at lr 0 trains nothing: set its lr")
-        return self
+            yield "a constant warm-up at lr 0 trains nothing: set its lr"
 
 
 class StepScheduleConfig(Section):
@@ -51,11 +49,9 @@ class StepScheduleConfig(Section):
     warmup: WarmupConfig | None = None
     """The learning rate of the first steps; no warm-up by default."""
 
-    @model_validator(mode="after")
-    def _check_gamma(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         if not self.milestones and "gamma" in self.model_fields_set and self.gamma != 0.1:
-            raise ValueError("gamma has no effect without milestones: remove it or add milestones")
-        return self
+            yield "gamma has no effect without milestones: remove it or add milestones"
 
 
 class DecayScheduleConfig(Section):
@@ -92,14 +88,12 @@ class OptimizerConfig(Section):
     """What is decayed: `all` parameters (He et al. 2015), or `matrices`: the weights of convolutions and of the head,
     not batch norm and biases."""
 
-    @model_validator(mode="after")
-    def _check_effects(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov has no effect with momentum 0: remove one of them")
+            yield "nesterov has no effect with momentum 0: remove one of them"
         if self.nesterov and self.kind == "lars":
-            raise ValueError("nesterov has no effect with kind lars, which has plain momentum: remove it")
+            yield "nesterov has no effect with kind lars, which has plain momentum: remove it"
         if self.kind == "sgd" and self.trust_coefficient != OptimizerConfig.model_fields["trust_coefficient"].default:
-            raise ValueError("trust_coefficient has no effect with kind sgd: remove it, or use kind lars")
+            yield "trust_coefficient has no effect with kind sgd: remove it, or use kind lars"
         if self.decay_on == "matrices" and self.weight_decay == 0:
-            raise ValueError("decay_on has no effect with weight_decay 0: remove one of them")
-        return self
+            yield "decay_on has no effect with weight_decay 0: remove one of them"

@@ -1,12 +1,14 @@
 """The sections of an experiment file, except network, data, augmentation and optimizer, which have their own modules.
 
-`Experiment` is a YAML file. `Run` is one cell of its grid: one network, one seed, the same recipe. A validator raises
-`ValueError` if keys contradict each other or if a key has no effect.
+`Experiment` is a YAML file. `Run` is one cell of its grid: one network, one seed, the same recipe. `complaints`
+says which keys contradict each other or have no effect.
 """
 
-from typing import Annotated, Any, Literal, Self
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from resnet_train.config.augment import AugmentConfig
 from resnet_train.config.data import DataConfig
@@ -57,21 +59,15 @@ class TrainConfig(Section):
     """Seconds that a rank waits for another before it takes it for lost. The first rank alone downloads, measures the
     images' statistics, probes and saves: none of these may take longer."""
 
-    @model_validator(mode="after")
-    def _check_consistent(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of epochs, steps")
+            yield "give exactly one of epochs, steps"
         if self.batch_size % self.grad_accum_steps:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not divisible by grad_accum_steps {self.grad_accum_steps}"
-            )
+            yield (f"batch_size {self.batch_size} is not divisible by grad_accum_steps {self.grad_accum_steps}")
         if self.cuda_graph and self.grad_accum_steps > 1:
-            raise ValueError(
-                f"cuda_graph needs grad_accum_steps 1, and it is {self.grad_accum_steps}: set one of them back"
-            )
+            yield (f"cuda_graph needs grad_accum_steps 1, and it is {self.grad_accum_steps}: set one of them back")
         if self.device == "cpu" and self.precision == "tf32":
-            raise ValueError("precision tf32 has no effect with device cpu: use fp32 or bf16")
-        return self
+            yield "precision tf32 has no effect with device cpu: use fp32 or bf16"
 
 
 class ViewConfig(Section):
@@ -82,11 +78,9 @@ class ViewConfig(Section):
     crop: Count = 224
     """Height and width of the centre crop in pixels."""
 
-    @model_validator(mode="after")
-    def _check_crop(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         if self.crop > self.resize:
-            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
-        return self
+            yield f"crop {self.crop} is larger than resize {self.resize}"
 
 
 class EvalConfig(Section):
@@ -115,13 +109,11 @@ class EvalConfig(Section):
     """Number of training images, evenly spaced, for the clean training error: in evaluation mode, without augmentation;
     with 0 it is not measured."""
 
-    @model_validator(mode="after")
-    def _check_effects(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         if self.flip and self.protocol == "ten-crop":
-            raise ValueError("flip has no effect with protocol ten-crop, which has mirror images: remove it")
+            yield "flip has no effect with protocol ten-crop, which has mirror images: remove it"
         if self.protocol != "multi-scale" and self.short_sides != EvalConfig.model_fields["short_sides"].default:
-            raise ValueError(f"short_sides has no effect with protocol {self.protocol}: use multi-scale")
-        return self
+            yield f"short_sides has no effect with protocol {self.protocol}: use multi-scale"
 
 
 class ProbeConfig(Section):
@@ -192,54 +184,48 @@ class Recipe(Section):
     probes: ProbesConfig = ProbesConfig()
     """Measurements of gradients, responses and lesions; none by default."""
 
-    @model_validator(mode="after")
-    def _check_consistent(self) -> Self:
+    def complaints(self) -> Iterator[str]:
         if self.schedule.warmup is not None and self.schedule.warmup.lr == self.optimizer.lr:
-            raise ValueError(f"schedule.warmup has no effect: its lr is optimizer.lr, {self.optimizer.lr}")
+            yield f"schedule.warmup has no effect: its lr is optimizer.lr, {self.optimizer.lr}"
         if self.data.any_size:
-            self._check_files_of_any_size()
+            yield from self._complaints_of_files_of_any_size()
         else:
-            self._check_images_of_one_size()
+            yield from self._complaints_of_images_of_one_size()
         if self.train.cuda_graph and self.train.precision == "fp16" and self.optimizer.kind == "lars":
-            raise ValueError(
+            yield (
                 "train.cuda_graph needs precision bf16 with optimizer.kind lars: fp16's loss scaler would wait for the "
                 "device"
             )
         if self.train.batch_size % self.augment.repeated_augmentation:
-            raise ValueError(
+            yield (
                 f"train.batch_size {self.train.batch_size} is not divisible by "
                 f"augment.repeated_augmentation {self.augment.repeated_augmentation}"
             )
         if self.augment.pca_lighting and self.data.grey:
-            raise ValueError(
+            yield (
                 f"augment.pca_lighting needs colour images, and those of data.kind {self.data.kind} are grey: remove it"
             )
-        return self
 
-    def _check_files_of_any_size(self) -> None:
+    def _complaints_of_files_of_any_size(self) -> Iterator[str]:
         crop = self.augment.crop
         if crop is None or crop.kind == "pad":
-            raise ValueError(
+            yield (
                 f"augment.crop must be of kind scale or random-resized: data.kind {self.data.kind} has images of any "
                 "size (if they have one size, set data.device_cache_gb)"
             )
 
-    def _check_images_of_one_size(self) -> None:
+    def _complaints_of_images_of_one_size(self) -> Iterator[str]:
         crop, kind = self.augment.crop, self.data.kind
         if crop is not None and crop.kind != "pad":
             key = "data.device_cache_gb" if kind in ("imagefolder", "shards") else f"data.kind {kind}"
-            raise ValueError(
+            yield (
                 f"augment.crop of kind {crop.kind} is for image files of any size, and {key} for images of one size: "
                 "use kind pad"
             )
         if self.eval.view is not None:
-            raise ValueError(
-                f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole: remove it"
-            )
+            yield (f"eval.view has no effect with data.kind {kind}, whose images are evaluated whole: remove it")
         if self.eval.protocol != "one-crop":
-            raise ValueError(
-                f"eval.protocol {self.eval.protocol} is for image files (imagefolder, shards): use eval.flip"
-            )
+            yield (f"eval.protocol {self.eval.protocol} is for image files (imagefolder, shards): use eval.flip")
 
     @property
     def view(self) -> ViewConfig | None:
@@ -264,24 +250,23 @@ class Experiment(Recipe):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
     """The seeds that each network is trained with."""
     per_network: dict[str, dict[str, Any]] = Field(default={})
-    """Changes to the recipe for one network, by its name, such as `cifar-resnet-110: {schedule: {warmup: {steps:
-    400}}}`."""
+    """Changes to the recipe for one network and its twin, by its name, such as `cifar-resnet-110: {schedule: {warmup:
+    {steps: 400}}}`."""
     output: str = "runs"
     """The folder of all runs; a run's folder is OUTPUT/NAME/NETWORK/seed-N."""
 
-    @model_validator(mode="after")
-    def _check_grid(self) -> Self:
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
         names = [network.name for network in self.networks]
-        listed = [f"network {name}" for name in names] + [f"seed {seed}" for seed in self.seeds]
-        for entry in listed:
-            if listed.count(entry) > 1:
-                raise ValueError(f"{entry} is listed twice: a run folder holds one run")
+        listed = Counter([f"network {name}" for name in names] + [f"seed {seed}" for seed in self.seeds])
+        for entry, count in listed.items():
+            if count > 1:
+                yield f"{entry} is listed twice: a run folder holds one run"
         if self.twins and all(network.plain for network in self.networks):
-            raise ValueError("twins has no effect: no network has shortcuts")
+            yield "twins has no effect: no network has shortcuts"
         for name in self.per_network:
             if name not in names:
-                raise ValueError(f"per_network.{name} has no effect: the networks are {', '.join(names)}")
-        return self
+                yield f"per_network.{name} has no effect: the networks are {', '.join(names)}"
 
 
 class Run(Recipe):
@@ -294,8 +279,7 @@ class Run(Recipe):
     seed: int
     """The seed of weights, data order, augmentation and dropout."""
 
-    @model_validator(mode="after")
-    def _check_probes(self) -> Self:
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
         if self.network.unit == "vgg" and (self.probes.gradients or self.probes.lesion):
-            raise ValueError(f"{self.network.name} has no units to probe: remove probes.gradients and probes.lesion")
-        return self
+            yield f"{self.network.name} has no units to probe: remove probes.gradients and probes.lesion"

@@ -1,11 +1,15 @@
 """The base class of every section of the configuration, and the types of numbers and names that sections share."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+LARGEST = 2**53
+"""The largest number of anything: larger integers are not exact in JSON, nor as steps of a schedule."""
+
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -21,3 +25,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    def complaints(self) -> Iterator[str]:
+        """What is wrong although every key is valid by itself: keys that contradict each other or have no effect."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _check_consistent(self) -> Self:
+        if complaints := list(self.complaints()):
+            raise ValueError(*complaints)
+        return self

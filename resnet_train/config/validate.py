@@ -1,6 +1,6 @@
-"""Turn a mapping into a model of the schema, or explain in one line why it is not valid.
+"""Turn a mapping into a model of the schema, or explain why it is not valid, in a line for each complaint.
 
-The line names the file that set the key, the key, its value and, for an unknown key, the nearest valid one.
+A line names the file that set the key, the key, its value and, for an unknown key, the nearest valid one.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from resnet_train.config.yaml12 import Tree
-from resnet_train.errors import BadInput
+from resnet_train.errors import InvalidConfig, shorten
 
 COMMAND_LINE = "command line"
 """The name of the layer of `key=value` arguments in an error message."""
@@ -31,34 +31,47 @@ class Layer(NamedTuple):
 
 
 def validate(model: type[_Model], tree: Tree, layers: Sequence[Layer]) -> _Model:
-    """A `model` of the mapping `tree`. `layers` are what it was merged from, first to last. Raises `BadInput`."""
+    """A `model` of the mapping `tree`. `layers` are what it was merged from, first to last.
+
+    Raises `InvalidConfig` with all complaints.
+    """
     try:
         # Strict JSON validation rejects "3" for a number, and accepts a list for a tuple.
-        return model.model_validate_json(json.dumps(tree, default=str))
+        return model.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise BadInput(_message(error.errors()[0], model, tree, layers)) from None
+        errors = error.errors()
+        parents = {one["loc"][:length] for one in errors for length in range(len(one["loc"]))}
+        complaints = [
+            text
+            for one in errors
+            if one["type"] != "too_short" or one["loc"] not in parents  # an item that is refused is not counted
+            for text in _messages(one, model, tree, layers)
+        ]
+        raise InvalidConfig(*dict.fromkeys(complaints)) from None
 
 
-def _message(error: ErrorDetails, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> str:
+def _messages(error: ErrorDetails, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> list[str]:
     keys = _keys_of_file(error["loc"], tree)
-    prefix = ": ".join(part for part in (_source(keys, layers), ".".join(map(str, keys))) if part)
+    name = ".".join(shorten(str(key)) for key in keys)
+    prefix = ": ".join(part for part in (_source(keys, layers), name) if part)
     match error["type"]:
         case "extra_forbidden":
-            return f"{prefix}: {_explain_extra(keys, model, tree)}"
+            return [f"{prefix}: {_explain_extra(keys, model, tree)}"]
         case "missing":
-            return f"{prefix} is missing"
+            return [f"{prefix} is missing"]
         case "union_tag_not_found":
-            return f"{prefix}.{_discriminator(error)} is missing: it decides which other keys the section has"
+            return [f"{prefix}.{_discriminator(error)} is missing: it decides which other keys the section has"]
         case "union_tag_invalid":
             context = error["ctx"]
-            return f"{prefix}.{_discriminator(error)}: {context['tag']!r} is none of {context['expected_tags']}"
+            tag = shorten(repr(context["tag"]))
+            return [f"{prefix}.{_discriminator(error)}: {tag} is none of {context['expected_tags']}"]
         case "value_error":
-            return f"{prefix}: {error['ctx']['error']}"
+            return [f"{prefix}: {complaint}" for complaint in error["ctx"]["error"].args]
         case _:
             value, reason = error["input"], error["msg"][0].lower() + error["msg"][1:]
             if isinstance(value, (dict, list)):
-                return f"{prefix}: {reason}"
-            return f"{prefix} = {json.dumps(value)}: {reason}"
+                return [f"{prefix}: {reason}"]
+            return [f"{prefix} = {shorten(json.dumps(value))}: {reason}"]
 
 
 def _source(keys: Sequence[_Key], layers: Sequence[Layer]) -> str:
@@ -95,6 +108,8 @@ def _kind(tree: Any) -> tuple[str, Any]:
 
 
 def _child(tree: Any, key: _Key) -> Any:
+    if isinstance(tree, dict) and key not in tree:  # in the JSON that was validated, every key is text
+        key = next((name for name in tree if not isinstance(name, str) and json.dumps(name) == key), key)
     try:
         return tree[key]
     except (KeyError, IndexError, TypeError):
@@ -116,6 +131,7 @@ def _explain_extra(keys: Sequence[_Key], model: type[BaseModel], tree: Any) -> s
         sections = nested or sections  # an index into a list stays in the sections of its items
         tree = tree[key]
     extra, (discriminator, kind) = str(keys[-1]), _kind(tree)
+    kind = shorten(kind) if isinstance(kind, str) else kind
     if kind is None:
         candidates = sections
     elif any(extra in section.model_fields for section in sections):

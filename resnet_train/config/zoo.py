@@ -8,10 +8,13 @@
 164 and 1001 are the bottlenecks of He et al. 2016 |
 | `cifar-plain-D-bottleneck`, `cifar-resnet-D-bottleneck`, `cifar-preact-D-bottleneck` | 9n+2, such as 56, 110, 164 | \
 the same with bottlenecks |
+| `wrn-D-1`, `wrn-D-2`, `wrn-D-3` | 18, 34 | ImageNet networks of basic units that are 1, 2 or 3 times as wide \
+(Zagoruyko and Komodakis 2016, table 7) |
 | `wrn-D-1`, `wrn-D-2`, `wrn-D-4` | 50, 101 | ImageNet networks whose 3x3 convolutions are 1, 2 or 4 times as wide \
 (Zagoruyko and Komodakis 2016) |
-| `wrn-D-K`, such as `wrn-28-10` | 6n+4, such as 16, 28, 40 | CIFAR networks that are K times as wide \
-(Zagoruyko and Komodakis 2016) |
+| `wrn-D-K`, such as `wrn-28-10` | 6n+4 but 34, such as 16, 28, 40 | CIFAR networks that are K times as wide \
+(Zagoruyko and Komodakis 2016). The first shortcut reads the stem's output after batch norm and ReLU, as in He et al. \
+2016; in the authors' code that of `wrn-D-1` reads it before them |
 | `vgg-D` | 16, 19 | Simonyan and Zisserman 2014 |
 
 | suffix | effect |
@@ -29,7 +32,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from resnet_train.config.network import ANY_NET, NetConfig, VGGConfig
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, shorten
 
 IMAGENET: dict[int, dict[str, Any]] = {
     18: {"unit": "basic", "depths": (2, 2, 2, 2)},
@@ -66,8 +69,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 _NAME = re.compile(
-    rf"(?P<family>{'|'.join(_FAMILIES)}|wrn|vgg)-(?P<depth>\d+)(?:-(?P<width>\d+))?"
-    rf"(?P<suffixes>(?:-(?:{'|'.join(map(re.escape, _SUFFIXES))}))*)"
+    rf"(?P<family>{'|'.join(_FAMILIES)}|wrn|vgg)-(?P<depth>\d{{1,4}})(?:-(?P<width>\d{{1,3}}))?"
+    rf"(?P<suffixes>(?:-(?:{'|'.join(map(re.escape, _SUFFIXES))})){{0,{len(_SUFFIXES)}}})"
 )
 
 
@@ -80,7 +83,7 @@ def network_fields(name: str) -> dict[str, Any]:
     """The fields of the network of this name. Raises `BadInput` with the nearest valid names."""
     match = _NAME.fullmatch(name)
     if not match or (match["width"] is not None) != (match["family"] == "wrn"):
-        raise BadInput(f"unknown network {name!r}: {_did_you_mean(name)}")
+        raise BadInput(f"unknown network {shorten(name)!r}: {_did_you_mean(name)}")
     family, depth = match["family"], int(match["depth"])
     suffixes = [suffix for suffix in match["suffixes"].split("-") if suffix]
     match family:
@@ -149,12 +152,17 @@ def _cifar(name: str, family: str, depth: int, bottleneck: bool) -> dict[str, An
 def _wide_resnet(name: str, depth: int, width: int) -> dict[str, Any]:
     if width < 1:
         raise BadInput(f"unknown network {name!r}: its width is a factor of at least 1")
-    if depth in (50, 101):
-        if 4 % width:
-            raise BadInput(f"unknown network {name!r}: its units end in 4 x 64 channels, so its width is 1, 2 or 4")
+    if depth in (18, 34, 50, 101):
         widths = tuple(width * channels for channels in _IMAGENET["widths"])
-        fields = {**_IMAGENET, **IMAGENET[depth], "widths": widths, "stem_width": 64, "stride_on": "3x3"}
-        return fields | {"shortcut": "B", "expansion": 4 // width}
+        fields = {**_IMAGENET, **IMAGENET[depth], "widths": widths, "stem_width": 64, "shortcut": "B"}
+        if depth in (50, 101):
+            if 4 % width:
+                raise BadInput(f"unknown network {name!r}: its units end in 4 x 64 channels, so its width is 1, 2 or 4")
+            return fields | {"stride_on": "3x3", "expansion": 4 // width}
+        if width > 3:  # wrn-34-10 of other papers is a CIFAR network
+            hint = "" if depth == 18 else f"; for CIFAR: {{base: wrn-28-{width}, name: {name}, depths: [5, 5, 5]}}"
+            raise BadInput(f"unknown network {name!r}: wrn-{depth} is ImageNet's, with a width of 1, 2 or 3{hint}")
+        return fields
     units = _units_in_stage(name, "wrn", depth, layers_in_unit=6, other_layers=4)
     widths = tuple(width * channels for channels in _CIFAR["widths"])
     fields = {**_CIFAR, "unit": "basic", "depths": (units,) * 3, "widths": widths}
@@ -170,9 +178,12 @@ def _units_in_stage(name: str, family: str, depth: int, layers_in_unit: int, oth
     n, remainder = divmod(depth - other_layers, layers_in_unit)
     if n < 1 or remainder:
         below = other_layers + layers_in_unit * max(1, n)
+        above = below + layers_in_unit
+        if family == "wrn" and 34 in (below, above):  # wrn-34 is ImageNet's
+            below, above = 28, 40
         raise BadInput(
             f"unknown network {name!r}: depths are {layers_in_unit}n+{other_layers}, the nearest {family}-{below} and "
-            f"{family}-{below + layers_in_unit}"
+            f"{family}-{above}"
         )
     return n
 

@@ -41,7 +41,7 @@ def test_null_resets_a_key_in_any_order(config: Callable[..., Path]) -> None:
 
 def test_evaluation_follows_the_training_crop_by_default(config: Callable[..., Path]) -> None:
     crop = {"crop": {"kind": "random-resized", "size": 112}}
-    experiment = load.load(config(data={"kind": "imagefolder", "path": "x"}, augment=crop))
+    experiment = load.load(config(networks=["resnet-18"], data={"kind": "imagefolder", "path": "x"}, augment=crop))
     assert experiment.view is not None
     assert (experiment.view.resize, experiment.view.crop) == (128, 112)
 
@@ -82,6 +82,97 @@ def test_twins_are_added_beside_residual_networks_that_have_none(config: Callabl
     assert load.load(Path("again.yaml")).networks == networks
     with pytest.raises(BadInput, match="twins has no effect"):
         load.load(config(networks=["cifar-plain-8"], twins=True))
+
+
+def test_a_twin_is_trained_under_its_partners_exceptions(config: Callable[..., Path]) -> None:
+    changes = {"cifar-resnet-8": {"optimizer": {"lr": 0.5}, "schedule": {"kind": "cosine"}}}
+    path = config(networks=["cifar-resnet-8"], twins=True, per_network=changes)
+    for overrides in ([], ["per_network.cifar-resnet-8-plain.optimizer.momentum=0.5"]):
+        experiment = load.load(path, overrides)
+        residual, twin = load.runs(experiment)
+        assert [(run.optimizer.lr, run.schedule.kind) for run in (residual, twin)] == [(0.5, "cosine")] * 2
+        assert twin.optimizer.momentum == (0.5 if overrides else 0.9)
+        Path("again.yaml").write_text(to_yaml(load.dump(experiment)))
+        assert list(load.runs(load.load(Path("again.yaml")))) == [residual, twin]
+
+
+def test_null_in_an_exception_survives_the_dump(config: Callable[..., Path]) -> None:
+    path = config(
+        networks=["cifar-resnet-8", "cifar-plain-8"],
+        schedule={"kind": "step", "warmup": {"steps": 2}},
+        per_network={"cifar-plain-8": {"schedule": {"warmup": None}}},
+    )
+    runs = list(load.runs(load.load(path)))
+    assert [run.schedule.warmup is None for run in runs] == [False, True]
+    Path("again.yaml").write_text(to_yaml(load.dump(load.load(path))))
+    assert list(load.runs(load.load(Path("again.yaml")))) == runs
+
+
+PROBES = {"gradients": {"every": {"steps": 4}}}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "probes={}",
+        "probes={gradients: {}}",
+        "probes.gradients={}",
+        "schedule={kind: cosine}",
+        "per_network={}",
+        "eval={}",
+    ],
+)
+def test_a_mapping_that_changes_nothing_is_refused(config: Callable[..., Path], override: str) -> None:
+    path = config(probes=PROBES, schedule={"kind": "cosine", "warmup": {"steps": 2}})
+    key = override.partition("=")[0]
+    with pytest.raises(BadInput, match=f"changes nothing: mappings are merged; {key}=null resets the key"):
+        load.load(path, [override])
+    with pytest.raises(BadInput, match="changes nothing"):
+        load.load(config(), ["probes={}"])
+
+
+def test_a_mapping_that_changes_something_or_repeats_it_is_accepted(config: Callable[..., Path]) -> None:
+    assert load.load(config(), ["probes.gradients={}"]).probes.gradients is not None
+    assert load.load(config(), ["probes={gradients: {}}"]).probes.gradients is not None
+    path = config(probes=PROBES)
+    assert load.load(path, ["probes=null"]).probes.gradients is None
+    assert load.load(path, ["eval.every={steps: 4}"]) == load.load(path)
+    probes = load.load(path, ["probes=null", "probes.lesion={}", "probes.responses={images: 3}"]).probes
+    assert (probes.gradients, probes.lesion is None, probes.responses is None) == (None, False, False)
+
+
+def test_an_empty_mapping_in_a_file_does_not_hide_its_base(config: Callable[..., Path], tmp_path: Path) -> None:
+    config("under.yaml", probes=PROBES)
+    over = tmp_path / "over.yaml"
+    over.write_text("base: under.yaml\nprobes: {}\n")
+    with pytest.raises(
+        BadInput, match=r"over.yaml: probes: {} changes nothing: mappings are merged; probes: null resets"
+    ):
+        load.load(over)
+    over.write_text("base: under.yaml\nper_network: {cifar-resnet-8: {probes: {gradients: {}}}}\n")
+    with pytest.raises(BadInput, match=r"per_network.cifar-resnet-8.probes.gradients: {} changes nothing"):
+        load.load(over)
+
+
+IMAGENET_CROP = {"data": {"kind": "imagefolder", "path": "x"}, "augment": {"crop": {"kind": "random-resized"}}}
+
+
+def test_a_stem_for_small_images_is_refused_on_large_ones_unless_it_is_asked_for(config: Callable[..., Path]) -> None:
+    path = config(networks=["wrn-28-10"], **IMAGENET_CROP)
+    with pytest.raises(BadInput, match=r"wrn-28-10 has a stem for small images, .* 224 pixels: choose another network"):
+        load.load(path)
+    assert load.load(path, ["networks=[{base: wrn-28-10, stem: cifar}]"]).networks[0].stem == "cifar"
+    Path("again.yaml").write_text(to_yaml(load.dump(load.load(path, ["networks=[{base: wrn-28-10, stem: cifar}]"]))))
+    assert load.load(Path("again.yaml")).networks[0].stem == "cifar"
+    assert load.load(path, ["augment.crop.size=96"]).networks[0].stem == "cifar"
+    for overrides in (
+        ["networks=[cifar-resnet-8]", "twins=true"],
+        ["networks=[{base: cifar-resnet-8, widths: [4, 8, 8]}]"],
+        ["data={kind: synthetic, size: 128}", "augment.crop=null"],
+        ["augment.crop.size=96", "per_network={wrn-28-10: {augment: {crop: {size: 224}}}}"],
+    ):
+        with pytest.raises(BadInput, match="has a stem for small images"):
+            load.load(path, overrides)
 
 
 def test_errors_and_help_are_printed_before_torch_is_imported(config: Callable[..., Path]) -> None:

@@ -1,7 +1,11 @@
-"""What is invalid is refused in one line."""
+"""What is invalid is refused in a line for each complaint."""
 
-from collections.abc import Callable
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +20,7 @@ def error_message(path: Path, *overrides: str) -> str:
         load.load(path, overrides)
     message = str(caught.value)
     assert "\n" not in message
+    assert len(message) < 500
     return message
 
 
@@ -43,7 +48,7 @@ def error_message(path: Path, *overrides: str) -> str:
         ("networks=[{name: x}]", "networks.0.unit is missing"),
         ("networks=[{base: plain-18, addition: {kind: shortcut-gating}}]", "addition has no effect on a plain network"),
         ("networks=[wrn-28-0]", "unknown network 'wrn-28-0'"),
-        ("networks=[wrn-29-10]", "depths are 6n+4, the nearest wrn-28 and wrn-34"),
+        ("networks=[wrn-29-10]", "depths are 6n+4, the nearest wrn-28 and wrn-40"),
         ("networks=[resnet-18, {base: resnet-18}]", "network resnet-18 is listed twice"),
         ("seeds=[1, 1]", "seed 1 is listed twice"),
         ("optimizer={momentum: 0, nesterov: true}", "optimizer: nesterov has no effect with momentum 0"),
@@ -78,19 +83,52 @@ def error_message(path: Path, *overrides: str) -> str:
             "per_network={cifar-resnet-8: {seed: 7}}",
             "per_network.cifar-resnet-8.seed: only keys of the recipe can be set for one network: data, optimizer",
         ),
-        ("name=!!int x", "command line, name: not an experiment"),
-        ("data=&a {b: *a}", "command line, data: not an experiment"),
+        ("name=!!int x", "command line, name, line 1, column 1: 'x' is not valid as int"),
+        ("data=&a {b: *a}", "command line, data, line 1, column 1: an alias stands for a value that it is in"),
         ("networks=[{base: cifar-resnet-8, widths: [8, 4, 4]}]", "networks.0: shortcut A pads with channels of zeros"),
         ("schedule={kind: step, warmup: {lr: 0.1, steps: 3}}", "schedule.warmup has no effect: its lr is optimizer.lr"),
         ("train.kind=x", "train.kind: unknown key; valid keys are epochs, steps"),
         ("kind=x", "command line: kind: unknown key; valid keys are data, optimizer"),
         ("name=a/b", 'name = "a/b": string should match'),
         ("train", "'train' is not of the form key=value"),
+        ("name=!!bool maybe", "command line, name, line 1, column 1: 'maybe' is not valid as bool"),
+        ("name=!!float ''", "command line, name, line 1, column 1: '' is not valid as float"),
+        ("name=!!binary eA==", "could not determine a constructor for the tag"),
+        ("name=!!timestamp x", "could not determine a constructor for the tag"),
+        ("probes={gradients: {kind: x}}", "probes.gradients.kind: unknown key; valid keys are every, images"),
+        ("train={1: 3}", "command line: train.1: unknown key; valid keys are epochs, steps"),
+        ("train={? [a] : 3}", "command line, train, line 1, column 4: a key is a word or a number"),
+        ('data.path="\\0"', "command line, data.path, line 1, column 1: '\\x00' is not valid as str"),
+        ('data.path="\\ud800"', "command line, data.path, line 1, column 1: '\\ud800' is not valid as str"),
+        ("data.path=\udcff", "command line, data.path: special characters are not allowed"),
+        ("data.\udcff=1", "command line: 'data.\\udcff=1' is not of the form key=value"),
+        ("." * 1000 + "=1", "is not of the form key=value"),
+        ("a" + ".a" * 1000 + "=1", "is not of the form key=value"),
+        ("name=" + "[" * 3000, "command line, name: more than 32 mappings and lists within each other"),
+        ("name=" + "[" * 40 + "]" * 40, "more than 32 mappings and lists within each other"),
+        ("train.steps=" + "9" * 5000, "train.steps = Infinity: input should be a valid integer"),
+        ("train.steps=" + "9" * 300, ": input should be less than or equal to 9007199254740992"),
+        (f"networks=[cifar-resnet-{'9' * 5000}]", "networks: unknown network 'cifar-resnet-99999"),
+        (
+            "networks=[{base: cifar-resnet-8, depths: [1, 1, 1000000000]}]",
+            "networks.0.depths.2 = 1000000000: input should",
+        ),
+        (
+            "networks=[wrn-34-10]",
+            "a width of 1, 2 or 3; for CIFAR: {base: wrn-28-10, name: wrn-34-10, depths: [5, 5, 5]}",
+        ),
+        ("networks=[{base: resnet-18, unit: []}]", "networks.0.unit: '[]' is none of 'basic', 'bottleneck', 'vgg'"),
         ("train.steps=[", "command line, train.steps, line 1"),
     ],
 )
 def test_bad_values_are_named_with_a_hint(config: Callable[..., Path], override: str, message: str) -> None:
     assert message in error_message(config(), override)
+
+
+BILLION_LAUGHS = "\n".join(
+    ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))]
+)
+"""9^11 values in twelve lines."""
 
 
 @pytest.mark.parametrize(
@@ -102,6 +140,21 @@ def test_bad_values_are_named_with_a_hint(config: Callable[..., Path], override:
         ("", "bad.yaml: expected `key: value` lines, found nothing"),
         ("base: none.yaml", "cannot read"),
         ("base: bad.yaml", "bad.yaml: base: leads back to this file"),
+        ("base: other.yaml", "bad.yaml: base: leads back to this file"),
+        ("base: link", "cannot read"),
+        ("base: fifo", "it is a pipe, not a file"),
+        ("base: /dev/zero", "cannot read /dev/zero: it is a device, not a file"),
+        ("base: 3", "bad.yaml: base = 3: it is the name of a file, such as cifar10-depth.yaml"),
+        (f"base: {'x' * 10000}", "it is the name of a file, such as cifar10-depth.yaml"),
+        (f"base: {'x' * 300}", "cannot read"),
+        ('base: "a\\0b"', "bad.yaml, line 1, column 7: 'a\\x00b' is not valid as str"),
+        ('base: "a\\udcffb"', "bad.yaml, line 1, column 7: 'a\\udcffb' is not valid as str"),
+        ("name: &a {b: *a}", "bad.yaml, line 1, column 7: an alias stands for a value that it is in"),
+        (BILLION_LAUGHS, "more than 100,000 values, those of aliases included"),
+        (
+            BILLION_LAUGHS.replace("[", "{<<: [").replace("]", "]}"),
+            "more than 100,000 values, those of aliases included",
+        ),
         ("name: x\nnetworks: [resnet-18]\ntrain: {steps: 1}", "bad.yaml: data is missing"),
         ("name: x\nnetworks: [resnet-18]\ndata: {path: x}\ntrain: {steps: 1}", "bad.yaml: data.kind is missing"),
         ("name: x\nnetworks: [resnet-18]\ndata: {kind: digits}\ntrain: {}", "give exactly one of epochs, steps"),
@@ -110,6 +163,9 @@ def test_bad_values_are_named_with_a_hint(config: Callable[..., Path], override:
 def test_bad_files_are_named_with_line_and_column(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text + "\n")
+    (tmp_path / "other.yaml").write_text("base: bad.yaml\n")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("link")
     assert message in error_message(path)
 
 
@@ -126,7 +182,9 @@ def test_progressive_resizing_is_one_schedule(config: Callable[..., Path]) -> No
     """A later one replaces an earlier; the run folder gives it back; what it contradicts is named."""
     crop = {"kind": "random-resized", "size": 192}
     path = config(
-        data={"kind": "imagefolder", "path": "x"}, augment={"crop": crop, "progressive_resizing": {0: 128, 0.4: 192}}
+        networks=["resnet-18"],
+        data={"kind": "imagefolder", "path": "x"},
+        augment={"crop": crop, "progressive_resizing": {0: 128, 0.4: 192}},
     )
     run = next(load.runs(load.load(path, ["augment.progressive_resizing={0: 160, 0.75: 192}"])))
     assert run.augment.progressive_resizing == {0.0: 160, 0.75: 192}
@@ -150,3 +208,93 @@ def test_fp16_with_lars_cannot_be_a_cuda_graph(config: Callable[..., Path]) -> N
     path = config(train={"cuda_graph": True, "precision": "fp16", "device": "cuda"})
     assert "train.cuda_graph needs precision bf16 with" in error_message(path, "optimizer.kind=lars")
     assert load.load(path, ["optimizer.kind=lars", "train.precision=bf16"]).train.cuda_graph
+
+
+def test_all_complaints_are_made_at_once(config: Callable[..., Path], tmp_path: Path) -> None:
+    """Of keys, of values, of what contradicts each other, of networks, and of exceptions for one network."""
+
+    def complaints(path: Path, *overrides: str) -> list[str]:
+        with pytest.raises(BadInput) as caught:
+            load.load(path, overrides)
+        first, *lines = str(caught.value).splitlines()
+        assert first == f"{len(lines)} errors in the configuration:"
+        return [line.removeprefix(f"  {path}: ") for line in lines]
+
+    assert complaints(config(), "train.step", "a..b=1", "name=[") == [
+        "  command line: 'train.step' is not of the form key=value, such as train.epochs=5",
+        "  command line: 'a..b=1' is not of the form key=value, such as train.epochs=5",
+        "  command line, name, line 1, column 2: expected the node content, but found '<stream end>'",
+    ]
+    path = config(
+        networks=["resent-34", "cifar-plain-57"],
+        optimizer={"lr": -1, "momentum": 0, "nesterov": True},
+        train={"epochs": 3, "grad_accum_steps": 3, "precision": "tf32", "speed": 3},
+    )
+    expected = [
+        "networks: unknown network 'resent-34': did you mean resnet-34 or resnet-50?",
+        "networks: unknown network 'cifar-plain-57': depths are 6n+2, the nearest cifar-plain-56 and cifar-plain-62",
+        "optimizer.lr = -1: input should be greater than 0",
+        "train.speed: unknown key; valid keys are epochs",
+    ]
+    lines = complaints(path)
+    assert len(lines) == len(expected)
+    assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
+    assert complaints(path, "networks=[resnet-18]", "optimizer.lr=1", "train.speed=null", "train.steps=2") == [
+        "  command line: optimizer: nesterov has no effect with momentum 0: remove one of them",
+        "  command line: train: batch_size 16 is not divisible by grad_accum_steps 3",
+        "  command line: train: precision tf32 has no effect with device cpu: use fp32 or bf16",
+    ]
+    exceptions = {"cifar-resnet-8": {"seed": 3, "name": "x"}, "cifar-plain-8": {"optimizer": {"lr": 0}, "log": 3}}
+    path = config(networks=["cifar-resnet-8", "cifar-plain-8"], seeds=[1, 2], per_network=exceptions)
+    assert len(complaints(path)) == 4
+    with pytest.raises(BadInput, match=r"(?s)^40 errors in .*key14: unknown key.*\n  … and 25 more$"):
+        load.load(config(), [f"key{i}=1" for i in range(40)])
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield place
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*place, key))
+
+
+def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    """A copy with another value in one place."""
+    if not place:
+        return new
+    copy: Any = dict(value) if isinstance(value, dict) else list(value)
+    copy[place[0]] = replaced(value[place[0]], place[1:], new)
+    return copy
+
+
+USUAL: list[Any] = [None, True, 1, 3, 0.5, {}, "x"]
+STRANGE: list[Any] = [
+    *(0, -1, 2**63, 10**400, float("inf"), float("nan"), "", "a\0", "\ud800", "/", "x" * 10_000),
+    *([], [[]], {"kind": "x"}, {"unit": []}, {"": {}}, {1: 2}, [1] * 50, {"base": [3]}, [None]),
+]
+
+
+def test_a_changed_experiment_loads_or_is_refused() -> None:
+    """Whatever takes the place of whatever, in a file or on the command line: no other error than `BadInput`."""
+    configs = Path(__file__).parents[2] / "configs"
+    for path in configs.glob("*.yaml"):
+        shutil.copy(path, ".")  # files that `base` names
+    numbers = random.Random(0)
+    refusals: list[str] = []
+    accepted = 0
+    for path in sorted(configs.glob("*.yaml")):
+        tree = read_yaml(path)
+        for _ in range(8):
+            place = numbers.choice([place for place in places(tree) if place])
+            value = numbers.choice(numbers.choice([USUAL, STRANGE]))
+            file, key = Path("changed.yaml"), ".".join(map(str, place))
+            file.write_text(to_yaml(replaced(tree, place, value)))
+            for source, overrides in ((file, []), (path, [f"{key}={to_yaml(value)}"])):
+                try:
+                    load.load(source, overrides)
+                    accepted += 1
+                except BadInput as error:
+                    refusals.append(str(error))
+    assert accepted > 10
+    assert len(refusals) > 100
+    assert max(map(len, refusals)) < 3000

@@ -215,6 +215,14 @@ def test_figures_of_the_wide_and_the_pre_activation_papers() -> None:
     ]
 
 
+def test_figures_of_the_wide_networks_of_basic_units() -> None:
+    """Zagoruyko and Komodakis 2016, table 7: ImageNet networks, whose stem keeps its width."""
+    millions = {"wrn-18-1": 11.7, "wrn-18-2": 45.6, "wrn-18-3": 101.8, "wrn-34-1": 21.8, "wrn-34-2": 86.0}
+    for name, wanted in millions.items():
+        assert (net_config(name).stem, net_config(name).unit) == ("imagenet", "basic")
+        assert round(complexity.network_complexity(net_config(name), 224, 1000).params / 1e6, 1) == wanted
+
+
 def test_152_layers_cost_less_than_vgg() -> None:
     """He et al. 2015, section 3.3: VGG-16 and VGG-19 are of 15.3 and 19.6 billion, to the few tenths of its roundings."""
     assert cost("vgg-16").macs / 1e9 == pytest.approx(15.3, abs=0.2)
