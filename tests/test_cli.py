@@ -1,5 +1,7 @@
 """The commands as a user meets them: what they refuse."""
 
+import io
+import itertools
 import json
 import os
 import re
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from resnet_train import cli
 
@@ -69,6 +72,32 @@ def test_options_may_stand_between_the_words_of_a_list(config: Config, program: 
     assert (code, json.loads(out)["networks"][0]["steps"]) == (0, 3)
     assert program("summary", "resnet-18", "--json", "resnet-34", "--what")[0] == 2
     assert len(json.loads(program("summary", "resnet-18", "--json", "resnet-34")[1])) == 2
+
+
+def test_names_of_files_and_classes_need_not_be_text(config: Config, program: Program) -> None:
+    """They are bytes that are not UTF-8, and would be a formula in a figure. Such lists are UTF-8 in any locale."""
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(errors="backslashreplace")  # as `prepare_streams` does
+    for part, name, i in itertools.product(("train", "val"), (b"\xe9", rb"$\frac$"), range(3)):
+        path = Path("images", part, os.fsdecode(name), os.fsdecode(b"\xff%d.png" % i))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 12), (80 * i, 0, 90)).save(path)
+    broken = Path(os.fsdecode(b"images/train/\xe9/\xff.png"))
+    broken.write_bytes(b"broken")
+    data = {"kind": "imagefolder", "path": "images", "workers": 1, "on_bad_image": "skip"}
+    sizes = {"augment": {"crop": {"kind": "random-resized", "size": 8}}, "eval": {"view": {"resize": 8, "crop": 8}}}
+    code, _, err = program("run", config(data=data, **sizes, train={"steps": 1}), "optimizer.lr=1e-9")
+    assert code == 0, err
+    folder = Path("runs/tiny/cifar-resnet-8/seed-0")
+    assert (folder / "skipped-images.txt").read_bytes() == os.fsencode(broken) + b"\n"
+    last = folder / "checkpoints/last.pt"
+    code, _, err = program("eval", last, "--out", "out")
+    assert code == 0, err
+    rows = Path("out/last-one-crop-classes.csv").read_bytes()
+    assert all(line in rows for line in (b"\xe9,3,", rb"$\frac$,3,"))
+    assert Path("out/last-one-crop-mistakes.png").exists()
+    code, out, err = program("predict", last, "images/val", "--json")
+    assert (code, len(json.loads(out))) == (0, 6), err
 
 
 def test_schema_prints_the_schema(program: Program) -> None:

@@ -12,6 +12,7 @@ import torch
 from resnet_train.data.dataset import Dataset
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.views import View
+from resnet_train.errors import one_line
 from resnet_train.evaluation.evaluator import SampleResults
 from resnet_train.evaluation.pretrained import PretrainedModel
 from resnet_train.evaluation.protocols import views_of
@@ -100,8 +101,9 @@ def draw(
     for ax, image, i in zip(axes, next(data.batches()).images, samples.tolist(), strict=False):
         ax.imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
         label, predicted = (_shorten(classes[int(field[i])]) for field in (results.label, results.predicted))
-        ax.set_title(f"{predicted} {100 * results.confidence[i]:.0f} %\nis {label}", fontsize=9)
-    figure.suptitle(f"The most confident mistakes of {name}: prediction and label", fontsize=11)
+        ax.set_title(f"{predicted} {100 * results.confidence[i]:.0f} %\nis {label}", fontsize=9, parse_math=False)
+    title = f"The most confident mistakes of {one_line(name)}: prediction and label"
+    figure.suptitle(title, fontsize=11, parse_math=False)
     figure.savefig(path, dpi=110)
     add_image(tensorboard, path.stem, path, model.step or 0)
 
@@ -115,4 +117,5 @@ def _view(model: PretrainedModel) -> View:
 
 
 def _shorten(name: str) -> str:
+    name = one_line(name)  # a folder's name need not be text
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
