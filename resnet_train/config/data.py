@@ -104,7 +104,8 @@ class TorchvisionConfig(BaseDataConfig):
     kind: Literal["cifar10", "cifar100", "fashion-mnist", "mnist"]
     """One of torchvision's data sets."""
     path: str
-    """The folder of torchvision's files; for CIFAR-10 the one that contains `cifar-10-batches-py`."""
+    """The folder of torchvision's files, or one above it: for CIFAR-10 `cifar-10-batches-py`, or where the packed
+    `cifar-10-python.tar.gz` is."""
     download: bool = False
     """Download the files to `path` if they are not there."""
 

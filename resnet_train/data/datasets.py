@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from resnet_train.config.data import (
     SyntheticConfig,
     TorchvisionConfig,
 )
-from resnet_train.data import image_folder, rng, shards
+from resnet_train.data import image_folder, rng, shards, torchvision_files
 from resnet_train.data.class_labels import ValLabeller, read_class_map
 from resnet_train.data.dataset import Dataset
 from resnet_train.data.decoding import ImageArray
@@ -158,21 +157,18 @@ def _open_digits() -> tuple[InMemoryDataset, InMemoryDataset]:
 
 def open_torchvision(cfg: TorchvisionConfig, train: bool) -> InMemoryDataset:
     """The training or the test images of one of torchvision's data sets. Raises `BadInput`."""
-    from torchvision import datasets
-
-    reader = {
-        "cifar10": datasets.CIFAR10,
-        "cifar100": datasets.CIFAR100,
-        "fashion-mnist": datasets.FashionMNIST,
-        "mnist": datasets.MNIST,
-    }[cfg.kind]
+    path = Path(cfg.path)
     try:
-        data: Any = reader(cfg.path, train=train, download=cfg.download)
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
-        if cfg.download:
-            raise BadInput(f"data.path: cannot fetch {cfg.kind} into {cfg.path}: {error}") from None
-        raise BadInput(
-            f"data.path: no complete {cfg.kind} in {cfg.path}; correct the path, or add data.download=true to fetch it"
-        ) from None
-    images = np.asarray(data.data)
-    return InMemoryDataset(images.reshape(*images.shape[:3], -1), np.asarray(data.targets, np.int64), data.classes)
+        data = torchvision_files.read(cfg.kind, path, train)
+    except BadInput as error:
+        if not cfg.download:
+            raise BadInput(
+                f"data.path: no complete {cfg.kind} in {path}; correct the path, or add data.download=true to fetch it "
+                f"({error})"
+            ) from None
+        try:
+            torchvision_files.reader_of(cfg.kind)(cfg.path, train=train, download=True)
+        except (RuntimeError, OSError, ValueError, EOFError) as failure:
+            raise BadInput(f"data.path: cannot fetch {cfg.kind} into {path}: {failure}") from None
+        data = torchvision_files.read(cfg.kind, path, train)
+    return InMemoryDataset(data.images.reshape(*data.images.shape[:3], -1), data.labels, data.classes)

@@ -8,16 +8,8 @@ from typing import Any
 from resnet_train.config.data import ImageFilesConfig
 from resnet_train.config.load import dump
 from resnet_train.config.schema import Run
-from resnet_train.data import shards
+from resnet_train.data import shards, torchvision_files
 from resnet_train.errors import BadInput
-
-_TORCHVISION_FOLDERS = {
-    "cifar-10-batches-py": "cifar10",
-    "cifar-100-python": "cifar100",
-    "MNIST": "mnist",
-    "FashionMNIST": "fashion-mnist",
-}
-"""The folder that torchvision writes for each of its small data sets."""
 
 
 def data_section(data: str) -> dict[str, Any]:
@@ -27,14 +19,9 @@ def data_section(data: str) -> dict[str, Any]:
     folder = Path(data)
     if not folder.is_dir():
         raise BadInput(f"--data {data}: no such folder; give a folder, digits or synthetic")
-    if kind := torchvision_kind(folder):
+    if kind := torchvision_files.kind_of(folder):
         return {"kind": kind, "path": data}
     return {"kind": image_files_kind(folder), "path": data, "workers": min(8, os.cpu_count() or 1)}
-
-
-def torchvision_kind(folder: Path) -> str | None:
-    """The kind of torchvision's data set in a folder; None if there is none."""
-    return next((kind for name, kind in _TORCHVISION_FOLDERS.items() if (folder / name).is_dir()), None)
 
 
 def image_files_kind(folder: Path) -> str:

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_train.data import image_folder, shards
+from resnet_train.data import image_folder, shards, torchvision_files
 from resnet_train.data.class_labels import ValLabeller
-from resnet_train.data.detect import torchvision_kind
 from resnet_train.data.image_folder import ImageFolderDataset, open_image_folder, open_val_folder
 from resnet_train.errors import BadInput
 from resnet_train.packing.class_names import read_class_names
@@ -57,7 +56,7 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
 
     if _TRAIN_TAR in entries or _VAL_TAR in entries:
         source = _open_ilsvrc(path, entries, labeller, class_names)
-    elif kind := torchvision_kind(path):
+    elif kind := torchvision_files.kind_of(path):
         source = _open_torchvision(path, kind, class_names)
     elif files := _files_by_split(path, ".parquet"):
         source = _open_parquet(files, class_names)
