@@ -21,8 +21,11 @@ from resnet_train.data.rng import Ints
 from resnet_train.data.sampler import Samples
 from resnet_train.data.shared_memory import SharedMemory
 from resnet_train.data.workers import Note
+from resnet_train.errors import Stop
 
 logger = logging.getLogger(__name__)
+
+_left_pinned: list[ImageArray] = []
 
 
 class Request(NamedTuple):
@@ -164,8 +167,22 @@ def _pinned(memory: ImageArray, device: torch.device) -> Iterator[None]:
         logger.warning("batches cannot be pinned (CUDA error %d), so copying them is slower", error)
         with suppress(RuntimeError):
             torch.zeros(1, device=device)  # CUDA reports the error once more, at the next launch
+    is_broken = False
     try:
         yield
+    except BaseException as end:
+        is_broken = _is_failure(end)
+        raise
     finally:
-        if not error:
+        if is_broken:
+            # Unregistering may wait for kernels that run, and one may wait for a lost rank. The process ends next.
+            _left_pinned.append(memory)
+        elif not error:
             cuda.cudaHostUnregister(memory.ctypes.data)
+
+
+def _is_failure(end: BaseException | None) -> bool:
+    """Whether a generator ends by an error of its own or of its user, which the other ranks need not have."""
+    while isinstance(end, GeneratorExit):
+        end = end.__context__  # the error in whose course it is closed, if there is one
+    return end is not None and not (isinstance(end, Stop) and end.on_all_ranks)

@@ -5,6 +5,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from resnet_train.data import prefetch
 from resnet_train.data.prefetch import Buffer, Request, Shape
 from resnet_train.data.sampler import Samples
 from resnet_train.data.workers import Note
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, Diverged
 
 CPU = torch.device("cpu")
 SHAPE = Shape(samples=5, size=3, channels=1)
@@ -108,3 +109,46 @@ def test_arrays_of_a_buffer_are_aligned_and_do_not_overlap() -> None:
     assert [np.unique(array).tolist() for array in one] == [[number] for number in range(1, 6)]
     assert not any(array.any() for array in other)
     assert one.images.shape == (3, 5, 5, 3)
+
+
+class Cuda:
+    """CUDA's calls that pin memory."""
+
+    def __init__(self) -> None:
+        self.pinned = 0
+
+    def cudaHostRegister(self, *_: int) -> int:  # noqa: N802
+        self.pinned += 1
+        return 0
+
+    def cudaHostUnregister(self, _: int) -> int:  # noqa: N802
+        self.pinned -= 1
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [(None, 0), (BadInput("of this rank"), 1), (Diverged("on all ranks"), 0), (RuntimeError("NCCL"), 1)],
+    ids=lambda value: str(value),
+)
+def test_beside_a_stuck_kernel_memory_stays_pinned(
+    error: Exception | None, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unregistering may wait for it, and the rank would never leave."""
+    cuda = Cuda()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    batches = prefetch.filled_buffers(write_indices, requests(0, 5, 10), SHAPE, 0, torch.device("cuda"))
+
+    def train() -> Iterator[Buffer]:
+        with closing(batches):
+            for buffer, _ in batches:
+                yield buffer
+
+    with pytest.raises(type(error)) if error else nullcontext(), closing(train()) as steps:
+        for number, _ in enumerate(steps):
+            assert cuda.pinned == 1
+            if number == 1 and error is not None:
+                raise error
+            if number == 1:
+                break
+    assert cuda.pinned == left
