@@ -1,7 +1,8 @@
 """Training batches on the device."""
 
 import time
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from resnet_train.data.batch import Batch, StepBatches, to_device
 from resnet_train.data.dataset import Dataset, ImageSizeAt, LoaderOptions
 from resnet_train.data.sampler import Sampler
 from resnet_train.errors import BadInput, Interrupted
+
+_STEPS_AHEAD = 3
+"""Steps that wait on the GPU: enough that it never waits for the CPU."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,10 @@ class TrainingData:
         """
         steps = range(start, until)
         rank_batches = self.dataset.training_batches(self.sampler, self.augment, steps, image_size_at, self.options)
+        limit_steps_ahead = _limiter(self.options.device)
         with closing(rank_batches):
             for step in steps:
+                limit_steps_ahead()
                 begin = time.perf_counter()
                 seeds = self.sampler.seeds(step)
                 try:
@@ -81,6 +87,24 @@ class TrainingData:
     def sample_names(self, step: int) -> list[str]:
         """The samples of a step's global batch: paths of files, or numbers of images that have no file."""
         return [self.dataset.name(index) for index in self.sampler.batch(step).indices.tolist()]
+
+
+def _limiter(device: torch.device) -> Callable[[], None]:
+    """A function to call before each step: it waits until the GPU has done all but the last `_STEPS_AHEAD` steps.
+
+    Otherwise the CPU goes on until the GPU's queue is full. Each queued step holds its batch, and the wait for room in
+    the queue counts as a wait for data.
+    """
+    events: deque[torch.cuda.Event] = deque()
+
+    def wait() -> None:
+        event = torch.cuda.Event(blocking=True)
+        event.record(torch.cuda.current_stream(device))
+        events.append(event)
+        if len(events) > _STEPS_AHEAD:
+            events.popleft().synchronize()
+
+    return wait if device.type == "cuda" else lambda: None
 
 
 def training_data(

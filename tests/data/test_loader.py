@@ -12,7 +12,7 @@ from loading import copied_batches, equal, folder_run, run_batches, training_dat
 
 from resnet_train.config.augment import AugmentConfig
 from resnet_train.config.schema import Run
-from resnet_train.data import augment, datasets, mixup, rng
+from resnet_train.data import augment, datasets, loader, mixup, rng
 from resnet_train.data.sampler import Sampler
 from resnet_train.errors import BadInput
 
@@ -163,3 +163,28 @@ def test_a_run_continues_without_a_bad_training_image(
     (path / "val" / "pear" / "0.jpg").write_bytes(b"broken")
     code, _, err = program("run", config(data=data, **sizes), "train.steps=3", "data.on_bad_image=skip", "name=other")
     assert (code, "val/pear/0.jpg" in err) == (2, True)
+
+
+def test_the_cpu_is_at_most_three_steps_ahead_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+
+    class Event:
+        made = 0
+
+        def __init__(self, blocking: bool) -> None:
+            self.number = Event.made
+            Event.made += 1
+
+        def record(self, stream: object) -> None: ...
+
+        def synchronize(self) -> None:
+            done.append(self.number)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    limit = loader._limiter(torch.device("cuda"))
+    for step in range(9):
+        limit()  # event number `step` comes after the steps before it
+        assert done == list(range(step - 2))
+    loader._limiter(torch.device("cpu"))()
+    assert Event.made == 9
