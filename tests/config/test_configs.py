@@ -21,6 +21,23 @@ def test_shipped_files_load_and_open_with_command_cost_and_expectation(path: Pat
     assert "Expect" in head
 
 
+def test_every_reproduction_names_its_differences() -> None:
+    """Every file but those that reproduce no published recipe."""
+    for path in CONFIGS.glob("*.yaml"):
+        if path.stem not in ("quickstart", "fashion-mnist-depth"):
+            head = path.read_text().partition("\nname:")[0].partition("\nbase:")[0]
+            assert "Difference" in head or "differences to theirs" in head or "It differs from" in head, path.stem
+
+
+def test_pre_activation_recipe_for_imagenet_is_the_papers() -> None:
+    """He et al. 2016, appendix: divided by 10 at 30 and 60 epochs, without warm-up, batches of 256."""
+    for run in load.runs(load.load(CONFIGS / "imagenet-preact.yaml")):
+        assert run.schedule.kind == "step"
+        assert ([m.epochs for m in run.schedule.milestones], run.schedule.gamma) == ([30, 60], 0.1)
+        assert (run.schedule.warmup, run.train.epochs, run.train.batch_size) == (None, 90, 256)
+        assert (run.optimizer.lr, run.optimizer.momentum, run.optimizer.weight_decay) == (0.1, 0.9, 1e-4)
+
+
 def test_cifar_recipe_is_the_papers() -> None:
     """He et al. 2015, section 4.2, warm-up of the 110-layer net included."""
     runs = {run.network.name: run for run in load.runs(load.load(CONFIGS / "cifar10-depth.yaml"))}
