@@ -49,6 +49,7 @@ def main(args: argparse.Namespace) -> None:
 
 def bench(run: "Run", seconds: float, trace: Path | None, as_json: bool) -> None:
     """Measure one run for `seconds` in each part, and print. Raises `BadInput`."""
+    from resnet_train.config.batch import check_network
     from resnet_train.data import datasets, loader
     from resnet_train.runtime import distributed
     from resnet_train.runtime.precision import set_precision
@@ -60,6 +61,7 @@ def bench(run: "Run", seconds: float, trace: Path | None, as_json: bool) -> None
         set_precision(run.train.precision, world.device)
         train_set, _ = distributed.main_first(world, lambda: datasets.open_data(run.data))
         data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
+        check_network(run, world.size, train_set.size)
         result = throughput.measure_throughput(run, data, seconds, world)
         if world.is_main:
             print(json.dumps(asdict(result), indent=2) if as_json else _describe(result, run, train_set))

@@ -97,6 +97,11 @@ class NetConfig(Section):
         expansion = 1 if self.unit == "basic" else self.expansion or 4
         return [self.stem_width or self.widths[0], *(expansion * width for width in self.widths)]
 
+    def last_map(self, size: int) -> int:
+        """Height and width of the last stage's output for images of `size` pixels."""
+        halvings = len(self.depths) - 1 + (2 if self.stem == "imagenet" else 0)
+        return -(-size // 2**halvings)
+
     @property
     def plain(self) -> bool:
         """Whether this is a plain network: without shortcuts."""

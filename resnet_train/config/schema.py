@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from resnet_train.config.augment import AugmentConfig
+from resnet_train.config.batch import batch_complaints, network_complaints
 from resnet_train.config.data import DataConfig
 from resnet_train.config.network import AnyNet
 from resnet_train.config.optim import Duration, OptimizerConfig, ScheduleConfig, StepScheduleConfig
@@ -283,3 +284,5 @@ class Run(Recipe):
         yield from super().complaints()
         if self.network.unit == "vgg" and (self.probes.gradients or self.probes.lesion):
             yield f"{self.network.name} has no units to probe: remove probes.gradients and probes.lesion"
+        yield from batch_complaints(self, ranks=1, size=self.data.image_size)
+        yield from network_complaints(self, ranks=1, size=self.data.image_size)

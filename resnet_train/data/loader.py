@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from resnet_train.config.augment import AugmentConfig, PadCropConfig
+from resnet_train.config.augment import AugmentConfig
+from resnet_train.config.batch import check_batch
 from resnet_train.config.schema import Recipe
 from resnet_train.data import augment, mixup, rng
 from resnet_train.data.batch import Batch, StepBatches, to_device
 from resnet_train.data.dataset import Dataset, ImageSizeAt, LoaderOptions
 from resnet_train.data.sampler import Sampler
-from resnet_train.errors import BadInput, Interrupted
+from resnet_train.errors import Interrupted
 
 _STEPS_AHEAD = 3
 """Steps that wait on the GPU: enough that it never waits for the CPU."""
@@ -111,26 +112,8 @@ def training_data(
     recipe: Recipe, dataset: Dataset, seed: int, rank: int, ranks: int, device: torch.device
 ) -> TrainingData:
     """The training batches of one rank. Raises `BadInput` where the recipe does not suit the data or the ranks."""
-    train, data, crop = recipe.train, recipe.data, recipe.augment.crop
-    if train.batch_size % (train.grad_accum_steps * ranks):
-        micro_batches = train.grad_accum_steps * ranks
-        raise BadInput(
-            f"train.batch_size = {train.batch_size} (global) is not divisible by {ranks} ranks x "
-            f"{train.grad_accum_steps} train.grad_accum_steps: "
-            f"use {max(1, train.batch_size // micro_batches) * micro_batches}"
-        )
-    if isinstance(crop, PadCropConfig) and crop.mode == "reflect":
-        size = dataset.size
-        if size is not None and crop.padding >= size:
-            raise BadInput(
-                f"augment.crop.padding = {crop.padding}: reflection needs less than the image's {size} pixels"
-            )
-    repeat = recipe.augment.repeated_augmentation
+    check_batch(recipe, ranks, dataset.size)
+    train, data, repeat = recipe.train, recipe.data, recipe.augment.repeated_augmentation
     sampler = Sampler(seed, len(dataset), train.batch_size, train.grad_accum_steps, rank, ranks, repeat)
-    if recipe.augment.mixes and sampler.micro_batch_size == 1:
-        raise BadInput(
-            "augment.mixup and cutmix need more than one image at a time: a larger train.batch_size, or less "
-            "train.grad_accum_steps or ranks"
-        )
     options = LoaderOptions(device, data.decode_workers, data.skips_bad_images)
     return TrainingData(dataset, sampler, recipe.augment, options)

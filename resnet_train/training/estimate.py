@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from resnet_train.config.batch import check_network
 from resnet_train.config.data import DataConfig
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader
@@ -40,6 +41,7 @@ def estimate_training(run: Run) -> TrainingEstimate:
     train_set = _training_set(run.data)
     if train_set is not None:
         data = loader.training_data(run, train_set, run.seed, 0, 1, torch.device("cpu"))
+        check_network(run, 1, train_set.size)
         size, classes, channels = data.image_size, len(train_set.classes), train_set.channels
         steps = build_schedule(run, data.steps_per_epoch).total_steps
     cost = complexity.network_complexity(run.network, size, classes, channels)

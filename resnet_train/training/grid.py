@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import torch
 
+from resnet_train.config.batch import batch_complaints, network_complaints
 from resnet_train.config.schema import Run, TrainConfig
 from resnet_train.data import datasets
-from resnet_train.errors import BadInput, Diverged, Interrupted
+from resnet_train.errors import BadInput, Diverged, Interrupted, InvalidConfig
 from resnet_train.models import complexity
 from resnet_train.runs import run_folder
 from resnet_train.runs.run_folder import RunRecord, folder_of
@@ -53,6 +54,7 @@ def train_all(runs: Sequence[Run], output: str, settings: TrainConfig, fresh: bo
     ):
         if jobs > 1 and world.size > 1:
             raise BadInput(f"--jobs {jobs} is for one rank, and there are {world.size}: leave it out")
+        distributed.broadcast_from_main(world, lambda: check_ranks(runs, world.size))
         pending: list[tuple[Run, Path]] = []
         for run, folder in zip(runs, folders, strict=True):
             read_status = partial(run_folder.end_status, folder, run)
@@ -74,6 +76,18 @@ def train_all(runs: Sequence[Run], output: str, settings: TrainConfig, fresh: bo
             for job in queue:
                 _train(job, world, request)
         return [run_folder.read(folder) for folder in folders] if world.is_main else []
+
+
+def check_ranks(runs: Sequence[Run], ranks: int) -> None:
+    """Raise `InvalidConfig` if so many ranks cannot train a run, as far as that is known before its data is opened."""
+    complaints = [
+        complaint
+        for run in runs
+        for check in (batch_complaints, network_complaints)
+        for complaint in check(run, ranks, run.data.image_size)
+    ]
+    if complaints:
+        raise InvalidConfig(*dict.fromkeys(complaints))
 
 
 def _train(job: RunJob, world: World, request: StopRequest) -> None:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_train.config.batch import check_network
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
 from resnet_train.data.dataset import Dataset
@@ -146,6 +147,7 @@ def set_up(run: Run, folder: Path, world: World, fresh: bool, locks: ExitStack) 
     set_precision(run.train.precision, world.device)
     train_set, val_set = distributed.main_first(world, lambda: datasets.open_data(run.data))
     data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
+    check_network(run, world.size, train_set.size)
     train_set.check_device_memory(world.size)  # before any file is written
     schedule = build_schedule(run, data.steps_per_epoch)
     state = create_train_state(run, len(train_set.classes), train_set.channels, world)

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from conftest import figures, same_weights, spawn
 
-from resnet_train.training import checkpoint
+from resnet_train.config import load
+from resnet_train.errors import BadInput
+from resnet_train.training import checkpoint, grid
 
 Config = Callable[..., Path]
 NETWORKS: list[dict[str, Any]] = [{"base": f"cifar-{kind}-8", "widths": [4, 8, 8]} for kind in ("plain", "resnet")]
@@ -117,3 +119,11 @@ def test_what_is_wrong_with_all_is_told_once(config: Config) -> None:
     sizes = {"augment": {"crop": {"kind": "random-resized", "size": 8}}, "eval": {"view": {"resize": 8, "crop": 8}}}
     code, _, err = finish(config(networks=NETWORKS, data=data, **sizes), "--jobs", 2)
     assert (code, err.count("resnet-train: ")) == (2, 1), err
+
+
+def test_ranks_that_cannot_share_a_batch_are_refused_before_data_is_opened(config: Callable[..., Path]) -> None:
+    data = {"kind": "cifar10", "path": "nowhere"}
+    runs = list(load.runs(load.load(config(data=data, augment=None, seeds=[1, 2]))))
+    grid.check_ranks(runs, 16)
+    with pytest.raises(BadInput, match=r"^train.batch_size = 16 .* not divisible by 3 ranks .*: use 15$"):
+        grid.check_ranks(runs, 3)

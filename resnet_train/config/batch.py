@@ -1,0 +1,90 @@
+"""What cannot be trained: batches that ranks cannot share, and images that are too small for a network."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from resnet_train.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from resnet_train.config.schema import Recipe, Run
+
+_SMALLEST_FOR_VGG = 32
+"""Pixels: five poolings halve them."""
+
+
+def check_batch(recipe: "Recipe", ranks: int, size: int | None) -> None:
+    """Raise `InvalidConfig` if the ranks cannot share a batch, or if it does not suit images of `size` pixels.
+
+    size: height and width of the images of a data set of one size; None if they may have any.
+    """
+    _check(batch_complaints(recipe, ranks, size))
+
+
+def check_network(run: "Run", ranks: int, size: int | None) -> None:
+    """Raise `InvalidConfig` if images are too small for the network, on so many ranks. `size` as in `check_batch`."""
+    _check(network_complaints(run, ranks, size))
+
+
+def batch_complaints(recipe: "Recipe", ranks: int, size: int | None) -> Iterator[str]:
+    """Why a batch cannot be, one text for each reason."""
+    train, crop = recipe.train, recipe.augment.crop
+    micro_batches = train.grad_accum_steps * ranks
+    micro_batch_size, rest = divmod(train.batch_size, micro_batches)
+    if rest:
+        yield (
+            f"train.batch_size = {train.batch_size} (global) is not divisible by {ranks} ranks x "
+            f"{train.grad_accum_steps} train.grad_accum_steps: use {max(1, micro_batch_size) * micro_batches}"
+        )
+    if recipe.augment.mixes and micro_batch_size <= 1:
+        yield (
+            "augment.mixup and cutmix need more than one image at a time: a larger train.batch_size, or less "
+            "train.grad_accum_steps or ranks"
+        )
+    if crop is not None and crop.kind == "pad" and crop.mode == "reflect" and size is not None and crop.padding >= size:
+        yield f"augment.crop.padding = {crop.padding}: reflection needs less than the image's {size} pixels"
+
+
+def network_complaints(run: "Run", ranks: int, size: int | None) -> Iterator[str]:
+    """Why a network cannot see such images, one text for each reason."""
+    net, name = run.network, run.network.name
+    trained, evaluated = _trained_sizes(run, size), _evaluated_sizes(run, size)
+    if net.unit == "vgg":
+        smallest = min([*trained, *evaluated], default=_SMALLEST_FOR_VGG)
+        if smallest < _SMALLEST_FOR_VGG:
+            yield f"{name} needs images of at least {_SMALLEST_FOR_VGG} pixels, and here are {smallest}"
+        return
+    micro_batch_size = run.train.batch_size // (run.train.grad_accum_steps * ranks)
+    together = micro_batch_size * (ranks if run.train.sync_bn else 1)
+    one_pixel = f"batch norm of {name} needs more than one value, and its last map has one pixel at"
+    for pixels in trained:
+        if together <= 1 and net.last_map(pixels) == 1:
+            yield (
+                f"{one_pixel} {pixels} pixels: raise train.batch_size, lower train.grad_accum_steps or the number of "
+                "ranks, or set train.sync_bn"
+            )
+    if evaluated and net.last_map(min(evaluated)) == 1 and run.eval.protocol != "multi-scale":
+        probes = {"gradients": run.probes.gradients, "responses": run.probes.responses}
+        for kind, probe in probes.items():
+            if probe is not None and probe.images == 1:
+                yield f"{one_pixel} {min(evaluated)} pixels: raise probes.{kind}.images"
+        if run.eval.recompute_bn and min(run.eval.recompute_bn, run.eval.batch_size) == 1:
+            yield f"{one_pixel} {min(evaluated)} pixels: raise eval.recompute_bn and eval.batch_size"
+
+
+def _trained_sizes(run: "Run", size: int | None) -> list[int]:
+    """Height and width of the training images in pixels, with progressive resizing several; none if unknown."""
+    crop = run.augment.crop
+    if run.data.any_size and crop is not None and crop.kind != "pad":
+        return sorted({crop.size, *(run.augment.progressive_resizing or {}).values()})
+    return [] if size is None else [size]
+
+
+def _evaluated_sizes(run: "Run", size: int | None) -> list[int]:
+    if run.view is None:
+        return [] if size is None else [size]
+    return list(run.eval.short_sides) if run.eval.protocol == "multi-scale" else [run.view.crop]
+
+
+def _check(complaints: Iterator[str]) -> None:
+    if texts := list(complaints):
+        raise InvalidConfig(*texts)

@@ -1,0 +1,88 @@
+"""What cannot be trained is refused before anything is opened."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resnet_train.config import zoo
+from resnet_train.config.batch import check_batch, check_network
+from resnet_train.config.network import NetConfig
+from resnet_train.config.schema import Run
+from resnet_train.errors import BadInput
+from resnet_train.models.network import build_network
+
+Config = Callable[..., Path]
+Program = Callable[..., tuple[int, str, str]]
+
+CIFAR: dict[str, Any] = {"networks": ["resnet-18"], "data": {"kind": "cifar10", "path": "x"}, "augment": None}
+"""Five halvings of 32 pixels: the last map has one pixel."""
+
+
+@pytest.mark.parametrize("name", ["resnet-18", "resnet-50", "preact-resnet-18", "plain-34", "cifar-preact-20"])
+@pytest.mark.parametrize("size", [8, 31, 32, 33, 64, 65])
+def test_the_last_map_is_the_networks(name: str, size: int) -> None:
+    cfg = zoo.network_config(name)
+    assert isinstance(cfg, NetConfig)
+    sizes: list[int] = []
+    with torch.device("meta"):
+        net = build_network(cfg, classes=2).eval()
+        net.get_submodule(f"layer{len(cfg.depths)}").register_forward_hook(
+            lambda *args: sizes.append(args[2].shape[-1])
+        )
+        net(torch.empty(1, 3, size, size))
+    assert sizes == [cfg.last_map(size)]
+
+
+def test_batch_norm_of_one_value_is_refused_before_training(config: Config, program: Program) -> None:
+    """torch would raise ValueError at the first step."""
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        build_network(zoo.network_config("resnet-18"), classes=2).train()(torch.rand(1, 3, 32, 32))
+    message = "batch norm of resnet-18 needs more than one value, and its last map has one pixel at 32 pixels: raise"
+    for overrides, key in (
+        (["train.batch_size=1"], "train.batch_size"),
+        (["train.batch_size=8", "train.grad_accum_steps=8"], "train.batch_size"),
+        (["probes.gradients.images=1"], "probes.gradients.images"),
+        (["eval.recompute_bn=1"], "eval.recompute_bn"),
+        (["eval.recompute_bn=9", "eval.batch_size=1"], "eval.recompute_bn"),
+    ):
+        code, _, err = program("run", config(**CIFAR), *overrides)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert f"{message} {key}" in err
+    assert not Path("runs").exists()
+    code, _, err = program("run", config(**CIFAR), "train.batch_size=2", "eval.recompute_bn=9", "--dry-run")
+    assert code == 0, err
+
+
+def test_the_share_of_a_rank_is_what_counts(tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(**CIFAR, train={"batch_size": 4})
+    check_network(run, 2, 32)
+    with pytest.raises(BadInput, match=r"lower train.grad_accum_steps or the number of ranks, or set train.sync_bn"):
+        check_network(run, 4, 32)
+    check_network(tiny_run(**CIFAR, train={"batch_size": 4, "sync_bn": True}), 4, 32)
+    crop = {"crop": {"kind": "random-resized", "size": 64}, "progressive_resizing": {0: 32, 0.5: 64}}
+    files = tiny_run(networks=["resnet-18"], data={"kind": "imagefolder", "path": "x"}, augment=crop)
+    check_network(files, 8, None)
+    with pytest.raises(BadInput, match="one pixel at 32 pixels"):
+        check_network(files, 16, None)
+
+
+def test_all_that_a_batch_cannot_be_is_said_at_once(tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(augment={"crop": {"kind": "pad", "padding": 4, "mode": "reflect"}, "mixup": 0.2})
+    with pytest.raises(BadInput) as caught:
+        check_batch(run, 32, 4)
+    assert [text.partition(" ")[0] for text in caught.value.args] == [
+        "train.batch_size",
+        "augment.mixup",
+        "augment.crop.padding",
+    ]
+    assert "not divisible by 32 ranks x 1 train.grad_accum_steps: use 32" in str(caught.value)
+
+
+def test_vgg_needs_images_that_its_poolings_can_halve(config: Config, program: Program) -> None:
+    code, _, err = program("run", config(networks=["vgg-16"]), "--dry-run")
+    assert (code, "vgg-16 needs images of at least 32 pixels, and here are 8" in err) == (2, True)
+    code, _, err = program("probe", "responses", "vgg-16", "--data", "digits")
+    assert (code, "vgg-16 needs images of at least 32 pixels, and here are 8" in err) == (2, True)
