@@ -34,7 +34,8 @@ from resnet_train.data.decoding import ImageArray
 from resnet_train.data.image_files import ImageFileDataset
 from resnet_train.packing import jpeg_restart
 from resnet_train.runs import run_folder
-from resnet_train.runs.run_folder import TIMING_KEYS, Record
+from resnet_train.runs.records import Record
+from resnet_train.runs.run_folder import TIMING_KEYS
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -288,18 +289,28 @@ def recorded(config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]
         folder = run_folder.folder_of("runs", run)
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(load.dump(run)))
-        facts = {"params": 1000, "macs": 2e6, "steps": 20, "protocol": "whole image"}
+        facts = {"params": 1000, "macs": 2_000_000, "steps": 20, "protocol": "whole image"}
         images = {"train_images": 50_000, "val_images": 10_000}
-        records: list[dict[str, Any]] = [{"step": 0, "kind": "start", **facts, **images}]
+        records: list[dict[str, Any]] = [{"step": 0, "kind": "start", **facts, **images, "seconds": 0.0}]
         for step in (10, 20):
             more = 20 - step
             speed = {"images_per_second": 50.0 * step, "seconds": step * 36.0}
-            records.append({"step": step, "kind": "train", "error": clean + 2 + more, **speed})
-            errors = {"clean_train_error_top1": clean + more, "val_error_top5": 1.0}
-            records.append({"step": step, "kind": "eval", "val_error_top1": clean + 4 - more / 20, **errors, **speed})
+            running = {"error": clean + 2 + more, "loss": 0.5, "lr": 0.1}
+            records.append({"step": step, "kind": "train", **running, **speed})
+            errors = {"clean_train_error_top1": clean + more, "val_error_top5": 1.0, "val_loss": 0.5}
+            records.append(
+                {
+                    "step": step,
+                    "kind": "eval",
+                    "val_error_top1": clean + 4 - more / 20,
+                    **errors,
+                    **speed,
+                    "eval_seconds": 0.0,
+                }
+            )
         if status:
             records.append({"step": 20, "kind": "end", "status": status, "seconds": 720.0})
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record | {"time": 0.0}) + "\n" for record in records))
         return folder
 
     return write

@@ -36,6 +36,7 @@ TORCH_FREE = (
     "errors",
     "config",
     "analysis",
+    "runs/records",
     "runs/run_folder",
     "runtime/atomic",
     "runtime/processes",

@@ -10,6 +10,7 @@ import numpy as np
 
 from resnet_train.analysis.families import families
 from resnet_train.analysis.groups import Group, footnotes, protocols
+from resnet_train.runs.records import Record
 from resnet_train.runtime.tables import short
 
 if TYPE_CHECKING:
@@ -94,18 +95,21 @@ def _family_styles(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
     return styles
 
 
-def _curve(ax: "Axes", group: Group, kind: str, key: str, x: str = "step", **style: Any) -> None:
+def _curve(ax: "Axes", group: Group, kind: str, key: str, over_hours: bool = False, **style: Any) -> None:
     """The mean over seeds, with a band of one standard deviation, at the steps that all seeds have reached.
 
-    With x = "seconds", a step is drawn at the mean of the hours that the seeds took to reach it.
+    over_hours: a step is drawn at the mean of the hours of training that the seeds took to reach it.
     """
     series = [
-        {r["step"]: (r[x], r[key]) for r in run.records if r["kind"] == kind and r.get(key) is not None}
+        {
+            record["step"]: (spent.training / 3600 if over_hours else record["step"], record[key])
+            for record, spent in zip(run.records, run.time_spent(), strict=True)
+            if record["kind"] == kind and record.get(key) is not None
+        }
         for run in group.runs
     ]
     steps = sorted(set.intersection(*map(set, series)))
-    unit = 3600 if x == "seconds" else 1
-    xs = [statistics.mean(points[step][0] for points in series) / unit for step in steps]
+    xs = [statistics.mean(points[step][0] for points in series) for step in steps]
     means = [statistics.mean(points[step][1] for points in series) for step in steps]
     if len(steps) == 1:
         style = {"marker": "o"} | style  # a line of one point shows nothing
@@ -124,10 +128,11 @@ def _label(group: Group, groups: Sequence[Group]) -> str:
 
 
 def draw_costs(groups: Sequence[Group], path: Path) -> None:
-    """Final errors against depth, parameters, multiply-adds and hours, and validation error over the hours of training.
+    """Last errors against depth, parameters, multiply-adds and hours, and validation error over the hours of training.
 
-    Lines join the members of a family. The depth panel also shows the clean training error: a deeper plain network
-    has the higher one.
+    Lines join the members of a family whose errors are of one step, or of the end of their runs. Where the errors of
+    the networks are of different steps, names give theirs. The depth panel also shows the clean training error: a
+    deeper plain network has the higher one.
     """
     from matplotlib.figure import Figure
 
@@ -143,7 +148,7 @@ def draw_costs(groups: Sequence[Group], path: Path) -> None:
     styles = _family_styles(groups)
     for group, style in zip(groups, _curve_styles(groups), strict=True):
         marker = {"marker": styles[group.label][1], "markersize": 4}
-        _curve(curves, group, "eval", "val_error_top1", "seconds", label=_label(group, groups), **style, **marker)
+        _curve(curves, group, "eval", "val_error_top1", over_hours=True, label=_label(group, groups), **style, **marker)
     curves.set(xlabel="hours of training", ylabel=_VALIDATION)
     for ax in (*panels, curves):
         ax.grid(alpha=0.3)
@@ -159,14 +164,17 @@ def _draw_points(ax: "Axes", groups: Sequence[Group], x: str, y: str, **style: A
     """A point for each network, with its deviation over seeds, and lines that join the members of a family."""
     styles = _family_styles(groups)
     for family in families(groups):
-        rows = [row for group in family.members if (row := group.row())[x] is not None and row[y] is not None]
-        if not rows:
-            continue
         colour, marker = styles[family.members[0].label]
-        rows.sort(key=lambda row: float(row[x]))
-        deviations = [math.nan if row[f"{y}_std"] is None else row[f"{y}_std"] for row in rows]  # NaN draws no bar
-        xs, ys = [row[x] for row in rows], [row[y] for row in rows]
-        ax.errorbar(xs, ys, deviations, color=colour, marker=marker, linewidth=1.2, capsize=3, **style)
+        by_step: dict[int | None, list[Record]] = {}
+        for group in family.members:
+            row = group.row()
+            if row[x] is not None and row[y] is not None:
+                by_step.setdefault(None if group.is_finished else group.step, []).append(row)
+        for rows in by_step.values():
+            rows.sort(key=lambda row: float(row[x]))
+            deviations = [math.nan if row[f"{y}_std"] is None else row[f"{y}_std"] for row in rows]  # NaN draws no bar
+            xs, ys = [row[x] for row in rows], [row[y] for row in rows]
+            ax.errorbar(xs, ys, deviations, color=colour, marker=marker, linewidth=1.2, capsize=3, **style)
 
 
 def _draw_names(ax: "Axes", groups: Sequence[Group], x: str, y: str = "val_error_top1") -> None:
@@ -174,9 +182,17 @@ def _draw_names(ax: "Axes", groups: Sequence[Group], x: str, y: str = "val_error
     from adjustText import adjust_text
 
     styles = _family_styles(groups)
+    several_steps = len({group.step for group in groups}) > 1
     named = [(group, row) for group in groups if (row := group.row())[x] is not None and row[y] is not None]
     names = [
-        ax.text(row[x], row[y], _label(group, groups), fontsize=8, color=styles[group.label][0]) for group, row in named
+        ax.text(
+            row[x],
+            row[y],
+            _label(group, groups) + (f" at step {group.step:,}" if several_steps else ""),
+            fontsize=8,
+            color=styles[group.label][0],
+        )
+        for group, row in named
     ]
     points = np.concatenate([np.column_stack(line.get_data()) for line in ax.lines]).astype(float)
     points = points[np.isfinite(points[:, 1])]

@@ -8,7 +8,8 @@ from resnet_train.analysis.families import families
 from resnet_train.analysis.groups import Group
 from resnet_train.analysis.significance import differs_significantly
 from resnet_train.runs import run_folder
-from resnet_train.runs.run_folder import Record, RunRecord
+from resnet_train.runs.records import Record
+from resnet_train.runs.run_folder import RunRecord
 
 
 def findings(groups: Sequence[Group]) -> list[str]:
@@ -17,8 +18,10 @@ def findings(groups: Sequence[Group]) -> list[str]:
     First, for each family, what depth did to the training error. Then what shortcuts did: residual against plain at
     the deepest depth that both have. Last, a network that is both cheaper and better than a deeper one.
 
-    A difference counts only if it is significant. Networks of different experiments are not compared, since they
-    differ in more than depth; nor are networks of different protocols, on which the clean training error depends.
+    Two finished networks are compared at their ends. Others are compared at the last step at which both have the error,
+    which the sentence names; before there is one, it is left out. A difference counts only if it is significant.
+    Networks of different experiments are not compared, since they differ in more than depth; nor are networks of
+    different protocols, on which the clean training error depends.
     """
     sentences, all_families = [], families(groups)
     for family in all_families:
@@ -47,16 +50,25 @@ def _set(group: Group) -> tuple[str, str]:
 
 def _training_error(whose: str, one: Group, other: Group) -> list[str]:
     """A sentence that compares the training error of `one` with that of `other`. None where either has no figure."""
-    clean = other.row()["clean_train_error"] is not None
+    clean = any(group.steps("clean_train_error") for group in (one, other))
     column, kind = ("clean_train_error", "clean") if clean else ("train_error", "running")
-    error, other_error = one.row()[column], other.row()[column]
+    both_finished = one.is_finished and other.is_finished
+    if not both_finished:
+        step = max(one.steps(column) & other.steps(column), default=0)
+        one, other = one.at(step), other.at(step)
+    error, other_error = one.mean(column), other.mean(column)
     if error is None or other_error is None:
         return []
     verdict = "not measurably different"
     if differs_significantly(one, other, column):
         verdict = "higher" if error > other_error else "lower"
-    figures = f"{one.label} {error:.2f} %, {other.label} {other_error:.2f} % ({kind})"
-    return [f"{whose} training error is {verdict}: {figures}"]
+    if not both_finished:
+        verdict += f" at step {step:,}"
+    figures = (
+        f"{group.label} {error:.2f} %" + (f" at step {group.step:,}" if one.step != other.step else "")
+        for group, error in ((one, error), (other, other_error))
+    )
+    return [f"{whose} training error is {verdict}: {', '.join(figures)} ({kind})"]
 
 
 def _cheaper_and_better(groups: Sequence[Group]) -> list[str]:
@@ -67,7 +79,7 @@ def _cheaper_and_better(groups: Sequence[Group]) -> list[str]:
     timed = [
         (group, row, machine)
         for group in groups
-        if (machine := _single_machine(group)) and (row := group.row())["val_error_top1"] is not None
+        if (machine := _single_machine(group)) and None not in ((row := group.row())["val_error_top1"], row["hours"])
     ]
     pairs: list[tuple[int, float, Group, Group, Record, Record]] = []
     for (one, row, machine), (deep, deep_row, deep_machine) in itertools.permutations(timed, 2):
@@ -81,27 +93,30 @@ def _cheaper_and_better(groups: Sequence[Group]) -> list[str]:
     _, _, one, deep, row, deep_row = max(pairs, key=lambda pair: pair[:2])
     return [
         f"{one.label} outperforms {deep.label}: validation top-1 {row['val_error_top1']:.2f} % against "
-        f"{deep_row['val_error_top1']:.2f} % in {row['hours'] / deep_row['hours']:.2f} of its hours, "
+        f"{deep_row['val_error_top1']:.2f} % in {row['hours'] / deep_row['hours']:.2f} of its hours of training, "
         f"{one.depth} layers against {deep.depth}"
+        + ("" if one.step == deep.step else f", {one.step:,} steps against {deep.step:,}")
     ]
 
 
 def _single_machine(group: Group) -> str | None:
     """The one machine on which all runs of a group were made and finished. `None` where hours are not comparable."""
-    if not all(run.end is not None and run.end["status"] == "finished" for run in group.runs):
+    if not group.is_finished:
         return None
     machines = {machine for run in group.runs for machine in run.machines or (None,)}
     return machines.pop() if len(machines) == 1 else None
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:
-    """What makes the comparison doubtful: other settings, other protocols, runs that are not finished."""
+    """What makes the comparison doubtful: other settings, other protocols, other steps, runs that are not finished."""
     runs = [run for group in groups for run in group.runs]
     return [
         *_differing_settings(groups, runs[0]),
         *_differing_conditions(groups),
         *_differing_validation_sets(runs),
-        *(warning for run in runs for warning in _not_finished(run)),
+        *_differing_steps(groups),
+        *(warning for group in groups for run in group.runs for warning in _not_finished(run, group)),
+        *(_left_out(run) for group in groups for run in group.left_out),
     ]
 
 
@@ -149,11 +164,28 @@ def _differing_validation_sets(runs: Sequence[RunRecord]) -> list[str]:
     return []
 
 
-def _not_finished(run: RunRecord) -> list[str]:
-    name = f"{run.run.network.name} seed {run.run.seed}"
-    first, last, end = run.records[0], run.records[-1], run.end
+def _differing_steps(groups: Sequence[Group]) -> list[str]:
+    measured = [group for group in groups if group.step is not None]
+    if len({group.step for group in measured}) < 2:
+        return []
+    steps = ", ".join(f"{group.label} {group.step:,}" for group in measured)
+    return [f"the errors in tables and figures are of different steps: {steps}"]
+
+
+def _not_finished(run: RunRecord, group: Group) -> list[str]:
+    end, total = run.end, run.records[0]["steps"]
     if end is None:
-        return [f"{name} is not finished: step {last['step']} of {first['steps']}"]
+        return [f"{_name(run)} is not finished: step {run.records[-1]['step']:,} of {total:,}"]
     if end["status"] != "finished":
-        return [f"{name} {end['status']} at step {end['step']}; its figures are the last before that"]
+        then = "" if group.step is None else f"; {group.label} is compared at step {group.step:,}, before that"
+        return [f"{_name(run)} {end['status']} at step {end['step']:,} of {total:,}{then}"]
     return []
+
+
+def _left_out(run: RunRecord) -> str:
+    when = "yet" if run.end is None else f"and {run.end['status']} at step {run.end['step']:,}"
+    return f"{_name(run)} is left out of the figures of its network: it has no evaluation {when}"
+
+
+def _name(run: RunRecord) -> str:
+    return f"{run.run.network.name} seed {run.run.seed}"

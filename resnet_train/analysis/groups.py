@@ -1,12 +1,14 @@
 """Groups: the runs of one network under one experiment and protocol, with means and deviations over seeds. No torch."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from resnet_train.config.network import AnyNet
 from resnet_train.errors import BadInput
-from resnet_train.runs.run_folder import Record, RunRecord
+from resnet_train.runs.records import Record
+from resnet_train.runs.run_folder import RunRecord
 
 ERRORS = {
     "train_error": ("training error (running)", "train error"),
@@ -24,20 +26,28 @@ COLUMNS = (
     "network",
     "depth",
     "seeds",
+    "step",
     *(name + suffix for name in ERRORS for suffix in ("", "_std")),
     "params",
     "macs",
     "images_per_second",
     "hours",
+    "evaluation_hours",
+    "probe_hours",
 )
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one network under one experiment and protocol, one for each seed."""
+    """The runs of one network under one experiment and protocol, one for each seed.
+
+    Every figure is that of one step, the same for all seeds: the last one at which each of them has it.
+    """
 
     label: str
     runs: tuple[RunRecord, ...]
+    left_out: tuple[RunRecord, ...] = ()
+    """Runs without an evaluation, where others have one: they count in no figure."""
 
     @property
     def network(self) -> AnyNet:
@@ -67,32 +77,75 @@ class Group:
         """How its validation error and its clean training error were measured."""
         return str(self.runs[0].records[0].get("protocol"))
 
+    def steps(self, error: str) -> set[int]:
+        """The steps at which every run has measured an error, one of `ERRORS` but the best."""
+        return set.intersection(*(set(_measured(run, error)) for run in self.runs))
+
+    @property
+    def step(self) -> int | None:
+        """The step of its figures: the last evaluation that all runs have or, before the first one, log line."""
+        return max(self.steps("val_error_top1") or self.steps("train_error"), default=None)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its figures are those of the end of all its runs."""
+        ends = [run.end for run in self.runs]
+        return all(end is not None and (end["status"], end["step"]) == ("finished", self.step) for end in ends)
+
+    def at(self, step: int | None) -> "Group":
+        """The group as it was at a step."""
+        runs = (replace(run, records=[r for r in run.records if r["step"] <= (step or 0)]) for run in self.runs)
+        return replace(self, runs=tuple(runs))
+
     def row(self) -> Record:
         """The figures of `COLUMNS`. `None` where there is none, such as the deviation over one seed."""
-        row: Record = {"network": self.label, "depth": self.depth, "seeds": len(self.runs)}
-        for name in _FIGURES:
-            values = list(self.by_seed(name).values())
-            row[name] = statistics.mean(values) if values else None
+        row: Record = {"network": self.label, "depth": self.depth, "seeds": len(self.runs), "step": self.step}
+        then = self.at(self.step)
+        for name in (*ERRORS, *_FACTS):
+            row[name] = then.mean(name)
             if name in ERRORS:
+                values = then.by_seed(name).values()
                 row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
         return {column: row[column] for column in COLUMNS}
 
+    def mean(self, figure: str) -> float | None:
+        """The mean over seeds of one of the figures of `COLUMNS`."""
+        values = self.by_seed(figure).values()
+        return statistics.mean(values) if values else None
+
     def by_seed(self, figure: str) -> dict[int, float]:
-        """One of the figures of `COLUMNS` for each seed that has it."""
-        values = {run.run.seed: _FIGURES[figure](run) for run in self.runs}
-        return {seed: value for seed, value in values.items() if value is not None}
+        """One of the figures of `COLUMNS` for each seed; of an error that some seed has not, none."""
+        if figure in _FACTS:
+            values = {run.run.seed: _FACTS[figure](run) for run in self.runs}
+            return {seed: value for seed, value in values.items() if value is not None and not math.isnan(value)}
+        best = figure == "best_val_error_top1"
+        error = "val_error_top1" if best else figure
+        if not (steps := self.steps(error)):
+            return {}
+        measured = {run.run.seed: _measured(run, error) for run in self.runs}
+        last = max(steps)
+        if best:
+            return {seed: min(e for step, e in errors.items() if step <= last) for seed, errors in measured.items()}
+        return {seed: errors[last] for seed, errors in measured.items()}
 
     def images(self, error: str) -> int:
-        """The number of images that an error was measured on: the least over the runs that have it."""
-        return min(_IMAGES[error](run) for run in self.runs if _FIGURES[error](run) is not None)
+        """The number of images that an error was measured on: the least over the runs."""
+        return min(_IMAGES[error](run) for run in self.runs)
 
 
-def _last(run: RunRecord, kind: str, key: str) -> float | None:
-    return next((record[key] for record in reversed(run.records) if record["kind"] == kind and key in record), None)
+_RECORDED = {
+    "train_error": ("train", "error"),
+    "clean_train_error": ("eval", "clean_train_error_top1"),
+    "val_error_top1": ("eval", "val_error_top1"),
+    "val_error_top5": ("eval", "val_error_top5"),
+}
+"""The kind and key of the records that hold an error."""
 
 
-def _best_validation_error(run: RunRecord) -> float | None:
-    return min((record["val_error_top1"] for record in run.records if record["kind"] == "eval"), default=None)
+def _measured(run: RunRecord, error: str) -> dict[int, float]:
+    """All measurements of an error, by step."""
+    kind, key = _RECORDED[error]
+    return {r["step"]: r[key] for r in run.records if r["kind"] == kind and r.get(key) is not None}
 
 
 def _median_speed(run: RunRecord) -> float | None:
@@ -100,16 +153,13 @@ def _median_speed(run: RunRecord) -> float | None:
     return statistics.median(speeds) if speeds else None
 
 
-_FIGURES: dict[str, Callable[[RunRecord], float | None]] = {
-    "train_error": lambda run: _last(run, "train", "error"),
-    "clean_train_error": lambda run: _last(run, "eval", "clean_train_error_top1"),
-    "val_error_top1": lambda run: _last(run, "eval", "val_error_top1"),
-    "val_error_top5": lambda run: _last(run, "eval", "val_error_top5"),
-    "best_val_error_top1": _best_validation_error,
-    "params": lambda run: _last(run, "start", "params"),
-    "macs": lambda run: _last(run, "start", "macs"),
+_FACTS: dict[str, Callable[[RunRecord], float | None]] = {
+    "params": lambda run: run.records[0].get("params"),
+    "macs": lambda run: run.records[0].get("macs"),
     "images_per_second": _median_speed,
-    "hours": lambda run: run.records[-1]["seconds"] / 3600 if run.records else None,
+    "hours": lambda run: run.time_spent()[-1].training / 3600,
+    "evaluation_hours": lambda run: run.time_spent()[-1].evaluation / 3600,
+    "probe_hours": lambda run: run.time_spent()[-1].probes / 3600,
 }
 
 
@@ -142,10 +192,17 @@ def group_runs(runs: Iterable[RunRecord]) -> list[Group]:
         raise BadInput("none of these runs has a line of training in its metrics.jsonl yet")
     several_experiments = len({experiment for experiment, _, _ in by_key}) > 1
     groups = [
-        Group(f"{experiment}/{network}" if several_experiments else network, tuple(members))
+        _group(f"{experiment}/{network}" if several_experiments else network, members)
         for (experiment, network, _), members in by_key.items()
     ]
     return sorted(groups, key=lambda group: (not group.plain, group.depth, group.label))
+
+
+def _group(label: str, runs: Sequence[RunRecord]) -> Group:
+    evaluated = tuple(run for run in runs if _measured(run, "val_error_top1"))
+    if not evaluated:
+        return Group(label, tuple(runs))
+    return Group(label, evaluated, tuple(run for run in runs if run not in evaluated))
 
 
 def _check_seeds_differ(runs: Sequence[RunRecord]) -> None:

@@ -8,8 +8,10 @@ from resnet_train.analysis import figures
 from resnet_train.analysis.findings import findings, warnings
 from resnet_train.analysis.groups import Group, error_columns, footnotes, protocols, rows
 from resnet_train.errors import BadInput
-from resnet_train.runs.run_folder import Record
+from resnet_train.runs.records import Record
 from resnet_train.runtime.tables import columns, percent, short
+
+_COSTS = ("parameters", "multiply-adds", "images/s", "hours")
 
 
 def text_table(groups: Sequence[Group]) -> str:
@@ -18,14 +20,18 @@ def text_table(groups: Sequence[Group]) -> str:
     for row in rows(groups):
         headings = {name: text for name, text in error_columns(row, short=True).items() if not name.startswith("best")}
         if not lines:
-            lines.append(("network", "seeds", *headings.values(), "parameters", "multiply-adds", "images/s", "hours"))
-        lines.append((row["network"], str(row["seeds"]), *_errors(row, headings), *_costs(row)))
+            lines.append(("network", "seeds", "step", *headings.values(), *_COSTS))
+        lines.append((row["network"], str(row["seeds"]), _step(row), *_errors(row, headings), *_costs(row)))
     return "\n".join([columns(lines), *footnotes(groups)])
 
 
 def _errors(row: Record, names: Iterable[str]) -> list[str]:
     """Cells of errors. A column of another protocol is empty in this row."""
     return [percent(row[name], row[name.replace(" [", "_std [") if "[" in name else f"{name}_std"]) for name in names]
+
+
+def _step(row: Record) -> str:
+    return "–" if row["step"] is None else f"{row['step']:,}"
 
 
 def _costs(row: Record) -> list[str]:
@@ -59,12 +65,12 @@ def write_comparison(groups: Sequence[Group], out: Path) -> list[Path]:
 def _markdown(groups: Sequence[Group]) -> str:
     records = rows(groups)
     errors = error_columns(records[0])
-    headings = ["network", "depth", "seeds", *errors.values(), "parameters", "multiply-adds", "images/s", "hours"]
+    headings = ["network", "depth", "seeds", "step", *errors.values(), *_COSTS]
     lines = ["# Error across depths", "", "![error across depths](compare.png)", ""]
     lines += ["![error against cost](compare-cost.png)", ""]
     lines += [f"| {' | '.join(headings)} |", f"| --- {'| ---: ' * (len(headings) - 1)}|"]
     for row in records:
-        cells = [row["network"], str(row["depth"]), str(row["seeds"]), *_errors(row, errors), *_costs(row)]
+        cells = [row["network"], str(row["depth"]), str(row["seeds"]), _step(row), *_errors(row, errors), *_costs(row)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Errors in percent, mean ± standard deviation over seeds.", ""]
     lines += [f"Validation protocol: {'; '.join(footnotes(groups) or protocols(groups))}.", ""]

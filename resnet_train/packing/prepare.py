@@ -75,7 +75,7 @@ def prepare(
             return _repair(dest, plan, jobs, options, workers)
         return _pack(source, dest, plan, jobs, options, workers)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; {_continue_hint(dest) or 'nothing was written'}") from None
+        raise KeyboardInterrupt(f"interrupted; {_continue_hint(dest) or 'run the same command again'}") from None
 
 
 def _pack(

@@ -10,28 +10,33 @@ env.json         versions, machine and commit of each session
 lock             locked by the process that trains in the folder
 """
 
-import json
 import logging
+import math
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from resnet_train.config.load import dump, read_run
 from resnet_train.config.schema import Run
 from resnet_train.config.yaml12 import Tree, read_yaml, to_yaml
 from resnet_train.errors import BadInput
+from resnet_train.runs.records import Record, check_follows, parse_record, parse_sessions
 from resnet_train.runtime.atomic import atomic_write_text
 from resnet_train.runtime.file_lock import locked
+from resnet_train.runtime.regular_file import read_text
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
-
-TIMING_KEYS = frozenset({"time", "seconds", "images_per_second", "data_wait_seconds", "probe_seconds", "probe_share"})
+TIMING_KEYS = frozenset(
+    {
+        *("time", "seconds", "images_per_second", "data_wait_seconds"),
+        *("eval_seconds", "probe_seconds", "probe_share"),
+    }
+)
 """The keys of a record that depend on the clock. All others are the same for an uninterrupted and a resumed run."""
 
 RESUME_MAY_CHANGE = frozenset(
@@ -57,6 +62,27 @@ def check_checkpoint_exists(path: Path) -> None:
         raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
 
 
+class TimeSpent(NamedTuple):
+    """Seconds of a run, over all its sessions."""
+
+    training: float
+    """All but the others: also saving, and waiting for data."""
+    evaluation: float
+    probes: float
+
+
+def last_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest checkpoint in the folder `checkpoints` of a run; None if there is none. It is not read."""
+    paths = (checkpoints / name for name in ("last.pt", "previous.pt"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def describe_last_checkpoint(checkpoints: Path) -> str:
+    """For messages about a run that stops."""
+    path = last_checkpoint(checkpoints)
+    return "there is no checkpoint yet" if path is None else f"the last checkpoint is {path}"
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """The configuration and the records of a run folder."""
@@ -70,6 +96,15 @@ class RunRecord:
         """The record that ends the run, once it is finished or has diverged."""
         return next((r for r in self.records if r["kind"] == "end"), None)
 
+    def time_spent(self) -> list[TimeSpent]:
+        """The time that the run had taken at each of its records; NaN where an evaluation was not timed."""
+        spent, evaluation, probes = [], 0.0, 0.0
+        for record in self.records:
+            evaluation += record.get("eval_seconds", math.nan) if record["kind"] == "eval" else 0
+            probes += record.get("probe_seconds", 0)
+            spent.append(TimeSpent(record["seconds"] - evaluation - probes, evaluation, probes))
+        return spent
+
     @property
     def machines(self) -> list[str]:
         """The machine of each session."""
@@ -79,12 +114,12 @@ class RunRecord:
 def sessions(folder: Path) -> list[Record]:
     """The sessions that `env.json` lists; none if it is missing or, with a warning, damaged."""
     path = folder / "env.json"
-    try:
-        return list(json.loads(path.read_text())["sessions"])
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except (OSError, ValueError, KeyError, TypeError):
-        logger.warning("%s is damaged: the machines of this run are unknown", path)
+    try:
+        return parse_sessions(read_text(path))
+    except (BadInput, ValueError) as error:
+        logger.warning("%s is damaged: the machines of this run are unknown (%s)", path, error)
         return []
 
 
@@ -99,17 +134,18 @@ def read_metrics(folder: Path) -> list[Record]:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
-    records = []
+    *lines, half = read_text(path).split("\n")
+    if half:
+        with suppress(ValueError):
+            parse_record(half)  # it lacks its end of line only
+            lines.append(half)
+    records: list[Record] = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise BadInput(f"{path}, line {number}: not a JSON object; the file was changed by hand") from None
+            records.append(parse_record(line))
+            check_follows(records)
+        except ValueError as error:
+            raise BadInput(f"{path}, line {number}: not a record of a run: {error}; restore that line") from None
     return records
 
 

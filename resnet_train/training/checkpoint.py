@@ -11,6 +11,7 @@ from resnet_train.config.load import dump
 from resnet_train.errors import BadInput
 from resnet_train.models.batch_norm import averaged_running_stats, running_stats, set_running_stats
 from resnet_train.runs.checkpoint import FORMAT, Checkpoint, CheckpointMeta, read_checkpoint
+from resnet_train.runs.run_folder import describe_last_checkpoint
 from resnet_train.runtime.atomic import atomic_write
 from resnet_train.runtime.distributed import World, all_gather, broadcast_from_main
 from resnet_train.training.step import TrainState
@@ -69,9 +70,8 @@ def _write(
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's file writer
             raise
         reason = getattr(error, "strerror", None) or "the disk is full or over its quota"
-        older = next(_newest_first(folder), None)  # `previous.pt`, if the second rename was refused
-        rest = "there is none before it" if older is None else f"{older} is intact"
-        raise BadInput(f"cannot save the checkpoint of step {state.step} in {folder}: {reason}; {rest}") from None
+        last = describe_last_checkpoint(folder)  # `previous.pt`, if the second rename was refused
+        raise BadInput(f"cannot save the checkpoint of step {state.step} in {folder}: {reason}; {last}") from None
 
 
 def load_latest(folder: Path, world: World) -> Checkpoint | None:

@@ -127,7 +127,7 @@ def _train_several(queue: Sequence[RunJob], jobs: int, request: StopRequest) -> 
             for _, message in children.receive(timeout=0.2):
                 raise AssertionError(f"runs send no messages: {message}")
             if request.signal_name is not None:
-                interrupted = Interrupted(f"{request.signal_name}: all runs are saved")
+                interrupted = Interrupted(f"{request.signal_name}: every run was asked to save and stop")
                 interrupted.reported = True  # by each run
                 raise interrupted
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from resnet_train.config.schema import Run
 from resnet_train.data.batch import StepBatches
 from resnet_train.runs import environment
-from resnet_train.runs.run_folder import Record, named_write_errors
+from resnet_train.runs.records import Record
+from resnet_train.runs.run_folder import named_write_errors
 from resnet_train.runtime.distributed import World, all_reduce_sum
 from resnet_train.training.sinks import JsonLinesSink, ProgressSink, Sink, TensorBoardSink
 
@@ -31,6 +32,14 @@ def running_averages(world: World, sums: Tensor) -> dict[str, float]:
     loss, errors, samples = all_reduce_sum(world, sums).tolist()
     sums.zero_()
     return {"loss": loss / samples, "error": 100 * errors / samples}
+
+
+@dataclass
+class Pause:
+    """Something that is not training."""
+
+    seconds: float = 0.0
+    """That it took, once it is over."""
 
 
 @dataclass
@@ -65,13 +74,15 @@ class Clock:
         return figures
 
     @contextmanager
-    def paused(self, world: World) -> Iterator[None]:
+    def paused(self, world: World) -> Iterator["Pause"]:
         """The time of the block does not count as training. Waits first for the work that the device still has."""
+        pause = Pause()
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
         begin = time.perf_counter()
-        yield
-        self.window_start += time.perf_counter() - begin
+        yield pause
+        pause.seconds = time.perf_counter() - begin
+        self.window_start += pause.seconds
 
 
 class Log:

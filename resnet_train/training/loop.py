@@ -18,7 +18,7 @@ from resnet_train.evaluation.evaluator import EvalSets
 from resnet_train.models import batch_norm, complexity
 from resnet_train.runs import run_folder
 from resnet_train.runs.checkpoint import Checkpoint, CheckpointMeta
-from resnet_train.runs.run_folder import Record
+from resnet_train.runs.records import Record
 from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import AnyRankFlag, World
 from resnet_train.runtime.precision import set_precision
@@ -115,10 +115,11 @@ def train_loop(training: Training, request: StopRequest, log: Log) -> None:
                 log.write("train", state.step, averages | metrics | log.clock.speed(state.step))
 
             if schedule.eval.is_due(state.step):
-                with log.clock.paused(world), batch_norm.averaged_running_stats(world, state.net, state.ema):
+                averaged_stats = batch_norm.averaged_running_stats(world, state.net, state.ema)
+                with log.clock.paused(world) as pause, averaged_stats:
                     errors = evaluator.errors(state.eval_net, run, sets, world)
                 is_best = state.update_best(errors["val_error_top1"])
-                log.write("eval", state.step, errors)
+                log.write("eval", state.step, errors | {"eval_seconds": pause.seconds})
 
             for kind, interval in schedule.probes.items():
                 if interval.is_due(state.step):
@@ -250,11 +251,10 @@ def check_not_diverged(training: Training, log: Log) -> None:
     if world.is_main:
         with run_folder.named_write_errors(training.folder):
             sample_list.write_text("\n".join(samples) + "\n", "utf-8", "surrogateescape")
-    last = training.checkpoints / "last.pt"
-    hint = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it"
     raise Diverged(
         f"{training.name}: the loss or its gradient is not finite at step {step}, of samples "
-        f"{', '.join(samples[:4])}, … ({len(samples)}, listed in {sample_list}); {hint}"
+        f"{', '.join(samples[:4])}, … ({len(samples)}, listed in {sample_list}); "
+        + run_folder.describe_last_checkpoint(training.checkpoints)
     )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from resnet_train.config.schema import Run
-from resnet_train.runs.run_folder import Record, defining_keys
+from resnet_train.runs.records import Record
+from resnet_train.runs.run_folder import defining_keys
 from resnet_train.runs.tensorboard import EventFile
 from resnet_train.runtime import progress
 from resnet_train.runtime.atomic import atomic_write_text

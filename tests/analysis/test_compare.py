@@ -49,7 +49,7 @@ def test_figures_are_means_and_deviations_over_seeds(recorded: Callable[..., Pat
     assert float(residual["val_error_top1"]) == 9.0
     assert float(residual["best_val_error_top1"]) == 8.5
     assert (float(residual["images_per_second"]), float(residual["hours"])) == (750.0, 0.2)
-    assert "| cifar-resnet-20 | 20 | 3 | 7.00 ± 2.65 | 5.00 ± 2.65 |" in Path("out/compare.md").read_text()
+    assert "| cifar-resnet-20 | 20 | 3 | 20 | 7.00 ± 2.65 | 5.00 ± 2.65 |" in Path("out/compare.md").read_text()
     assert "cifar-resnet-20" in out
     assert json.loads(program("compare", "runs", "--json")[1])[0]["clean_train_error"] == 60.0
     assert Path("runs/compare.png").read_bytes()[:4] == b"\x89PNG"
@@ -190,8 +190,103 @@ def test_differences_beyond_the_network_are_listed(recorded: Callable[..., Path]
     assert sentence[1].startswith("not only the network differs: optimizer.lr = 0.1 (")
     assert sentence[2:] == [
         "cifar-resnet-32 seed 0 is not finished: step 20 of 20",
-        "cifar-resnet-44 seed 0 diverged at step 20; its figures are the last before that",
+        "cifar-resnet-44 seed 0 diverged at step 20 of 20; cifar-resnet-44 is compared at step 20, before that",
     ]
+
+
+def cut(folder: Path, step: int) -> None:
+    """A run that has come to a step."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line["step"] <= step and line["kind"] != "end"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def test_runs_are_compared_at_the_last_evaluation_that_both_have(recorded: Callable[..., Path]) -> None:
+    """The deeper network is better at every step; at step 10 its clean error is that of step 20 and 10 more."""
+    recorded("cifar-resnet-20", 0, 5.0)
+    deep = recorded("cifar-resnet-56", 0, 2.0)
+    cut(deep, 10)
+    assert findings.findings(groups()) == [
+        "residual: the deeper network's training error is lower at step 10: "
+        "cifar-resnet-56 12.00 %, cifar-resnet-20 15.00 % (clean)"
+    ]
+    assert findings.warnings(groups()) == [
+        "the errors in tables and figures are of different steps: cifar-resnet-20 20, cifar-resnet-56 10",
+        "cifar-resnet-56 seed 0 is not finished: step 10 of 20",
+    ]
+    cut(deep, 0)
+    assert groups()[0].label == "cifar-resnet-20"
+    assert findings.findings(groups()) == []  # nothing yet
+
+
+def test_before_an_evaluation_running_errors_are_compared_at_one_step(recorded: Callable[..., Path]) -> None:
+    shallow, deep = recorded("cifar-resnet-20", 0, 5.0), recorded("cifar-resnet-56", 0, 2.0)
+    for folder, step in ((shallow, 20), (deep, 10)):
+        cut(folder, step)
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        (folder / "metrics.jsonl").write_text("\n".join(line for line in lines if '"eval"' not in line) + "\n")
+    assert findings.findings(groups()) == [
+        "residual: the deeper network's training error is not measurably different at step 10: "
+        "cifar-resnet-56 14.00 %, cifar-resnet-20 17.00 % (running)"
+    ]
+
+
+def test_a_run_that_diverged_is_compared_at_its_last_evaluation(recorded: Callable[..., Path]) -> None:
+    recorded("cifar-plain-20", 0, 5.0)
+    deep = recorded("cifar-plain-56", 0, 2.0)
+    cut(deep, 10)
+    end = {"step": 14, "kind": "end", "status": "diverged", "seconds": 500.0, "time": 0.0}
+    with (deep / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(end) + "\n")
+    [sentence] = findings.findings(groups())
+    assert "is lower at step 10: cifar-plain-56 12.00 %, cifar-plain-20 15.00 % (clean)" in sentence
+    assert findings.warnings(groups())[-1] == (
+        "cifar-plain-56 seed 0 diverged at step 14 of 20; cifar-plain-56 is compared at step 10, before that"
+    )
+
+
+def test_finished_runs_of_different_lengths_are_compared_at_their_ends(recorded: Callable[..., Path]) -> None:
+    recorded("cifar-resnet-20", 0, 5.0)
+    longer = recorded("cifar-resnet-56", 0, 2.0)
+    path = longer / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"step": 20,', '"step": 40,').replace('"steps": 20,', '"steps": 40,'))
+    assert findings.findings(groups()) == [
+        "residual: the deeper network's training error is lower: "
+        "cifar-resnet-56 2.00 % at step 40, cifar-resnet-20 5.00 % at step 20 (clean)"
+    ]
+    assert "different steps: cifar-resnet-20 20, cifar-resnet-56 40" in findings.warnings(groups())[0]
+
+
+def test_the_figures_of_a_network_are_of_one_step_for_all_seeds(recorded: Callable[..., Path]) -> None:
+    recorded("cifar-resnet-20", 0, 5.0)
+    cut(recorded("cifar-resnet-20", 1, 6.0), 10)
+    [group] = groups()
+    row = group.row()
+    assert (row["step"], row["seeds"], row["clean_train_error"], row["train_error"]) == (10, 2, 15.5, 17.5)
+    assert (row["best_val_error_top1"], row["hours"], row["images_per_second"]) == (9.0, 0.1, 500)
+    begun = recorded("cifar-resnet-20", 2, 6.0)
+    cut(begun, 10)
+    lines = (begun / "metrics.jsonl").read_text().splitlines()
+    (begun / "metrics.jsonl").write_text("\n".join(lines[:2]) + "\n")  # it has no evaluation yet
+    [group] = groups()
+    assert group.row() == row
+    assert findings.warnings([group]) == [
+        "cifar-resnet-20 seed 1 is not finished: step 10 of 20",
+        "cifar-resnet-20 seed 2 is left out of the figures of its network: it has no evaluation yet",
+    ]
+
+
+def test_hours_are_those_of_training(recorded: Callable[..., Path]) -> None:
+    """Half of a run's time may be probes and evaluations."""
+    folder = recorded("cifar-resnet-20", 0, 5.0)
+    path = folder / "metrics.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace('"eval_seconds": 0.0', '"eval_seconds": 90.0'))
+    row = groups()[0].row()
+    assert (row["hours"], row["evaluation_hours"], row["probe_hours"]) == (0.15, 0.05, 0)
+    path.write_text(text.replace(', "eval_seconds": 0.0', ""))
+    row = groups()[0].row()
+    assert (row["hours"], row["evaluation_hours"], row["probe_hours"]) == (None, None, 0)  # nobody knows
 
 
 def test_depths_of_different_experiments_are_not_set_against_each_other(recorded: Callable[..., Path]) -> None:
@@ -204,7 +299,7 @@ def test_a_cheaper_network_that_outperforms_a_deeper_one_is_named(recorded: Call
     shallow, deep = recorded(wide, 0, 3.0), recorded("cifar-resnet-56", 0, 5.0)
     between = recorded("cifar-resnet-20", 0, 4.0)
     slower(deep), slower(between)
-    sentence = "wide outperforms cifar-resnet-56: validation top-1 7.00 % against 9.00 % in 0.25 of its hours, 8 layers against 56"
+    sentence = "wide outperforms cifar-resnet-56: validation top-1 7.00 % against 9.00 % in 0.25 of its hours of training, 8 layers against 56"
 
     def lines() -> list[str]:
         return [line for line in findings.findings(groups()) if "outperforms" in line]
@@ -303,7 +398,7 @@ def test_folders_without_runs_are_named(tmp_path: Path, recorded: Callable[..., 
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("\n".join([lines[0], "x", *lines[1:]]))
     code, _, err = program("compare", "runs")
-    assert (code, "metrics.jsonl, line 2: not a JSON object" in err) == (2, True)
+    assert (code, "metrics.jsonl, line 2: not a record of a run: not JSON" in err) == (2, True)
     (folder / "metrics.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
     assert "has a line of training" in program("compare", "runs")[2]
 

@@ -60,6 +60,22 @@ def test_lines_join_networks_of_one_protocol_only(recorded: Callable[..., Path],
     assert drawn().axes[-1].texts[0].get_text() == "[1] whole image\n[2] ten crops"
 
 
+def test_lines_join_errors_of_one_step_only(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
+    for depth in (20, 32, 44, 56):
+        path = recorded(f"cifar-resnet-{depth}", 0, 5.0) / "metrics.jsonl"
+        if depth > 40:  # not finished
+            lines = path.read_text().splitlines()
+            path.write_text("".join(f"{line}\n" for line in lines if '"step": 20' not in line))
+    panel = drawn().axes[0]
+    assert [list(bars[0].get_xdata()) for bars in panel.containers] == [[20, 32], [44, 56]] * 2
+    assert sorted(text.get_text() for text in panel.texts) == [
+        "cifar-resnet-20 at step 20",
+        "cifar-resnet-32 at step 20",
+        "cifar-resnet-44 at step 10",
+        "cifar-resnet-56 at step 10",
+    ]
+
+
 def test_only_members_of_a_family_are_joined(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
     for network in ("cifar-resnet-20", "cifar-resnet-56", "cifar-preact-20", "cifar-preact-56", "cifar-plain-20"):
         recorded(network, 0, 5.0)

@@ -273,7 +273,7 @@ def test_ctrl_c_reports_what_is_kept(images: Path, program: Program, monkeypatch
         raise KeyboardInterrupt
 
     for name, message in (
-        ("open_source", "nothing was written"),
+        ("open_source", "run the same command again"),
         ("run_jobs", "finished shards are kept: run the same command again to continue"),
     ):
         with monkeypatch.context() as patch:

@@ -2,6 +2,8 @@
 
 import errno
 import fcntl
+import json
+import math
 import os
 import subprocess
 import sys
@@ -66,19 +68,98 @@ def test_without_locks_a_warning_is_logged_and_nobody_is_kept_out(
         assert "this file system has no locks" in caplog.text
 
 
-def test_damaged_sessions_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"sessions"', "[]", '{"sessions": 3}', '{"sessions": [3]}', "[" * 5000, "9" * 5000, "\xff"),
+        '{"sessions": [{"ranks": "1", "device": "a", "torch": "2"}]}',
+    ],
+)
+def test_damaged_sessions_are_a_warning(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert run_folder.sessions(tmp_path) == []
-    (tmp_path / "env.json").write_text('{"sessions"')
+    (tmp_path / "env.json").write_bytes(text.encode("latin-1"))
     assert run_folder.sessions(tmp_path) == []
     assert "env.json is damaged: the machines of this run are unknown" in caplog.text
 
 
+START = {"step": 0, "kind": "start", "params": 1, "macs": 1, "steps": 2, "train_images": 1, "val_images": 1}
+START |= {"protocol": "whole image", "seconds": 0.0, "time": 1.5}
+TRAIN = {"step": 1, "kind": "train", "error": 5, "loss": None, "lr": 0.1, "images_per_second": 3.25}
+TRAIN |= {"seconds": 2.0, "time": 1.5}
+
+PROBE = {"step": 1, "probe_seconds": 1.0, "probe_share": 0.5, "seconds": 2.0, "time": 1.5}
+
+
+def metrics(folder: Path, *records: object, rest: str = "") -> None:
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines) + rest)
+
+
 def test_a_last_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train"}\n{"step": 2, "ki')
-    assert run_folder.read_metrics(tmp_path) == [{"step": 1, "kind": "train"}]
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "ki\n{"step": 2, "kind": "train"}\n')
-    with pytest.raises(BadInput, match=r"metrics.jsonl, line 1: not a JSON object"):
+    metrics(tmp_path, START, TRAIN, rest='{"step": 2, "ki')
+    assert run_folder.read_metrics(tmp_path) == [START, TRAIN]
+    metrics(tmp_path, START, rest=json.dumps(TRAIN))  # all but its end
+    assert run_folder.read_metrics(tmp_path) == [START, TRAIN]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"step": 1, "ki', "not JSON"),
+        ("[" * 5000, "not JSON"),
+        ('{"step": NaN}', "not JSON"),
+        ("3", "Input should be"),
+        ("null", "Input should be"),
+        ("{}", "Unable to extract tag using discriminator 'kind'"),
+        (TRAIN | {"kind": "x" * 10_000}, "Input tag 'x"),
+        (TRAIN | {"kind": ["train"]}, "Input tag"),
+        (TRAIN | {"step": "1"}, "train.step: Input should be a valid integer"),
+        (TRAIN | {"step": -1}, "train.step: "),
+        (TRAIN | {"step": 10**30}, "train.step: "),
+        (TRAIN | {"error": None}, "train.error: "),
+        (TRAIN | {"error": [3]}, "train.error: "),
+        (TRAIN | {"error": 101}, "train.error: "),
+        (TRAIN | {"seconds": 1e308}, "train.seconds: "),
+        ({key: value for key, value in TRAIN.items() if key != "time"}, "train.time: Field required"),
+        (TRAIN | {"kind": "end", "status": "lost"}, "end.status: "),
+        (PROBE | {"kind": "lesion", "a\nb": {"x": {}}}, "lesion.a?b.x: "),
+        (PROBE | {"kind": "gradients"}, "gradients.units: Field required"),
+        (START, "the first one, and no other, is of kind start"),
+        (TRAIN, "a second record of kind train at step 1"),
+        (TRAIN | {"step": 0}, "step 0 after step 1"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(line: object, reason: str, tmp_path: Path) -> None:
+    metrics(tmp_path, START, TRAIN, line)
+    with pytest.raises(BadInput) as error:
         run_folder.read_metrics(tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path}/metrics.jsonl, line 3: not a record of a run: {reason}")
+    assert message.endswith("; restore that line")
+    assert message.isprintable()
+    assert len(message) < 500
+
+
+def test_records_begin_with_the_start(tmp_path: Path) -> None:
+    metrics(tmp_path, TRAIN)
+    with pytest.raises(BadInput, match="line 1: not a record of a run: the first one, and no other, is of kind start"):
+        run_folder.read_metrics(tmp_path)
+
+
+def test_the_time_of_a_run_is_that_of_training_evaluation_and_probes(recorded: Callable[..., Path]) -> None:
+    folder = recorded("cifar-resnet-20", 0, 5.0)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[2]["eval_seconds"], lines[4]["eval_seconds"] = 10.0, 20.0
+    probe = {"step": 20, "kind": "responses", "layers": {"a": 1.0}, "probe_share": 0.1, "seconds": 725.0, "time": 1.0}
+    metrics(folder, *lines[:-1], probe | {"probe_seconds": 5.0}, lines[-1] | {"seconds": 730.0})
+    spent = run_folder.read(folder).time_spent()
+    assert spent[0] == (0, 0, 0)
+    assert spent[2] == (350, 10, 0)
+    assert spent[-1] == (695, 30, 5)
+    for line in lines:
+        line.pop("eval_seconds", None)  # of an evaluation whose time is unknown
+    metrics(folder, *lines)
+    assert math.isnan(run_folder.read(folder).time_spent()[-1].training)
 
 
 def test_keys_that_say_where_a_run_is_trained_do_not_make_it_another(tiny_run: Callable[..., Run]) -> None:

@@ -15,6 +15,7 @@ from tiny_runs import CONFIGS, FOLDER, Config, Program, finish, last_step
 
 from resnet_train.config import load
 from resnet_train.evaluation import evaluator
+from resnet_train.runs import run_folder
 from resnet_train.runtime.progress import Progress
 from resnet_train.training import checkpoint, sinks
 from resnet_train.training.step import train_step
@@ -35,6 +36,9 @@ def test_a_run_folder_holds_what_it_must(config: Config, program: Program) -> No
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["batch_size"] == 16
     session = json.loads((folder / "env.json").read_text())["sessions"][0]
     assert session["torch"] == torch.__version__
+    spent = run_folder.read(folder).time_spent()[-1]
+    assert min(spent.training, spent.evaluation) > 0
+    assert spent.probes == 0
     best = min(r["val_error_top1"] for r in records if r["kind"] == "eval")
     assert checkpoint.read_checkpoint(folder / "checkpoints" / "best.pt").payload["best"] == best
 
@@ -202,7 +206,7 @@ def test_divergence(policy: str, config: Config, program: Program) -> None:
     assert f"listed in {listed}" in err
     assert len(listed.read_text().splitlines()) == 16
     last = Path("runs/tiny/cifar-plain-8/seed-0/checkpoints/last.pt")
-    assert f"the last good checkpoint is {last}" in err
+    assert err.count(f"listed in {listed}); the last checkpoint is {last}\n") == 1
     assert checkpoint.read_checkpoint(last).step == 5
     assert FOLDER.exists() == (policy == "record")
     assert code == (1 if policy == "stop" else 0)

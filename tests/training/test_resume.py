@@ -186,7 +186,7 @@ def test_a_rename_that_is_refused_leaves_the_previous_checkpoint(
         patched.setattr(Path, "replace", refusing)
         code, _, err = program("run", path, "output=parts")
     checkpoints = Path("parts") / FOLDER.relative_to("runs") / "checkpoints"
-    message = f"cannot save the checkpoint of step 4 in {checkpoints}: Operation not permitted; {checkpoints / intact} is intact"
+    message = f"cannot save the checkpoint of step 4 in {checkpoints}: Operation not permitted; the last checkpoint is {checkpoints / intact}"
     assert (code, err.splitlines()[-1]) == (2, f"resnet-train: {message}")
     assert "Traceback" not in err
     assert checkpoint.read_checkpoint(checkpoints / intact).step == 3

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from resnet_train.runs import tensorboard
-from resnet_train.runs.run_folder import Record
+from resnet_train.runs.records import Record
 from resnet_train.training.sinks import JsonLinesSink, ProgressSink
 
 FOLDER = Path("runs/tiny/cifar-resnet-8/seed-0")

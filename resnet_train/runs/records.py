@@ -1,0 +1,129 @@
+"""The shape of the records in a run folder: of `metrics.jsonl`, and of the sessions in `env.json`. No torch."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+Record = dict[str, Any]
+
+_Count = Annotated[int, Field(ge=0, le=10**18)]
+_Figure = Annotated[float, Field(ge=0, le=1e15)]
+_Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class _Shape(BaseModel):
+    """What readers rely on. A record may have more keys."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Timed(_Shape):
+    step: _Count
+    seconds: _Figure
+    time: _Figure
+
+
+class _Start(_Timed):
+    kind: Literal["start"]
+    params: _Count
+    macs: _Count
+    steps: PositiveInt
+    train_images: PositiveInt
+    val_images: PositiveInt
+    protocol: str
+
+
+class _Train(_Timed):
+    kind: Literal["train"]
+    error: _Percent
+    loss: float | None
+    lr: float
+    grad_norm: float | None = None
+    images_per_second: _Figure
+    data_wait_seconds: float | None = None
+
+
+class _Eval(_Timed):
+    kind: Literal["eval"]
+    val_error_top1: _Percent
+    val_error_top5: _Percent
+    val_loss: float | None
+    clean_train_error_top1: _Percent | None = None
+    clean_train_error_top5: _Percent | None = None
+    clean_train_loss: float | None = None
+    eval_seconds: _Figure | None = None
+
+
+class _Probe(_Timed):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, float | None]]
+
+    kind: Literal["responses", "lesion"]
+    probe_seconds: _Figure
+    probe_share: float
+
+
+class _Gradients(_Probe):
+    kind: Literal["gradients"]  # type: ignore[assignment]
+    units: dict[str, float | None]
+
+
+class _End(_Timed):
+    kind: Literal["end"]
+    status: Literal["finished", "diverged"]
+
+
+class _Session(_Shape):
+    ranks: PositiveInt
+    device: str
+    torch: str
+
+
+class _Environment(_Shape):
+    sessions: list[_Session]
+
+
+_RECORD = TypeAdapter[Any](Annotated[_Start | _Train | _Eval | _Probe | _Gradients | _End, Field(discriminator="kind")])
+_ENVIRONMENT = TypeAdapter(_Environment)
+
+
+def parse_record(line: str) -> Record:
+    """A line of `metrics.jsonl`. Raises `ValueError`, whose text is one line."""
+    record: Record = _parse(line, _RECORD)
+    return record
+
+
+def check_follows(records: Sequence[Record]) -> None:
+    """Raise `ValueError` if the last record cannot follow the others: a run starts once, and its steps increase."""
+    last, earlier = records[-1], itertools.islice(reversed(records), 1, None)
+    if (last["kind"] == "start") != (len(records) == 1):
+        raise ValueError("the first one, and no other, is of kind start")
+    if last["step"] < records[-2:][0]["step"]:
+        raise ValueError(f"step {last['step']} after step {records[-2]['step']}")
+    same_step = itertools.takewhile(lambda record: record["step"] == last["step"], earlier)
+    if any(record["kind"] == last["kind"] for record in same_step):
+        raise ValueError(f"a second record of kind {last['kind']} at step {last['step']}")
+
+
+def parse_sessions(text: str) -> list[Record]:
+    """The sessions that an `env.json` lists. Raises `ValueError`, whose text is one line."""
+    sessions: list[Record] = _parse(text, _ENVIRONMENT)["sessions"]
+    return sessions
+
+
+def _parse(text: str, shape: TypeAdapter[Any]) -> Any:
+    """The content of JSON text, as it is, once its shape is checked."""
+    try:
+        content = from_json(text, allow_inf_nan=False)
+    except ValueError:  # also of numbers of 5,000 digits, and of lists in lists without end
+        raise ValueError("not JSON") from None
+    try:
+        shape.validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        reason = ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
+        raise ValueError("".join(c if c.isprintable() else "?" for c in reason)[:200]) from None
+    return content
