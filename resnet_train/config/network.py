@@ -99,8 +99,9 @@ class NetConfig(Section):
 
     def last_map(self, size: int) -> int:
         """Height and width of the last stage's output for images of `size` pixels."""
-        halvings = len(self.depths) - 1 + (2 if self.stem == "imagenet" else 0)
-        return -(-size // 2**halvings)
+        for _ in range(len(self.depths) - 1 + (2 if self.stem == "imagenet" else 0)):
+            size = (size + 1) // 2
+        return size
 
     @property
     def plain(self) -> bool:
