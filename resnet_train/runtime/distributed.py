@@ -111,9 +111,10 @@ def _local_device(device: str, local_rank: int) -> torch.device:
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     devices = torch.cuda.device_count()
-    if local_rank >= devices:
+    if devices > 1 and local_rank >= devices:
         raise BadInput(f"rank {local_rank} has no GPU: start {devices} processes on this node")
-    local_device = torch.device("cuda", local_rank)
+    # Of one visible GPU: a launcher may show each rank its own, as srun does with --gpus-per-task=1.
+    local_device = torch.device("cuda", local_rank if devices > 1 else 0)
     torch.cuda.set_device(local_device)
     return local_device
 
@@ -134,10 +135,21 @@ def _join_group(world: World, timeout: timedelta) -> None:
     store = dist.PrefixStore(f"group-{next(_group_numbers)}", store)  # type: ignore[attr-defined]
     # gloo beside NCCL carries flags and objects between CPUs without stopping the GPU.
     is_cuda = world.device.type == "cuda"
+    if is_cuda:
+        _check_own_gpu(store, world)
     backend, device_id = ("cpu:gloo,cuda:nccl", world.device) if is_cuda else ("gloo", None)
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.size, device_id=device_id, timeout=timeout
     )
+
+
+def _check_own_gpu(store: dist.Store, world: World) -> None:
+    """Refuse a GPU that is another rank's: with one visible GPU, a rank cannot know by its number."""
+    gpu = torch.cuda.get_device_properties(world.device).uuid
+    if store.add(f"GPU {gpu}", 1) > 1:
+        raise BadInput(
+            f"rank {world.rank} has the same GPU as another rank: start one process for each GPU of this node"
+        )
 
 
 def all_reduce_sum(world: World, tensor: Tensor) -> Tensor:

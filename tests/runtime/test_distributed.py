@@ -8,16 +8,20 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import children, figures, same_weights, spawn
 
+from resnet_train.errors import BadInput
 from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runtime import distributed, process_exit
+from resnet_train.runtime.distributed import World
 
 Config = Callable[..., Path]
 FOLDER = Path("cifar-resnet-8/seed-0")
@@ -313,3 +317,19 @@ def test_ranks_save_and_stop_when_torchrun_is_killed(config: Config, monkeypatch
     assert "SIGTERM: saving and stopping" in err
     assert ", saved; run again to continue" in err
     assert 4 < read_checkpoint(folder / "checkpoints/last.pt").step < 100_000
+
+
+def test_one_visible_gpu_is_the_ranks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As srun shows it with --gpus-per-task=1. Two ranks of one GPU are refused, by its identity."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for visible, local_rank, device in ((1, 0, 0), (1, 3, 0), (4, 3, 3)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda visible=visible: visible)
+        assert distributed._local_device("auto", local_rank) == torch.device("cuda", device)
+    with pytest.raises(BadInput, match="rank 4 has no GPU: start 4 processes"):
+        distributed._local_device("cuda", 4)
+    store = torch.distributed.HashStore()
+    for rank, gpu in enumerate("aba"):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, gpu=gpu: SimpleNamespace(uuid=gpu))
+        with pytest.raises(BadInput, match="rank 2 has the same GPU") if rank == 2 else nullcontext():
+            distributed._check_own_gpu(store, World(torch.device("cuda", 0), rank, 3))
