@@ -4,8 +4,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from resnet_train.errors import report
+from resnet_train.errors import one_line, report
 from resnet_train.runtime.progress import show_messages
 from resnet_train.runtime.version import __version__
 
@@ -58,9 +59,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line after the usage, whatever the words on the command line are."""
+        super().error(one_line(message))
+
+
 def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of the program, and that of each command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="resnet-train",
         description="Train plain and residual networks of different depths under one recipe, and compare them.",
         epilog=_EPILOG,

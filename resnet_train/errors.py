@@ -17,6 +17,10 @@ class Stop(Exception):
     on_all_ranks = False
     """Whether every rank raises it at the same point; the first one shows the message."""
 
+    def lines(self) -> list[str]:
+        """The message as it is shown."""
+        return [str(self)]
+
 
 class BadInput(Stop):
     """Something that the user gave cannot be used: the message names it and says what to do."""
@@ -30,13 +34,16 @@ class InvalidConfig(BadInput):
     Its text is one line if there is one complaint, else a line with their number and a line for each.
     """
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         if len(self.args) == 1:
-            return str(self.args[0])
+            return [str(self.args[0])]
         shown = [f"  {complaint}" for complaint in self.args[:15]]
         if len(self.args) > len(shown):
             shown.append(f"  … and {len(self.args) - len(shown)} more")
-        return "\n".join([f"{len(self.args)} errors in the configuration:", *shown])
+        return [f"{len(self.args)} errors in the configuration:", *shown]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
 
 class Diverged(Stop):
@@ -105,7 +112,7 @@ def report(error: BaseException) -> int:
         traceback.print_exception(error)
         return 1
     if not error.reported:
-        print(f"resnet-train: {one_line(str(error))}", file=sys.stderr)
+        print("resnet-train:", "\n".join(map(one_line, error.lines())), file=sys.stderr)
     return error.exit_code
 
 

@@ -42,6 +42,7 @@ Config = Callable[..., Path]
         (["summary", "resnet-51"], "the nearest depths are resnet-50 and resnet-101"),
         (["summary", "resnet-50", "--size", "0"], "'0' is not a whole number above 0"),
         (["train"], "invalid choice: 'train'"),
+        (["summary", "resnet-18", f"--{'x' * 5000}\n"], r"unrecognized argument: --x+ \[…\] x+\\n$"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

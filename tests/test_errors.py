@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_train.errors import LONGEST_MESSAGE, BadInput, one_line, report
+from resnet_train.errors import LONGEST_MESSAGE, BadInput, InvalidConfig, one_line, report
 from resnet_train.runtime.precision import out_of_memory_hint
 
 
@@ -25,6 +25,11 @@ def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> N
     """A file name may hold a line break, or codes that change a terminal; letters of any language stay."""
     report(BadInput("a\nb\r\x1b[31m\u2028 日本 é"))
     assert capsys.readouterr().err == "resnet-train: a\\nb\\r\\x1b[31m\\u2028 日本 é\n"
+
+
+def test_each_complaint_about_a_configuration_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    report(InvalidConfig("a\nb: wrong", "c: unknown key"))
+    assert capsys.readouterr().err == "resnet-train: 2 errors in the configuration:\n  a\\nb: wrong\n  c: unknown key\n"
 
 
 def test_a_message_of_the_allowed_length_is_whole() -> None:

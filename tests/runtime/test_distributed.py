@@ -1,5 +1,6 @@
 """Several ranks, as processes over gloo: the same training and evaluation as one rank, and one way to stop."""
 
+import itertools
 import json
 import os
 import re
@@ -119,10 +120,10 @@ def test_an_error_of_one_rank_is_reported_once_and_ends_the_other(config: Config
     """Only the second rank reads the broken validation image."""
     from PIL import Image
 
-    for part in ("train", "val"):
-        (tmp_path / "images" / part / "a").mkdir(parents=True)
-        for i in range(4):
-            Image.new("RGB", (12, 12)).save(tmp_path / "images" / part / "a" / f"{i}.png")
+    for part, name in itertools.product(("train", "val"), "ab"):
+        (tmp_path / "images" / part / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (12, 12)).save(tmp_path / "images" / part / name / f"{i}.png")
     (tmp_path / "images/val/a/1.png").write_bytes(b"broken")
     data = {"kind": "imagefolder", "path": str(tmp_path / "images"), "workers": 1}
     sizes = {"augment": {"crop": {"kind": "random-resized", "size": 8}}, "eval": {"view": {"resize": 8, "crop": 8}}}
