@@ -67,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of the program, and that of each command."""
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="resnet-train",
         description="Train plain and residual networks of different depths under one recipe, and compare them.",
         epilog=_EPILOG,
