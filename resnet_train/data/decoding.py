@@ -21,9 +21,9 @@ ImageArray = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom, in pixels."""
 
-_MAX_PIXELS = 178_956_970
+MAX_PIXELS = 178_956_970
 """Pillow's own limit: a file with a larger size in its header is taken for a decompression bomb."""
-MAX_BYTES = 6 * _MAX_PIXELS
+MAX_BYTES = 6 * MAX_PIXELS
 """The largest file: RGB of 16 bits, not compressed, of the most pixels."""
 _FORMATS = frozenset({"JPEG", "MPO", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000"})
 """Formats of photographs, whatever the name of the file. Pillow knows others, some of which other programs decode."""
@@ -87,8 +87,8 @@ def open_bytes(data: bytes, name: str) -> ImageFile:
             size, is_rgb_jpeg = image.size, False
     else:
         size, is_rgb_jpeg = (int(width), int(height)), colours in ("Gray", "YCbCr", "RGB")
-    if size[0] * size[1] > _MAX_PIXELS:
-        raise BadInput(f"cannot decode {name}: {size[0]} x {size[1]} pixels, over the limit of {_MAX_PIXELS:,}")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise BadInput(f"cannot decode {name}: {size[0]} x {size[1]} pixels, over the limit of {MAX_PIXELS:,}")
     return ImageFile(data, name, size, is_rgb_jpeg)
 
 

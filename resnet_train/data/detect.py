@@ -8,7 +8,8 @@ from typing import Any
 from resnet_train.config.data import ImageFilesConfig
 from resnet_train.config.load import dump
 from resnet_train.config.schema import Run
-from resnet_train.data import shards, torchvision_files
+from resnet_train.data import torchvision_files
+from resnet_train.data.shard_index import INDEX
 from resnet_train.errors import BadInput
 
 
@@ -26,7 +27,7 @@ def data_section(data: str) -> dict[str, Any]:
 
 def image_files_kind(folder: Path) -> str:
     """`shards` for a folder that `prepare` packed, else `imagefolder`."""
-    return "shards" if (folder / shards.INDEX).is_file() else "imagefolder"
+    return "shards" if (folder / INDEX).is_file() else "imagefolder"
 
 
 def path_overrides(run: Run, path: str) -> list[str]:

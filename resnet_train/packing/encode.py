@@ -15,7 +15,7 @@ from PIL import Image
 
 from resnet_train.data import decoding, jpeg_tiles, rng
 from resnet_train.data.decoding import ImageArray, ImageFile
-from resnet_train.data.shards import ENCODED, RAW, TILED
+from resnet_train.data.shard_index import ENCODED, RAW, TILED
 from resnet_train.errors import BadInput
 from resnet_train.packing.jpeg_restart import add_restart_tiles
 

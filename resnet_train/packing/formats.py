@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_train.data import image_folder, shards, torchvision_files
+from resnet_train.data import image_folder, torchvision_files
 from resnet_train.data.class_labels import ValLabeller
 from resnet_train.data.image_folder import ImageFolderDataset, open_image_folder, open_val_folder
+from resnet_train.data.shard_index import INDEX, PLAN, read_index
+from resnet_train.data.shards import open_shards
 from resnet_train.errors import BadInput
 from resnet_train.packing.class_names import read_class_names
 from resnet_train.packing.manifest import FolderManifest, InMemoryManifest, Manifest, load_torchvision
@@ -50,8 +52,8 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
         entries = sorted(entry.name for entry in os.scandir(path))
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; expected a folder that holds {EXPECTED}") from None
-    if shards.INDEX not in entries and (path / shards.PLAN).exists():
-        shards.read_index(path)  # raises: this is an unfinished packing
+    if INDEX not in entries and (path / PLAN).exists():
+        read_index(path)  # raises: this is an unfinished packing
     labeller = ValLabeller(path, val_labels, "--val-labels")
 
     if _TRAIN_TAR in entries or _VAL_TAR in entries:
@@ -148,17 +150,17 @@ def _add_classes(manifest: Manifest, classes: Sequence[str]) -> Manifest:
 
 def _open_webdataset(path: Path, files: dict[str, list[Path]], class_names: Path | None) -> SourceDataset:
     """WebDataset shards, those that `prepare` wrote included, to pack them in another way."""
-    packed = (path / shards.INDEX).is_file()
+    packed = (path / INDEX).is_file()
     if packed:
-        index = shards.read_index(path)
-        for split in index["parts"]:
-            shards.open_shards(path, split)  # raises if a shard is missing or damaged
+        index = read_index(path)
+        for split in index.parts:
+            open_shards(path, split)  # raises if a shard is missing or damaged
     samples = {
         split: [(number, sample) for number, tar in enumerate(tars) for sample in read_webdataset(tar)]
         for split, tars in files.items()
     }
     if packed:
-        classes, names = ([*column] for column in zip(*index["classes"], strict=True))
+        classes, names = ([*column] for column in zip(*index.classes, strict=True))
     else:
         highest = max((sample.label for rows in samples.values() for _, sample in rows), default=-1)
         classes, names = read_class_names(class_names, [str(i) for i in range(highest + 1)], by_line=True)

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet_train.data import shards
-from resnet_train.data.shards import FORMAT, INDEX, PLAN
+from resnet_train.data import shard_index, shards
+from resnet_train.data.shard_index import FORMAT, INDEX, PLAN, Index
 from resnet_train.errors import BadInput
 from resnet_train.packing.encode import PackOptions
 from resnet_train.packing.formats import SourceDataset, open_source
@@ -90,16 +90,19 @@ def _pack(
 
 def _repair(dest: Path, plan: Plan, jobs: dict[str, list[ShardJob]], options: PackOptions, workers: int) -> PackReport:
     """Write the shards of a finished packing again that are missing or of the wrong size."""
-    index = shards.read_index(dest)
-    _check_same_plan(index["plan"], plan, dest)
+    index = shard_index.read_index(dest)
+    _check_same_plan(index.plan, plan, dest)
+    try:
+        report = PackReport.from_json(index.report.model_dump())
+    except ValueError:
+        raise BadInput(f"{dest / INDEX} is damaged{shard_index.DELETE_HINT}") from None
     damaged = [job for split in jobs for job in _damaged_jobs(dest, split, index, jobs[split])]
-    if damaged:
-        if options.tiled:
-            check_jpegtran()
+    if damaged and options.tiled:
+        check_jpegtran()
+    if damaged or os.access((dest / PLAN).parent, os.F_OK):  # killed while it removed that folder
         with _lock_destination(dest, plan):
             _write_shards(damaged, workers)
-    names = tuple(f"{job.path.parent.name}/{job.path.name}" for job in damaged)
-    return replace(PackReport.from_json(index["report"]), packed_again=names)
+    return replace(report, packed_again=tuple(f"{job.path.parent.name}/{job.path.name}" for job in damaged))
 
 
 def _check_destination(path: Path, dest: Path) -> None:
@@ -141,7 +144,9 @@ def _make_plan(source: SourceDataset, options: PackOptions, shard_images: int) -
     }
 
 
-def _check_same_plan(earlier: Plan, plan: Plan, dest: Path) -> None:
+def _check_same_plan(earlier: Any, plan: Plan, dest: Path) -> None:
+    if not isinstance(earlier, dict):
+        raise BadInput(f"{dest / PLAN} is damaged: delete {dest}, and run the same command again")
     for key, value in plan.items():
         if earlier.get(key) == value:
             continue
@@ -158,20 +163,30 @@ def _lock_destination(dest: Path, plan: Plan) -> Iterator[None]:
 
     Raises BadInput if `dest` is in use, has another plan, is a folder of something else, or cannot be written.
     """
-    plan_path = dest / PLAN
+    path, lock = dest / PLAN, (dest / PLAN).with_name("lock")
     try:
-        if not plan_path.exists():
-            if not (dest / INDEX).exists() and dest.exists() and any(dest.iterdir()):
-                raise BadInput(f"{dest} is not empty, and holds no unfinished packing: give another folder")
-            plan_path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(plan_path, json.dumps(plan))
-        with locked(plan_path.with_name("lock"), f"another resnet-train prepare is at work on {dest}"):
-            _check_same_plan(json.loads(plan_path.read_text()), plan, dest)
+        if not path.exists() and not (dest / INDEX).exists() and not _holds_nothing(dest):
+            raise BadInput(f"{dest} is not empty, and holds no unfinished packing: give another folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, f"another resnet-train prepare is at work on {dest}"):
+            if path.exists():
+                _check_same_plan(shard_index.read_json(path), plan, dest)
+            else:
+                atomic_write_text(path, json.dumps(plan))
             yield
-            shutil.rmtree(plan_path.parent)
+            shutil.rmtree(path.parent)
     except OSError as error:
         hint = _continue_hint(dest)
         raise BadInput(f"cannot write {dest}: {error.strerror}{f'; {hint}' if hint else ''}") from None
+
+
+def _holds_nothing(dest: Path) -> bool:
+    """Whether a folder is new or empty, but for what a packing leaves that is killed before it has written its plan."""
+    path = dest / PLAN
+    left = [*dest.iterdir()] if dest.exists() else []
+    if left == [path.parent] and path.parent.is_dir():
+        left = [*path.parent.iterdir()]
+    return {file.name for file in left} <= {"lock", temporary_path(path).name}
 
 
 def _continue_hint(dest: Path) -> str:
@@ -193,7 +208,7 @@ def _make_jobs(
     return jobs
 
 
-def _damaged_jobs(dest: Path, split: str, index: dict[str, Any], jobs: Sequence[ShardJob]) -> Iterator[ShardJob]:
+def _damaged_jobs(dest: Path, split: str, index: Index, jobs: Sequence[ShardJob]) -> Iterator[ShardJob]:
     """The jobs of shards that are missing or of the wrong size, with the entries that they must have."""
     entries = shards.open_shards_unchecked(dest, split, index).entries
     damaged = shards.damaged_shards(dest, split, index)
@@ -210,14 +225,20 @@ def _write_shards(jobs: Sequence[ShardJob], workers: int) -> None:
     done = total - sum(len(job.manifest) for job in pending)
     for folder in {job.path.parent for job in jobs}:
         folder.mkdir(exist_ok=True)
+    _remove_temporary_files(jobs)
     try:
         with Progress("packing", total, "img", initial=done) as bar:
             for _ in run_jobs(write_shard, pending, workers, bar.update, f"use fewer --workers; {CONTINUE_HINT}"):
                 pass
     finally:
-        for job in pending:  # a process that was killed leaves its temporary files
-            temporary_path(job.path).unlink(missing_ok=True)
-            temporary_path(job.record_path).unlink(missing_ok=True)
+        _remove_temporary_files(jobs)
+
+
+def _remove_temporary_files(jobs: Sequence[ShardJob]) -> None:
+    """Remove what processes that were killed have left."""
+    for folder in {path.parent for job in jobs for path in (job.path, job.record_path)}:
+        for path in folder.glob("*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _read_record(job: ShardJob) -> ShardRecord | None:
@@ -225,8 +246,11 @@ def _read_record(job: ShardJob) -> ShardRecord | None:
     try:
         record = ShardRecord.read(job.record_path)
         is_whole = job.path.stat().st_size == record.size
-    except (OSError, ValueError):
+    except (BadInput, OSError, ValueError):
         return None
+    rows = [row - job.first_row for row, *_ in record.entries]
+    is_whole &= all(0 <= row < len(job.manifest) for row in rows)
+    is_whole &= len(rows) + len(record.bad) == len(job.manifest)
     return record if is_whole and (job.skip_bad or not record.bad) else None
 
 
@@ -241,7 +265,7 @@ def _write_index(
     split_reports: dict[str, SplitReport] = {}
     odd: list[tuple[str, str, str]] = []
     for split, split_jobs in jobs.items():
-        records = [record for job in split_jobs if (record := _read_record(job)) is not None]
+        records = [_finished_record(job) for job in split_jobs]
         if not any(record.entries for record in records):
             raise BadInput(f"no image of the {split} split can be decoded")
         entries = _sort_entries(source.manifests[split], records)
@@ -249,7 +273,7 @@ def _write_index(
             np.save(file, entries)
         names = [job.path.name for job in split_jobs]
         sizes = [(name, record.size) for name, record in zip(names, records, strict=True)]
-        parts[split] = {"images": len(entries), "shards": sizes}
+        parts[split] = {"images": len(entries), "shards": sizes, "crc32": shard_index.checksum(entries)}
         split_reports[split] = _split_report(entries, records)
         odd += [(split, name, what) for record in records for name, what in record.odd]
         odd += [(split, name, f"left out: {why}") for record in records for name, why in record.bad]
@@ -264,6 +288,13 @@ def _write_index(
     index = {"format": FORMAT, "classes": classes, "parts": parts, "plan": plan, "report": report.to_json()}
     atomic_write_text(dest / INDEX, json.dumps(index))
     return report
+
+
+def _finished_record(job: ShardJob) -> ShardRecord:
+    record = _read_record(job)
+    if record is None:
+        raise BadInput(f"{job.path} or its record was changed by another program: {CONTINUE_HINT}")
+    return record
 
 
 def _sort_entries(manifest: Manifest, records: Sequence[ShardRecord]) -> Entries:
@@ -283,7 +314,7 @@ def _split_report(entries: Entries, records: Sequence[ShardRecord]) -> SplitRepo
         bytes=sum(record.size for record in records),
         source_bytes=sum(record.source_bytes for record in records),
         left_out=sum(len(record.bad) for record in records),
-        as_files=int((forms == shards.ENCODED).sum()),
-        tiled=int((forms == shards.TILED).sum()),
-        raw=int((forms == shards.RAW).sum()),
+        as_files=int((forms == shard_index.ENCODED).sum()),
+        tiled=int((forms == shard_index.TILED).sum()),
+        raw=int((forms == shard_index.RAW).sum()),
     )

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from pydantic import TypeAdapter
+
 from resnet_train.packing.encode import PackOptions
 
 
@@ -48,6 +50,5 @@ class PackReport:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Self:
-        """Raises TypeError or KeyError if it is no report."""
-        parts = {split: SplitReport(**part) for split, part in tree["parts"].items()}
-        return cls(**{**tree, "options": PackOptions(**tree["options"]), "parts": parts})
+        """Raises ValueError if it is no report."""
+        return TypeAdapter(cls).validate_python(tree)

@@ -1,16 +1,18 @@
 """Write one shard: the whole or nothing, then a record of its samples, which says that it is finished."""
 
+import functools
 import json
 import tarfile
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, TypeAdapter
 
-from resnet_train.data.shards import BLOCK, ENTRY
+from resnet_train.data.shard_index import BLOCK, ENTRY, Size, Text, read_json
 from resnet_train.errors import BadInput
 from resnet_train.packing.encode import PackOptions, encode_image
 from resnet_train.packing.manifest import Manifest
@@ -25,6 +27,7 @@ _COLUMNS = ("offset", "label", "length", "width", "height", "crc32", "form")
 
 Entries = npt.NDArray[np.void]
 """[n] of ENTRY."""
+_Row = Annotated[list[Size], Field(min_length=1 + len(_COLUMNS), max_length=1 + len(_COLUMNS))]
 
 
 @dataclass(frozen=True)
@@ -48,24 +51,26 @@ class ShardJob:
 class ShardRecord:
     """What a shard contains. Stored as JSON while the packing is unfinished."""
 
-    entries: list[list[int]] = field(default_factory=list)
+    entries: list[_Row] = field(default_factory=list)
     """For each image: its row in the manifest of the split, then _COLUMNS."""
-    odd: list[tuple[str, str]] = field(default_factory=list)
+    odd: list[tuple[Text, Text]] = field(default_factory=list)
     """Name of an image, and what is unusual about it."""
-    bad: list[tuple[str, str]] = field(default_factory=list)
+    bad: list[tuple[Text, Text]] = field(default_factory=list)
     """Name of an image that was left out, and why."""
-    source_bytes: int = 0
+    source_bytes: Size = 0
     """The size of the images that were read."""
-    size: int = 0
+    size: Size = 0
     """The size of the shard in bytes."""
 
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Raises OSError if the file cannot be read, ValueError if it is damaged."""
-        try:
-            return cls(**json.loads(path.read_text()))
-        except TypeError as error:
-            raise ValueError(str(error)) from None
+    @staticmethod
+    def read(path: Path) -> "ShardRecord":
+        """Raises BadInput if the file cannot be read, ValueError if it is damaged."""
+        return _record_adapter().validate_python(read_json(path))
+
+
+@functools.cache
+def _record_adapter() -> TypeAdapter[ShardRecord]:
+    return TypeAdapter(ShardRecord)
 
 
 def write_shard(job: ShardJob, count: Count) -> ShardRecord:
@@ -75,13 +80,14 @@ def write_shard(job: ShardJob, count: Count) -> ShardRecord:
     not the one that the index lists.
     """
     try:
-        with atomic_write(job.path) as file:
+        # A process that hangs at a disk may outlive its command. It must not touch the file that the next one writes.
+        with atomic_write(job.path, unique=True) as file:
             record = _write_samples(file, job, count)
             if job.expected_entries is not None:
                 _check_entries(job, job.expected_entries, record)
             file.write(bytes(2 * BLOCK))
             record.size = file.tell()
-        atomic_write_text(job.record_path, json.dumps(asdict(record)))
+        atomic_write_text(job.record_path, json.dumps(asdict(record)), unique=True)
     except OSError as error:
         raise BadInput(f"cannot write {job.path}: {error.strerror}; {CONTINUE_HINT}") from None
     return record

@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from resnet_train.data.image_paths import IMAGE_SUFFIXES
-from resnet_train.data.shards import BLOCK
+from resnet_train.data.shard_index import BLOCK
 from resnet_train.errors import BadInput
 from resnet_train.packing.manifest import TarManifest
 from resnet_train.runtime.progress import Progress

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_train.data import shards
 from resnet_train.data.rng import Ints
+from resnet_train.data.shard_index import read_index
 from resnet_train.data.shards import ShardDataset, open_shards
 from resnet_train.errors import BadInput
 from resnet_train.runtime.processes import Count, run_jobs
@@ -44,7 +44,7 @@ def verify(folder: Path, workers: int) -> VerifyReport:
 
     Raises BadInput if the index or a shard is missing or damaged as a whole.
     """
-    datasets = {split: open_shards(folder, split) for split in shards.read_index(folder)["parts"]}
+    datasets = {split: open_shards(folder, split) for split in read_index(folder).parts}
     report = VerifyReport({split: len(dataset) for split, dataset in datasets.items()})
     jobs = [job for dataset in datasets.values() for job in _make_jobs(dataset)]
     with Progress("verifying", sum(report.images.values()), "img") as bar:

@@ -1,6 +1,7 @@
 """Files that appear complete or not at all, also if the process is killed."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import BinaryIO
 
 
 @contextmanager
-def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, previous: Path | None = None, unique: bool = False) -> Iterator[BinaryIO]:
     """Open a file that gets its name at the end of the block, durably. If the block fails, the file is removed.
 
     An existing file of that name is replaced; with `previous`, it is renamed to that. Raises `OSError`.
+
+    unique: until then its name is one that no other process uses, NAME.HEX.tmp, so that two may write the file at once.
     """
-    partial = temporary_path(path)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp") if unique else temporary_path(path)
     try:
         with partial.open("wb") as file:
             yield file
@@ -31,9 +34,9 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
         partial.unlink(missing_ok=True)
 
 
-def atomic_write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str, unique: bool = False) -> None:
     """Write a text file that appears complete or not at all. Raises `OSError`."""
-    with atomic_write(path) as file:
+    with atomic_write(path, unique=unique) as file:
         file.write(text.encode("utf-8", "surrogateescape"))
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from resnet_train.config import load
 from resnet_train.config.default_run import default_run
-from resnet_train.data import detect, shards
+from resnet_train.data import detect
+from resnet_train.data.shard_index import INDEX
 from resnet_train.errors import BadInput
 
 
@@ -20,7 +21,7 @@ def test_section_is_of_the_kind_that_the_folder_holds(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
     assert detect.data_section(str(files))["kind"] == "imagefolder"
-    (files / shards.INDEX).touch()
+    (files / INDEX).touch()
     assert detect.data_section(str(files))["kind"] == "shards"
     with pytest.raises(BadInput, match="no such folder"):
         detect.data_section("nowhere")
@@ -30,7 +31,7 @@ def test_another_path_keeps_the_section_and_fits_its_kind(tmp_path: Path, config
     files = {"kind": "imagefolder", "path": "x", "workers": 3}
     path = config(data=files, augment={"crop": {"kind": "random-resized", "size": 8}})
     run = next(load.runs(load.load(path)))
-    (tmp_path / shards.INDEX).touch()
+    (tmp_path / INDEX).touch()
     moved = load.override_run(run, detect.path_overrides(run, str(tmp_path)))
     assert moved.data.model_dump() | {"kind": "shards", "path": str(tmp_path), "workers": 3} == moved.data.model_dump()
 

@@ -3,23 +3,25 @@
 import json
 import os
 import pickle
+import random
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import assert_same, figures, key, needs_jpegtran, opened, refusal
+from conftest import CLASSES, assert_same, figures, key, needs_jpegtran, opened, refusal
 from loading import copied_batches, equal, training_data
 from PIL import Image
 
 from resnet_train import cli
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, detect, shards
-from resnet_train.data.shards import ENTRY
+from resnet_train.data.shard_index import ENTRY, FORMAT, RAW
 from resnet_train.errors import BadInput
 
 Program = Callable[..., tuple[int, str, str]]
@@ -117,7 +119,7 @@ def test_the_largest_files_of_a_shard_become_raw(photos: Path, program: Program)
     program("prepare", photos, "packed", "--raw-fraction", 0.5, "--shard-images", 6)
     train, files = opened(Path("packed"))[0], opened(photos, "imagefolder")[0]
     sizes = np.array([Path(files.name(i)).stat().st_size for i in range(len(files))]).reshape(-1, 6)
-    raw = (train.entries["form"] == shards.RAW).reshape(-1, 6)
+    raw = (train.entries["form"] == RAW).reshape(-1, 6)
     assert raw.sum(1).tolist() == [3] * len(raw)
     assert (np.where(raw, sizes, 10**9).min(1) >= np.where(raw, 0, sizes).max(1)).all()
 
@@ -152,6 +154,14 @@ def test_squares_are_resized_by_averaging_areas(photos: Path, program: Program) 
     assert "have no effect" in refusal(program, photos, "x", "--square", 16, "--tiled")
 
 
+def write_index(packed: Path, entries: Any) -> None:
+    """Replace the index of the training images, with its checksum."""
+    np.save(packed / "train/index.npy", entries)
+    index = json.loads((packed / "index.json").read_text())
+    index["parts"]["train"]["crc32"] = zlib.crc32(entries.tobytes())
+    (packed / "index.json").write_text(json.dumps(index))
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -170,26 +180,28 @@ def test_a_shard_stays_open_while_it_is_read(
     assert np.array_equal(np.asarray(train.decoded(0)), np.asarray(files.decoded(0)))
 
 
-def test_an_index_of_many_entries_is_mapped_and_shared(tmp_path: Path) -> None:
-    """A worker is sent its path, or for a subset its rows."""
+def test_an_index_of_many_entries_is_sent_as_its_path(tmp_path: Path) -> None:
+    """To a worker, and for a subset its rows. Of the index a process keeps the labels alone."""
     entries = np.zeros(100_000, ENTRY)
     entries["label"] = np.arange(100_000) // 100
-    entries["offset"], entries["length"], entries["width"], entries["height"] = np.arange(100_000) * 2, 1, 3, 4
+    offsets = 512 + np.arange(100_000) * 2
+    entries["offset"], entries["length"], entries["width"], entries["height"] = offsets, 1, 3, 4
     (tmp_path / "train").mkdir()
     np.save(tmp_path / "train" / "index.npy", entries)
-    (tmp_path / "train" / "000000.tar").write_bytes(b"x")
-    parts = {"train": {"images": 100_000, "shards": [["000000.tar", 1]]}}
-    index = {"format": shards.FORMAT, "classes": [[str(i), str(i)] for i in range(1000)], "parts": parts}
-    (tmp_path / "index.json").write_text(json.dumps(index))
+    (tmp_path / "train" / "000000.tar").write_bytes(bytes(300_000))
+    parts = {"train": {"images": 100_000, "shards": [["000000.tar", 300_000]]}}
+    index = {"format": FORMAT, "classes": [[str(i), str(i)] for i in range(1000)], "parts": parts, "plan": {}}
+    report = {"options": {"short_side": None, "square": None}}
+    (tmp_path / "index.json").write_text(json.dumps(index | {"report": report}))
     dataset = shards.open_shards(tmp_path, "train")
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 20_000
     unpickled = pickle.loads(pickled)
-    assert isinstance(unpickled.entries.base, np.memmap)
-    assert unpickled.entry(99_999) == (199_998, 999, 1, 0, 3, 4, 0, 0)
+    assert unpickled.labels.base is None
+    assert unpickled.entry(99_999) == (200_510, 999, 1, 0, 3, 4, 0, 0)
     rows = datasets.evenly_spaced(len(dataset), 1000)
     few = pickle.loads(pickle.dumps(dataset.subset(rows))).subset(np.array([999]))
-    assert (len(few), few.labels.tolist(), few.entry(0).offset) == (1, [999], 2 * 99_900)
+    assert (len(few), few.labels.tolist(), few.entry(0).offset) == (1, [999], 512 + 2 * 99_900)
 
 
 def test_an_index_that_does_not_fit_its_shards_is_refused(
@@ -200,13 +212,98 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(
     for column, value, message in (("shard", 9, "names shard 9 of 3"), ("offset", 700, "there is none")):
         changed = entries.copy()
         changed[column][::2] = value
-        np.save(index, changed)
+        write_index(packed, changed)
         data = {"kind": "shards", "path": "packed", "workers": 0}
         code, _, err = program("run", config(data=data, train={"steps": 2}, **SIZED))
         assert (code, len(err.splitlines())) == (2, 1)
         assert message in err
         code, _, err = program("prepare", "--verify", "packed")
         assert (code, message in err) == (2, True)
+
+
+def test_an_index_with_any_damaged_byte_is_refused(packed: Path) -> None:
+    """NumPy would evaluate the header: errors of a dozen kinds."""
+    path = packed / "train/index.npy"
+    whole, generator = path.read_bytes(), random.Random(0)
+    entries = opened(packed)[0].entries
+    for place in [*range(128), *generator.sample(range(128, len(whole)), 200)]:
+        for byte in {whole[place] ^ 1, ord("(")} - {whole[place]}:
+            path.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+            with pytest.raises(
+                BadInput, match=r"^data.path: .*(index.npy|lists).*; delete the folder and pack it again"
+            ):
+                opened(packed)
+    for length in (0, 7, 100, 128, 140, len(whole) - 40):
+        path.write_bytes(whole[:length])
+        with pytest.raises(BadInput, match=r"^data.path: .*; delete the folder and pack it again"):
+            opened(packed)
+    path.write_bytes(whole)
+    assert np.array_equal(opened(packed)[0].entries, entries)
+
+
+def test_an_index_with_any_changed_number_is_refused_or_changes_no_pixel(packed: Path) -> None:
+    """Where its checksum is right."""
+    train = opened(packed)[0]
+    entries, row = train.entries, 3
+    pixels = np.asarray(train.decoded(row))
+    for name in sorted(set(ENTRY.names or ()) - {"crc32"}):
+        limits, value = np.iinfo(ENTRY[name]), int(entries[name][row])
+        for number in {limits.min, limits.max, 0, 1, 2, 511, 512, value - 1, value + 1, 2**31, 2 * value} - {value}:
+            if not limits.min <= number <= limits.max or (name == "label" and 0 <= number < len(CLASSES)):
+                continue
+            changed = entries.copy()
+            changed[name][row] = number
+            write_index(packed, changed)
+            try:
+                same = np.array_equal(np.asarray(opened(packed)[0].decoded(row)), pixels)
+                assert same or name == "shard", (name, number)
+            except BadInput:
+                pass
+
+
+def test_an_index_cut_while_it_is_open_is_an_error(packed: Path) -> None:
+    """Of a file that is mapped it would be SIGBUS."""
+    train = opened(packed)[0]
+    os.truncate(packed / "train/index.npy", 300)
+    assert train.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    train.entry(0)
+    with pytest.raises(BadInput, match=r"train/index.npy is cut short; delete the folder"):
+        train.entry(17)
+
+
+def test_an_index_json_of_another_shape_is_refused(packed: Path, program: Program) -> None:
+    path = packed / "index.json"
+    whole = path.read_text()
+    refusals = []
+    for tree in changed_trees(json.loads(whole)):
+        path.write_text(json.dumps(tree))
+        try:
+            train = opened(packed)[0]
+            assert (len(train), train.shards[0]) == (18, "000000.tar")
+            shards.describe_changes(packed)
+        except BadInput as error:
+            refusals.append(str(error))
+    assert len(refusals) > 300
+    assert max(map(len, refusals)) < 400
+    for text in ("", "[" * 100_000, "null", "7", "1" * 5000, '{"format": 1}', "\xff"):
+        path.write_text(text, "latin-1")
+        assert "index.json is damaged; delete the folder" in refusal(program, "--verify", packed)
+    path.unlink()
+    os.mkfifo(path)
+    assert "it is a pipe, not a file" in refusal(program, "--verify", packed)
+
+
+def changed_trees(tree: Any) -> Iterator[Any]:
+    """JSON values that differ from this one in one place."""
+    yield from (None, True, -1, 0, 2.5, 2**70, "", "x/y", "../000000.tar", [], {}, [[]], {"a": 1})
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield {name: other for name, other in tree.items() if name != key}
+            yield from ({**tree, key: changed} for changed in changed_trees(value))
+    elif isinstance(tree, list):
+        yield tree[:-1]
+        for i, value in enumerate(tree):
+            yield from ([*tree[:i], changed, *tree[i + 1 :]] for changed in changed_trees(value))
 
 
 def test_damage_is_named(packed: Path, program: Program) -> None:
@@ -234,7 +331,7 @@ def test_damage_is_named(packed: Path, program: Program) -> None:
     shard.write_bytes(whole)
     index = Path("packed/train/index.npy")
     np.save(index, np.load(index)[:-1])
-    with pytest.raises(BadInput, match=r"lists 17 images, and packed/index.json 18"):
+    with pytest.raises(BadInput, match=r"lists 17 images, and index.json 18"):
         opened(Path("packed"))
     index.write_bytes(index.read_bytes()[:300])
     with pytest.raises(BadInput, match=r"index.npy is damaged"):

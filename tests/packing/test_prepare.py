@@ -20,7 +20,6 @@ from resnet_train.packing.formats import open_source
 from resnet_train.packing.manifest import FolderManifest
 from resnet_train.packing.shard_writer import ShardJob, write_shard
 from resnet_train.runtime import processes
-from resnet_train.runtime.atomic import temporary_path
 
 Program = Callable[..., tuple[int, str, str]]
 
@@ -67,18 +66,20 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_shard(
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_a_full_disk_met_by_a_worker_is_one_line(photos: Path, program: Program) -> None:
-    """The worker writes to /dev/full."""
+def test_a_failing_disk_met_by_a_worker_is_one_line(photos: Path, program: Program) -> None:
+    """A folder lies where the shard belongs, which fails as late as a full disk does."""
     bad = photos / "train" / "n01" / "n01_0.JPEG"
     good = bad.read_bytes()
     bad.write_bytes(b"")
     refusal(program, photos, "packed", "--shard-images", 9, "--workers", 1)  # no other shard is begun
     bad.write_bytes(good)
-    temporary_path(Path("packed/train/000001.tar")).symlink_to("/dev/full")
-    temporary_path(Path("packed/unfinished/train-000001.json")).touch()  # left by a process that was killed
+    Path("packed/train/000001.tar").mkdir()
+    for name in ("train/000001.tar", "unfinished/train-000001.json"):
+        Path(f"packed/{name}.0123456789abcdef.tmp").touch()  # left by a process that was killed
     message = refusal(program, photos, "packed", "--shard-images", 9)
-    assert "cannot write packed/train/000001.tar: No space left on device; finished shards are kept" in message
+    assert "cannot write packed/train/000001.tar: Is a directory; finished shards are kept" in message
     assert not list(Path("packed").rglob("*.tmp"))
+    Path("packed/train/000001.tar").rmdir()
     assert program("prepare", photos, "packed", "--shard-images", 9)[0] == 0
 
 

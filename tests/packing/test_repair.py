@@ -1,5 +1,6 @@
 """`prepare` and damage: it repairs its own shards, and packs nothing of an incomplete source."""
 
+import fcntl
 import io
 import json
 import os
@@ -8,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from conftest import opened, refusal
 from PIL import Image
 
 import resnet_train
-from resnet_train.data import datasets
+from resnet_train.data.shard_index import ENTRY
 from resnet_train.errors import BadInput
 from resnet_train.packing import prepare
 
@@ -107,8 +107,8 @@ def test_a_damaged_index_is_refused(images: Path, program: Program) -> None:
     index = Path("packed/train/index.npy")
     index.write_bytes(index.read_bytes()[:-40])
     assert "index.npy is damaged; delete the folder and pack it again" in refusal(program, images, "packed")
-    np.save(index, np.zeros(5, datasets.shards.ENTRY))
-    assert "lists 5 images, and packed/index.json 6" in refusal(program, images, "packed")
+    np.save(index, np.zeros(5, ENTRY))
+    assert "lists 5 images, and index.json 6" in refusal(program, images, "packed")
 
 
 def test_an_unfinished_packing_is_refused_as_a_source(images: Path, program: Program) -> None:
@@ -250,21 +250,10 @@ def test_a_destination_within_the_source_is_refused(images: Path, program: Progr
 
 
 def test_a_destination_in_use_is_refused(images: Path, program: Program) -> None:
-    """The other process waits for an image, a pipe that nobody writes to."""
-    good = (images / "train/a/0.JPEG").read_bytes()
-    (images / "train/a/0.JPEG").unlink()
-    os.mkfifo(images / "train/a/0.JPEG")
-    command = [sys.executable, "-m", "resnet_train", "prepare", images, "packed"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not Path("packed/train/000000.tar.tmp").exists():  # a worker is at the image
-        assert process.poll() is None
-        time.sleep(0.01)
-    assert "another resnet-train prepare is at work on packed" in refusal(program, images, "packed")
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, len(err.splitlines())) == (130, 1), err
-    (images / "train/a/0.JPEG").unlink()
-    (images / "train/a/0.JPEG").write_bytes(good)
+    Path("packed/unfinished").mkdir(parents=True)
+    with Path("packed/unfinished/lock").open("w") as lock:  # as another process holds it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another resnet-train prepare is at work on packed" in refusal(program, images, "packed")
     prepared(program, images, "packed")
 
 
