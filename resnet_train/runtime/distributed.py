@@ -143,7 +143,7 @@ def _join_group(world: World, timeout: timedelta) -> None:
     )
 
 
-def _check_own_gpu(store: dist.Store, world: World) -> None:
+def _check_own_gpu(store: Any, world: World) -> None:
     """Refuse a GPU that is another rank's: with one visible GPU, a rank cannot know by its number."""
     gpu = torch.cuda.get_device_properties(world.device).uuid
     if store.add(f"GPU {gpu}", 1) > 1:
