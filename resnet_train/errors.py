@@ -88,7 +88,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, torch's allocator, the kernel or the loader of libraries says that the CPU's memory ended."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    words = ("can't allocate memory", "failed to map segment", "Cannot allocate memory", "bad_alloc")
+    # The last one is oneDNN's.
+    words = (
+        "can't allocate memory",
+        "failed to map segment",
+        "Cannot allocate memory",
+        "bad_alloc",
+        "could not create a primitive",
+    )
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words)
     )

@@ -61,30 +61,45 @@ class Parcel(NamedTuple):
 
 
 class Slots(_SharedFile):
-    """Places where workers leave objects with NumPy arrays of any size for the process that started them."""
+    """Places where workers leave objects with NumPy arrays of any size for the process that started them.
+
+    Each process keeps what it has mapped: writing to new pages would take longer than copying.
+    """
+
+    def __init__(self, handle: int | None = None) -> None:
+        super().__init__(handle)
+        self._mapped: dict[int, ImageArray] = {}
 
     def write(self, slot: int, value: object) -> Parcel:
         """Overwrite a slot."""
         buffers: list[pickle.PickleBuffer] = []
         pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        parts = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
         ends, end = list[int](), 0
-        for buffer in buffers:
-            data = buffer.raw()
-            begin = _aligned(end)
-            end = begin + len(data)
+        for part in parts:
+            end = _aligned(end) + len(part)
             ends.append(end)
-            while data:  # the kernel writes 2 GB at a time
-                data = data[os.pwrite(self.handle, data, slot * _SLOT_BYTES + end - len(data)) :]
+        memory = self._memory(slot, end)
+        for part, end in zip(parts, ends, strict=True):
+            memory[end - len(part) : end] = part
         return Parcel(slot, pickled, tuple(ends))
 
     def read(self, parcel: Parcel) -> Any:
         """The object. Its arrays are valid until its slot is overwritten."""
         slot, pickled, ends = parcel
-        if not ends:
-            return pickle.loads(pickled)
-        memory = np.frombuffer(mmap.mmap(self.handle, ends[-1], offset=slot * _SLOT_BYTES), np.uint8)
+        memory = self._memory(slot, ends[-1] if ends else 0)
         begins = (0, *map(_aligned, ends[:-1]))
-        return pickle.loads(pickled, buffers=[memory[begin:end] for begin, end in zip(begins, ends, strict=True)])
+        return pickle.loads(pickled, buffers=[memory[begin:end] for begin, end in zip(begins, ends, strict=False)])
+
+    def _memory(self, slot: int, size: int) -> ImageArray:
+        """At least `size` bytes of a slot."""
+        memory = self._mapped.get(slot, np.empty(0, np.uint8))
+        if len(memory) < size:
+            size += size // 8  # since the next ones may be somewhat larger
+            os.posix_fallocate(self.handle, slot * _SLOT_BYTES, size)
+            mapping = mmap.mmap(self.handle, size, offset=slot * _SLOT_BYTES)
+            memory = self._mapped[slot] = np.frombuffer(mapping, np.uint8)
+        return memory
 
 
 def _aligned(offset: int) -> int:
