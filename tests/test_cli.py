@@ -8,11 +8,13 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import spawn
 from PIL import Image
 
 from resnet_train import cli
@@ -110,6 +112,26 @@ def test_a_reader_that_leaves_early_is_no_error(config: Config) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
     assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_a_run_whose_messages_nobody_reads_saves_at_a_signal(config: Config) -> None:
+    path = config(train={"steps": 100_000}, eval={"every": {"steps": 100_000}}, log={"every": {"steps": 1}})
+    metrics = Path("runs/tiny/cifar-resnet-8/seed-0/metrics.jsonl")
+    process = spawn("run", path, stdout=subprocess.DEVNULL)
+    assert process.stderr is not None
+    process.stderr.close()
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=100) == 75
+
+
+def test_a_result_that_a_full_disk_does_not_take_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        process = spawn("schema", stdout=full)
+    _, err = process.communicate(timeout=100)
+    message = "cannot write to standard output: No space left on device; run the same command again"
+    assert (process.returncode, err) == (2, f"resnet-train: {message}\n")
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
