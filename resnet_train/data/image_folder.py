@@ -11,7 +11,7 @@ from resnet_train.data import decoding
 from resnet_train.data.class_labels import ValLabeller
 from resnet_train.data.decoding import EncodedImage
 from resnet_train.data.image_files import ImageFileDataset
-from resnet_train.data.image_paths import ImageTree, is_image, list_folder
+from resnet_train.data.image_paths import ImageTree, as_text, is_image, list_folder
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
 
@@ -65,7 +65,7 @@ def open_image_folder(root: Path) -> ImageFolderDataset:
         names += images
         labels += [label] * len(images)
     tree.warn()
-    return ImageFolderDataset(root, np.array(names), np.array(labels, np.int64), classes)
+    return ImageFolderDataset(root, np.array(names), np.array(labels, np.int64), list(map(as_text, classes)))
 
 
 def list_classes(root: Path) -> list[str]:
@@ -127,8 +127,8 @@ def _label_flat(
     """The images in the order of class folders: by class, then by name."""
     if classes is None:
         train = path / "train"
-        classes = list_classes(train) if train.is_dir() else labeller.classes(root)
-    labels = labeller.label(images, classes, root)
+        classes = list(map(as_text, list_classes(train))) if train.is_dir() else labeller.classes(root)
+    labels = labeller.label(list(map(as_text, images)), classes, root)
     order = np.argsort(labels, kind="stable")
     names = np.array([os.fsencode(image) for image in images])
     return ImageFolderDataset(root, names[order], labels[order], classes)

@@ -23,6 +23,11 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(_ENDS)
 
 
+def as_text(name: str) -> str:
+    """A file's name as text, the same in every locale: its bytes in UTF-8, those that are not UTF-8 as surrogates."""
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
 def list_folder(folder: Path | str, prefix: str, expected: str = "") -> tuple[list[str], list[str]]:
     """Names of the folders and of the other files in a folder, each sorted. Raises `BadInput`.
 
@@ -44,7 +49,7 @@ def list_folder(folder: Path | str, prefix: str, expected: str = "") -> tuple[li
     except OSError as error:
         hint = expected if error.filename == str(folder) else ""
         raise BadInput(f"{prefix}cannot read {error.filename}: {error.strerror}{hint}") from None
-    return sorted(folders), sorted(files)
+    return sorted(folders, key=as_text), sorted(files, key=as_text)
 
 
 class ImageTree:
@@ -72,7 +77,7 @@ class ImageTree:
 
         Raises `BadInput` where a folder cannot be read.
         """
-        for path, files in sorted(self._walk(folder)):
+        for path, files in sorted(self._walk(folder), key=lambda found: as_text(found[0])):
             for name in files:
                 if is_image(name):
                     yield f"{path}/{name}"

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,7 +105,9 @@ def draw(
         ax.set_title(f"{predicted} {100 * results.confidence[i]:.0f} %\nis {label}", fontsize=9, parse_math=False)
     title = f"The most confident mistakes of {one_line(name)}: prediction and label"
     figure.suptitle(title, fontsize=11, parse_math=False)
-    figure.savefig(path, dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names of classes are in any script
+        figure.savefig(path, dpi=110)
     add_image(tensorboard, path.stem, path, model.step or 0)
 
 

@@ -93,7 +93,7 @@ def _open_folders(path: Path, entries: list[str], labeller: ValLabeller, class_n
 def _folder_manifest(folder: ImageFolderDataset) -> FolderManifest:
     names = folder.names
     if folder.flat:
-        classes = [os.fsencode(name) for name in folder.classes]
+        classes = [name.encode("utf-8", "surrogateescape") for name in folder.classes]
         pairs = zip(folder.labels.tolist(), names.tolist(), strict=True)
         names = np.array([b"/".join([classes[label], name]) for label, name in pairs])
     return FolderManifest(names, folder.labels, folder.root, folder.names)
@@ -143,7 +143,7 @@ def _open_parquet(files: dict[str, list[Path]], class_names: Path | None) -> Sou
 
 def _add_classes(manifest: Manifest, classes: Sequence[str]) -> Manifest:
     """Names FILE become CLASS/FILE."""
-    folders = [os.fsencode(class_id.replace("/", "_")) for class_id in classes]
+    folders = [class_id.replace("/", "_").encode("utf-8", "surrogateescape") for class_id in classes]
     names = [folders[label] + b"/" + name for label, name in zip(manifest.labels, manifest.names, strict=True)]
     return replace(manifest, names=np.array(names, np.bytes_))
 

@@ -1,6 +1,5 @@
 """Tar files as sources, indexed without unpacking: ILSVRC2012's tar file of tar files, and WebDataset shards."""
 
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -39,7 +38,7 @@ class TarSample(NamedTuple):
 
 def tar_manifest(tars: Sequence[Path], samples: Sequence[TarSample]) -> TarManifest:
     """The manifest of samples in some tar files."""
-    names = np.array([os.fsencode(sample.name) for sample in samples], np.bytes_)
+    names = np.array([sample.name.encode("utf-8", "surrogateescape") for sample in samples], np.bytes_)
     labels, indices, offsets, lengths = np.array([sample[1:] for sample in samples], np.int64).reshape(-1, 4).T
     return TarManifest(names, labels, tuple(tars), indices, offsets, lengths)
 

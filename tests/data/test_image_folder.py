@@ -1,9 +1,12 @@
 """Folders as people have them: links in circles, hidden files, other layouts, a file of labels, an order of their own."""
 
+import json
 import logging
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from torchvision.datasets import ImageFolder
 from resnet_train.config.data import ImageFolderConfig, ShardsConfig
 from resnet_train.data import datasets
 from resnet_train.data.image_files import ImageFileDataset
+from resnet_train.data.image_paths import as_text
 from resnet_train.errors import BadInput
 
 Folders = Callable[..., Path]
@@ -288,3 +292,45 @@ def test_a_class_map_may_have_other_names_beside(folders: Folders) -> None:
     assert open_folders(folders(), class_map="order.txt")[0].classes == ("pear", "apple")
     os.mkfifo("pipe")
     assert refusal("images", class_map="pipe") == "data.class_map: cannot read pipe: it is a pipe, not a file"
+
+
+# --- names that are not ASCII -----------------------------------------------------------------------------------------
+
+
+def test_class_names_are_the_same_text_in_every_locale(
+    folders: Folders, config: Callable[..., Path], program: Program
+) -> None:
+    """Trained in this locale, which is UTF-8, and evaluated in one of ASCII, where paths decode in another way."""
+    path = folders()
+    for split in ("train", "val"):
+        (path / split / "apple").rename(path / split / "日本")
+        (path / split / "pear").rename(path / split / "\udce9")
+        (path / split / "日本/0.jpg").rename(path / split / "日本/\udcff.jpg")
+    train, _ = open_folders(path)
+    assert (
+        train.classes
+        == ("日本", "\udce9")
+        == tuple(as_text(name) for name in ("\udce6\udc97\udca5\udce6\udc9c\udcac", "\udce9"))
+    )
+    experiment = config(
+        data={"kind": "imagefolder", "path": str(path), "workers": 0},
+        augment={"crop": {"kind": "random-resized", "size": 8}},
+        train={"steps": 1, "batch_size": 4},
+    )
+    assert program("run", experiment)[0] == 0
+    checkpoint = "runs/tiny/cifar-resnet-8/seed-0/checkpoints/last.pt"
+    code, out, err = program("eval", checkpoint, "--out", "here", "--json")
+    assert code == 0, err
+    code, out, _ = program("predict", checkpoint, path / "val", "--json")
+    assert code == 0
+    assert {row["class"] for record in json.loads(out) for row in record["predictions"]} == {"日本", "\udce9"}
+
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = [sys.executable, "-W", "error", "-m", "resnet_train", "eval", checkpoint, "--out", "there"]
+    done = subprocess.run(arguments, env=ascii_only, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path("there/last-one-crop-classes.csv").read_bytes() == Path("here/last-one-crop-classes.csv").read_bytes()
+    assert b"\xe9," in Path("here/last-one-crop-classes.csv").read_bytes()
+    assert program("prepare", path, "packed")[0] == 0
+    assert Path("packed/classes.txt").read_bytes() == "日本\n".encode() + b"\xe9\n"
+    assert datasets.open_data(ShardsConfig(kind="shards", path="packed"))[0].classes == train.classes
