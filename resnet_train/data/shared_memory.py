@@ -74,7 +74,7 @@ class Slots(_SharedFile):
         """Overwrite a slot."""
         buffers: list[pickle.PickleBuffer] = []
         pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-        parts = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
+        parts = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
         ends, end = list[int](), 0
         for part in parts:
             end = _aligned(end) + len(part)

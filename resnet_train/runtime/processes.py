@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Self, TypeVar
@@ -38,8 +38,6 @@ _JOB_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that may reach all processes of a job."""
 _PRELOADED = ["resnet_train.data.image_files"]
 """What the fork server imports once, with torch, so that each child need not."""
-_GRACE = 30
-"""Seconds that a worker goes on after SIGTERM."""
 _FILES_TO_START = 12
 """Files that are open in this process while it starts a child, at most."""
 _SECONDS_TO_DIE = 30.0
@@ -72,6 +70,10 @@ class Children:
     def __init__(self, hint: str, end_by: signal.Signals = signal.SIGKILL) -> None:
         self.hint, self.end_by = hint, end_by
         self.running: list[Child] = []
+        if end_by == signal.SIGKILL:
+            # For a block that is never left. Else multiprocessing would end them by SIGTERM at the end of this process,
+            # and wait.
+            util.Finalize(self, _kill, [self.running], exitpriority=1)
 
     def start(self, name: str, function: Callable[..., object], *arguments: object) -> Child:
         """Start a child that calls `function(connection, *arguments)`; `function` is one of a module.
@@ -145,6 +147,11 @@ class Children:
             child.connection.close()
 
 
+def _kill(children: Iterable[Child]) -> None:
+    for child in children:
+        child.process.kill()
+
+
 def _check_file_limit() -> None:
     """Raise `OSError` if too few files can be opened to start a child: multiprocessing would end with a traceback."""
     pipes: list[int] = []
@@ -205,11 +212,8 @@ def _run_child(
     function: Callable[..., object],
     arguments: Any,
 ) -> None:
-    if end_by == signal.SIGKILL:
-        ignore_job_signals()
-    else:
-        for number in _JOB_SIGNALS:  # until `function` handles them
-            signal.signal(number, signal.SIG_IGN)
+    for number in _JOB_SIGNALS:  # a worker goes on until its parent has saved; a run handles them soon
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _JOB_SIGNALS)  # the fork server blocks them
     end_with(parent, end_by)
     prepare_streams()
@@ -240,16 +244,6 @@ def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def ignore_job_signals() -> None:
-    """Let this worker go on at the signals of a job: its parent saves, then ends its workers.
-
-    multiprocessing ends stray daemons by SIGTERM, so that one only sets a limit.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
 def end_with(parent: int, end_by: signal.Signals) -> None:

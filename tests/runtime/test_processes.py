@@ -189,3 +189,26 @@ def test_a_worker_that_even_sigkill_does_not_end_is_left(
     assert process_exit._skip_cleanup
     child.process.kill()
     child.process.join()
+
+
+def end_the_job(connection: Connection) -> None:
+    """What a scheduler sends to every process of a job. The answer: whether something ends this process later."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    connection.send(signal.alarm(0))
+
+
+def test_a_worker_goes_on_at_the_signals_of_a_job_however_long_the_evaluation_is() -> None:
+    with Children("hint") as children:
+        child = children.start("a child", end_the_job)
+        assert list(children.receive()) == [(child, 0)]
+
+
+def test_workers_of_a_block_that_is_never_left_end() -> None:
+    children = Children("hint")
+    processes.ensure_fork_server()
+    child = children.start("a child", wait_for_ever, Path())
+    assert list(children.receive()) == [(child, "ready")]
+    del children
+    child.process.join()
+    assert child.process.exitcode == -signal.SIGKILL
