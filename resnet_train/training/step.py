@@ -2,7 +2,8 @@
 
 import copy
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -133,14 +134,31 @@ def train_step(
         _forward_backward(state, last_batch.with_tensors(tensors), normalization, cfg, passes)
         return _update(state, cfg)
 
-    for batch, seed in others:
-        _seed(state, seed)
-        with _no_sync(state.forward):
-            _forward_backward(state, batch, normalization, cfg, passes)
-    _seed(state, last_seed)
-    metrics = state.launch(last_pass_and_update, last_batch.tensors())
+    with _compile_errors(cfg):
+        for batch, seed in others:
+            _seed(state, seed)
+            with _no_sync(state.forward):
+                _forward_backward(state, batch, normalization, cfg, passes)
+        _seed(state, last_seed)
+        metrics = state.launch(last_pass_and_update, last_batch.tensors())
     state.step += 1
     return metrics
+
+
+@contextmanager
+def _compile_errors(cfg: TrainConfig) -> Iterator[None]:
+    """Raise `BadInput` where torch.compile fails: it builds kernels with compilers that may not be installed."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = getattr(error, "inner_exception", None)  # of torch._dynamo.exc.BackendCompilerFailed
+        if not cfg.compile or reason is None:
+            raise
+        first_line = str(reason).partition("\n")[0]
+        raise BadInput(
+            f"train.compile: torch cannot compile the network: {first_line}: install a C++ compiler (on Debian, Ubuntu: "
+            "g++, and python3-dev for a GPU), or set train.compile=false"
+        ) from None
 
 
 def _seed(state: TrainState, seed: int) -> None:

@@ -292,6 +292,7 @@ def test_shipped_files_train_two_steps_on_synthetic_data(path: Path, program: Pr
         "train.device=cpu",
         "eval.clean_train_images=4",
         "eval.batch_size=4",
+        "seeds=[0]",
     ]
     short.append(f"networks={json.dumps(narrow)}")
     if path.stem.startswith("imagenet"):

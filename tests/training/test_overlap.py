@@ -21,7 +21,7 @@ def group_of_one() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def events_of_a_step(monkeypatch: pytest.MonkeyPatch, splits: bool) -> list[str]:
+def events_of_a_step(splits: bool) -> list[str]:
     """The parts of the backward pass and the buckets of gradients, in their order."""
     events: list[str] = []
 
@@ -38,7 +38,6 @@ def events_of_a_step(monkeypatch: pytest.MonkeyPatch, splits: bool) -> list[str]
         sent.set_result(bucket.buffer())
         return sent
 
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", splits)
     torch.compiler.reset()
     # 4.5 MiB of weights: DDP's first bucket is of 1 MiB, the others of 25.
     spec = {"base": "cifar-resnet-8", "name": "wide", "widths": [64, 128, 256]}
@@ -46,14 +45,15 @@ def events_of_a_step(monkeypatch: pytest.MonkeyPatch, splits: bool) -> list[str]
     backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), bw_compiler=backward)
     forward = parallel(torch.compile(net, dynamic=False, backend=backend), World(torch.device("cpu"), 0, 2), False)  # type: ignore[arg-type]
     forward.register_comm_hook(None, send)  # type: ignore[operator]
-    for _ in range(3):  # in the first two DDP learns the order of the gradients
-        events.clear()
-        forward(torch.zeros(2, 3, 16, 16)).sum().backward()
+    with torch._dynamo.config.patch(optimize_ddp=splits):  # which pytest's monkeypatch would not restore
+        for _ in range(3):  # in the first two DDP learns the order of the gradients
+            events.clear()
+            forward(torch.zeros(2, 3, 16, 16)).sum().backward()
     return events
 
 
 @pytest.mark.usefixtures("group_of_one")
-def test_gradients_travel_during_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert events_of_a_step(monkeypatch, splits=True) == ["backward", "bucket", "backward", "bucket"]
-    without = events_of_a_step(monkeypatch, splits=False)  # torch's split of the compiled graph: all is sent at the end
+def test_gradients_travel_during_the_backward_pass() -> None:
+    assert events_of_a_step(splits=True) == ["backward", "bucket", "backward", "bucket"]
+    without = events_of_a_step(splits=False)  # torch's split of the compiled graph: all is sent at the end
     assert without == ["backward", *["bucket"] * (len(without) - 1)]

@@ -341,6 +341,20 @@ def test_each_size_of_images_is_compiled(tiny_run: TinyRun, monkeypatch: pytest.
     assert len(compiled) == len(sizes)
 
 
+def test_a_machine_without_a_compiler_is_one_line(config: Any, program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch reports it: within an error of its own, several lines long."""
+
+    def no_compiler(*_: object) -> None:
+        raise RuntimeError("No working C++ compiler found\nin any place")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=no_compiler))
+    for command in ("run", "bench"):
+        code, _, err = program(command, config(train={"compile": True}))
+        reason = "train.compile: torch cannot compile the network: No working C++ compiler found: install a C++ compiler"
+        assert (code, reason in err.splitlines()[-1]) == (2, True), err
+        assert "Traceback" not in err
+
+
 def test_kernels_are_searched_for_the_shapes_of_training_alone(
     config: Any, program: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
