@@ -3,10 +3,11 @@
 import argparse
 import importlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import NoReturn
 
-from resnet_train.errors import one_line, report
+from resnet_train.errors import BadInput, one_line, report
 from resnet_train.runtime.progress import show_messages
 from resnet_train.runtime.version import __version__
 
@@ -40,12 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             args = parse(arguments)
+            check_temporary_folder()
             args.main(args)
         finally:  # also after --help, which ends by SystemExit
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
     return 0
+
+
+def check_temporary_folder() -> None:
+    """Refuse to begin where no temporary file can be written: torch, matplotlib and multiprocessing need one."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise BadInput("no folder for temporary files can be written: set TMPDIR to one that can") from None
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

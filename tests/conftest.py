@@ -206,6 +206,23 @@ def real_images() -> Path:
 # --- packed images ----------------------------------------------------------------------------------------------------
 
 needs_jpegtran = pytest.mark.skipif(not jpeg_restart.jpegtran_available(), reason="there is no jpegtran")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Where jpegtran is installed, tests of packing run with it and without."""
+    if metafunc.definition.path.parent.name == "packing" and jpeg_restart.jpegtran_available():
+        metafunc.fixturenames.insert(0, "path_of_programs")
+        metafunc.parametrize("path_of_programs", ["all", "none"], indirect=True)
+
+
+@pytest.fixture
+def path_of_programs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if request.param == "none":
+        monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
+
+
 CLASSES = ("n01", "n02", "n03")
 SIZES = [(90, 60), (61, 83), (120, 120), (200, 77)]
 

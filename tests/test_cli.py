@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,15 @@ def test_names_of_files_and_classes_need_not_be_text(config: Config, program: Pr
     assert Path("out/last-one-crop-mistakes.png").exists()
     code, out, err = program("predict", last, "images/val", "--json")
     assert (code, len(json.loads(out))) == (0, 6), err
+
+
+def test_a_machine_without_a_folder_for_temporary_files_is_one_line(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    message = "resnet-train: no folder for temporary files can be written: set TMPDIR to one that can\n"
+    assert program("compare", "runs") == (2, "", message)
 
 
 def test_schema_prints_the_schema(program: Program) -> None:

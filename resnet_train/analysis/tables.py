@@ -58,7 +58,7 @@ def write_comparison(groups: Sequence[Group], out: Path) -> list[Path]:
             writer.writeheader()
             writer.writerows(records)
     except OSError as error:
-        raise BadInput(f"--out: cannot write {out}: {error.strerror}") from None
+        raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None
     return paths
 
 

@@ -149,7 +149,7 @@ def _write_files(folder: Path, first: "PretrainedModel", evaluation: "Evaluation
         confusion.write_classes(results, val_set.classes, folder / f"{stem}-classes.csv")
         confusion.draw(name, results, val_set.classes, val_set, first, picture, folder / "tensorboard")
     except OSError as error:
-        logger.warning("--out: cannot write %s: %s", folder, error.strerror)
+        logger.warning("--out: cannot write %s: %s", folder, error.strerror or error)
 
 
 def _print_errors(records: Sequence[dict[str, Any]], as_json: bool) -> None:

@@ -97,7 +97,7 @@ def _probe_networks(args: argparse.Namespace, out: Path) -> None:
         try:
             figures.draw_side_by_side(args.kind, results, plain, out)
         except OSError as error:
-            raise BadInput(f"--out: cannot write {out}: {error.strerror}") from None
+            raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None
         print(json.dumps(results, indent=2) if args.json else f"{_table(results)}\nwrote {out}")
 
 

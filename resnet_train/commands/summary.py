@@ -135,7 +135,7 @@ def _compare(
         out.parent.mkdir(parents=True, exist_ok=True)
         _draw(records, out)
     except OSError as error:
-        raise BadInput(f"--out: cannot write {out}: {error.strerror}") from None
+        raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None
     except ValueError as error:  # matplotlib's, for the suffix of a file name
         raise BadInput(f"--out: cannot write {out}: {error}") from None
     if as_json:

@@ -48,7 +48,7 @@ def list_folder(folder: Path | str, prefix: str, expected: str = "") -> tuple[li
                     entry.stat()
     except OSError as error:
         hint = expected if error.filename == str(folder) else ""
-        raise BadInput(f"{prefix}cannot read {error.filename}: {error.strerror}{hint}") from None
+        raise BadInput(f"{prefix}cannot read {error.filename}: {error.strerror or error}{hint}") from None
     return sorted(folders, key=as_text), sorted(files, key=as_text)
 
 

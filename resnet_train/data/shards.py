@@ -140,7 +140,7 @@ class ShardDataset(ImageFileDataset):
         except OSError as error:
             if exhausted(error):  # not the file's fault, so it is not to be skipped
                 raise
-            raise BadInput(f"cannot read {path}: {error.strerror}") from None
+            raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
         if len(data) != length:
             raise BadInput(f"cannot read {path}: it is cut short{_REPACK_HINT}")
         return data
@@ -207,7 +207,7 @@ def damaged_shards(folder: Path, split: str, index: Index) -> dict[str, str]:
             if (length := path.stat().st_size) != size:
                 problems[name] = f"{path} has {length:,} bytes, and {size:,} by the index"
         except OSError as error:
-            problems[name] = f"the index of {folder} names {path}: {error.strerror}"
+            problems[name] = f"the index of {folder} names {path}: {error.strerror or error}"
     return problems
 
 

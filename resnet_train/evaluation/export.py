@@ -77,7 +77,7 @@ def export(model: PretrainedModel, name: str, path: Path | None = None) -> Expor
             file.flush()
             report = _compare(model, form.decode(model, Path(file.name)), path)
     except OSError as error:
-        raise BadInput(f"--out: cannot write {path}: {error.strerror}") from None
+        raise BadInput(f"--out: cannot write {path}: {error.strerror or error}") from None
     return report
 
 

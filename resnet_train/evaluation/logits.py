@@ -36,7 +36,7 @@ class Logits:
             with atomic_write(path) as file:
                 np.savez_compressed(file, about=header, labels=self.labels, values=self.values)
         except OSError as error:
-            raise BadInput(f"--save-logits: cannot write {path}: {error.strerror}") from None
+            raise BadInput(f"--save-logits: cannot write {path}: {error.strerror or error}") from None
 
     @classmethod
     def read(cls, path: Path) -> "Logits":

@@ -51,7 +51,9 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
     try:
         entries = sorted(entry.name for entry in os.scandir(path))
     except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}; expected a folder that holds {EXPECTED}") from None
+        raise BadInput(
+            f"cannot read {path}: {error.strerror or error}; expected a folder that holds {EXPECTED}"
+        ) from None
     if INDEX not in entries and (path / PLAN).exists():
         read_index(path)  # raises: this is an unfinished packing
     labeller = ValLabeller(path, val_labels, "--val-labels")

@@ -3,6 +3,7 @@
 The format is described in `data/jpeg_tiles.py`.
 """
 
+import errno
 import shutil
 import struct
 import subprocess
@@ -18,21 +19,28 @@ from resnet_train.errors import BadInput
 
 _MAX_TILES = (0xFFFF - 2 - len(MARK) - TABLE.size) // 2
 """The largest table that a segment of 64 KiB can hold."""
+_CANNOT_LOAD = 127
+"""The exit code of a program whose libraries are missing."""
 _START_OF_SCAN, _RESTART_INTERVAL = 0xDA, 0xDD
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 _JFIF_SEGMENT, _TABLE_SEGMENT = 0xE0, 0xEF
 
 
 def jpegtran_available() -> bool:
-    """Whether libjpeg-turbo's program `jpegtran` is installed."""
-    return shutil.which("jpegtran") is not None
+    """Whether libjpeg-turbo's program `jpegtran` is installed, and can be run."""
+    try:
+        _jpegtran("-version")
+    except OSError:
+        return False
+    return True
 
 
 def check_jpegtran() -> None:
-    """Raises BadInput if `jpegtran` is not installed."""
+    """Raises BadInput if `jpegtran` cannot be run."""
     if not jpegtran_available():
+        state = "cannot be run" if shutil.which("jpegtran") else "is not installed"
         raise BadInput(
-            "--tiled needs the program jpegtran, which is not installed: install the package libjpeg-turbo-progs "
+            f"--tiled needs the program jpegtran, which {state}: install the package libjpeg-turbo-progs "
             "(Debian, Ubuntu) or libjpeg-turbo (conda, Homebrew), or pack without --tiled"
         )
 
@@ -41,17 +49,29 @@ def add_restart_tiles(data: bytes, pixels: ImageArray, random: Floats) -> bytes:
     """Recode a JPEG with restart tiles, and compare the result with the original's pixels.
 
     pixels: uint8 [h, w, 3], the decoded original. random: float [n, 4] in [0, 1), which choose n boxes to compare in
-    addition to the whole image. Raises ValueError with the reason if the JPEG cannot be recoded exactly.
+    addition to the whole image. Raises ValueError with the reason if the JPEG cannot be recoded exactly, OSError if
+    `jpegtran` cannot be run.
     """
     interval = choose_interval(read_header(data))
-    command = ["jpegtran", "-copy", "none", "-optimize", "-restart", f"{interval}B"]
-    process = subprocess.run(command, input=data, capture_output=True, check=False)
+    process = _jpegtran("-copy", "none", "-optimize", "-restart", f"{interval}B", data=data)
     if process.returncode:
         messages = process.stderr.decode(errors="replace").strip().splitlines()
         raise ValueError(messages[0] if messages else f"jpegtran ended with exit code {process.returncode}")
     tiled = add_tile_table(process.stdout)
     _check_pixels(tiled, pixels, random)
     return tiled
+
+
+def _jpegtran(*options: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Raises OSError if it cannot be run, or is killed."""
+    try:
+        process = subprocess.run(["jpegtran", *options], input=data, capture_output=True, check=False)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot run jpegtran ({error.strerror or error})") from None
+    if process.returncode == _CANNOT_LOAD or process.returncode < 0:
+        reason = process.stderr.decode(errors="replace").strip() or f"it ended with code {process.returncode}"
+        raise OSError(errno.ENOEXEC, f"cannot run jpegtran ({reason})")
+    return process
 
 
 def _check_pixels(tiled: bytes, pixels: ImageArray, random: Floats) -> None:

@@ -98,7 +98,7 @@ class FolderManifest(Manifest):
         try:
             yield path
         except OSError as error:
-            raise BadInput(f"cannot read {path}: {error.strerror}") from None
+            raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class TarManifest(Manifest):
         try:
             data = os.pread(_open_file(path).number, length, int(self.offsets[row]))
         except OSError as error:
-            raise BadInput(f"cannot read {path}: {error.strerror}") from None
+            raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
         if len(data) < length:
             raise BadInput(f"cannot read {self.location(row)}: the tar file is truncated")
         return data

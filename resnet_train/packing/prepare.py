@@ -177,7 +177,7 @@ def _lock_destination(dest: Path, plan: Plan) -> Iterator[None]:
             shutil.rmtree(path.parent)
     except OSError as error:
         hint = _continue_hint(dest)
-        raise BadInput(f"cannot write {dest}: {error.strerror}{f'; {hint}' if hint else ''}") from None
+        raise BadInput(f"cannot write {dest}: {error.strerror or error}{f'; {hint}' if hint else ''}") from None
 
 
 def _holds_nothing(dest: Path) -> bool:

@@ -89,7 +89,7 @@ def write_shard(job: ShardJob, count: Count) -> ShardRecord:
             record.size = file.tell()
         atomic_write_text(job.record_path, json.dumps(asdict(record)), unique=True)
     except OSError as error:
-        raise BadInput(f"cannot write {job.path}: {error.strerror}; {CONTINUE_HINT}") from None
+        raise BadInput(f"cannot write {job.path}: {error.strerror or error}; {CONTINUE_HINT}") from None
     return record
 
 

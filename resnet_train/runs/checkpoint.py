@@ -57,7 +57,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise BadInput(f"{path}: no such checkpoint") from None
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; expected a checkpoint such as checkpoints/last.pt") from None
+        raise BadInput(
+            f"{path}: {error.strerror or error}; expected a checkpoint such as checkpoints/last.pt"
+        ) from None
     except zipfile.BadZipFile:
         raise BadInput(f"{path} is truncated or not a checkpoint") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, UnicodeDecodeError):  # a zip file, but not ours

@@ -224,7 +224,7 @@ def lock_run_folder(folder: Path, stack: ExitStack) -> None:
         try:
             stack.enter_context(locked(folder / "lock", f"{folder}: another process trains in it; stop that first"))
         except OSError as error:
-            raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None
+            raise BadInput(f"output: cannot write {folder}: {error.strerror or error}") from None
 
 
 def open_run_folder(run: Run, folder: Path, fresh: bool, stack: ExitStack) -> list[Record]:
@@ -248,5 +248,5 @@ def open_run_folder(run: Run, folder: Path, fresh: bool, stack: ExitStack) -> li
             return record.records
         atomic_write_text(folder / "config.yaml", to_yaml(dump(run)))
     except OSError as error:
-        raise BadInput(f"output: cannot write {folder}: {error.strerror}") from None
+        raise BadInput(f"output: cannot write {folder}: {error.strerror or error}") from None
     return []

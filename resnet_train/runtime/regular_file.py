@@ -55,7 +55,7 @@ def read_bytes(path: Path | str, limit: int, prefix: str = "") -> bytes:
             except OSError as error:
                 if exhausted(error):
                     raise
-                raise BadInput(f"{prefix}cannot read {path}: {error.strerror}") from None
+                raise BadInput(f"{prefix}cannot read {path}: {error.strerror or error}") from None
             if len(data) <= limit:
                 return data
     raise BadInput(f"{prefix}cannot read {path}: it is larger than {limit:,} bytes")

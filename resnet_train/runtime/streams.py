@@ -56,7 +56,9 @@ class _Results(io.FileIO):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # the rest is dropped, also when Python ends
             if error.errno == errno.EPIPE:
                 raise ReaderGone("standard output is closed") from None
-            raise BadInput(f"cannot write to standard output: {error.strerror}; run the same command again") from None
+            raise BadInput(
+                f"cannot write to standard output: {error.strerror or error}; run the same command again"
+            ) from None
         return len(data)
 
 

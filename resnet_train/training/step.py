@@ -156,8 +156,8 @@ def _compile_errors(cfg: TrainConfig) -> Iterator[None]:
             raise
         first_line = str(reason).partition("\n")[0]
         raise BadInput(
-            f"train.compile: torch cannot compile the network: {first_line}: install a C++ compiler (on Debian, Ubuntu: "
-            "g++, and python3-dev for a GPU), or set train.compile=false"
+            f"train.compile: torch cannot compile the network: {first_line}: install a C++ compiler (g++ on Debian, "
+            "Ubuntu; for a GPU python3-dev, too), or set train.compile=false"
         ) from None
 
 

@@ -192,4 +192,4 @@ def write_trace(run: Run, data: TrainingData, folder: Path, world: World) -> Non
                     step(batch)
                 roofline.synchronize(world.device)
     except OSError as error:
-        raise BadInput(f"--profile: cannot write {folder}: {error.strerror}") from None
+        raise BadInput(f"--profile: cannot write {folder}: {error.strerror or error}") from None

@@ -66,6 +66,19 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_shard(
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
+def test_a_full_disk_under_the_index_is_one_line(
+    photos: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NumPy reports it, without the system's message."""
+
+    def full(*_: object) -> None:
+        raise OSError("18 requested and 0 written")
+
+    monkeypatch.setattr(np, "save", full)
+    message = refusal(program, photos, "packed", "--workers", 1)
+    assert "cannot write packed: 18 requested and 0 written; finished shards are kept" in message
+
+
 def test_a_failing_disk_met_by_a_worker_is_one_line(photos: Path, program: Program) -> None:
     """A folder lies where the shard belongs, which fails as late as a full disk does."""
     bad = photos / "train" / "n01" / "n01_0.JPEG"
@@ -161,6 +174,30 @@ def test_tiled_without_jpegtran_is_refused_before_anything_is_written(
     message = refusal(program, photos, "packed", "--tiled")
     assert "--tiled needs the program jpegtran, which is not installed: install the package libjpeg-turbo" in message
     assert not Path("packed").exists()
+
+
+@pytest.mark.parametrize("script", ["#!/no/such/interpreter\n", "#!/bin/sh\nexit 127\n", "#!/bin/sh\nkill -9 $$\n"])
+def test_a_jpegtran_that_cannot_be_run_is_refused(
+    script: str, photos: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/jpegtran").write_text(script)
+    (tmp_path / "bin/jpegtran").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    message = refusal(program, photos, "packed", "--tiled")
+    assert "--tiled needs the program jpegtran, which cannot be run: install" in message
+    assert not Path("packed").exists()
+
+
+def test_a_jpegtran_that_is_lost_during_the_packing_is_one_line(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves no image out."""
+    manifest = open_source(photos).manifests["train"]
+    job = ShardJob(tmp_path / "0.tar", tmp_path / "0.json", manifest, 0, PackOptions(tiled=True), True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match=r"cannot write .*0.tar: cannot run jpegtran \(No such file or directory\); "):
+        write_shard(job, lambda number: None)
 
 
 def test_what_cannot_be_packed_is_refused(photos: Path, program: Program) -> None:

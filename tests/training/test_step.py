@@ -350,7 +350,9 @@ def test_a_machine_without_a_compiler_is_one_line(config: Any, program: Any, mon
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=no_compiler))
     for command in ("run", "bench"):
         code, _, err = program(command, config(train={"compile": True}))
-        reason = "train.compile: torch cannot compile the network: No working C++ compiler found: install a C++ compiler"
+        reason = (
+            "train.compile: torch cannot compile the network: No working C++ compiler found: install a C++ compiler"
+        )
         assert (code, reason in err.splitlines()[-1]) == (2, True), err
         assert "Traceback" not in err
 
