@@ -2,13 +2,10 @@
 
 import gzip
 import io
-import multiprocessing
 import re
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +14,7 @@ import numpy as np
 
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
-from resnet_train.runtime.processes import ensure_fork_server
+from resnet_train.runtime.processes import Count, run_jobs
 from resnet_train.runtime.regular_file import open_regular, read_bytes, read_text
 
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -149,12 +146,20 @@ def _load_synsets(data: bytes) -> list[Synset]:
 
     SciPy's reader does not check every length that it finds: some damaged files crash the process.
     """
-    ensure_fork_server()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
-        try:
-            return pool.submit(parse_synsets, data).result()
-        except BrokenProcessPool:
-            raise ValueError(f"{_SYNSETS} is damaged") from None
+    try:
+        [result] = run_jobs(_synsets_or_error, [data], workers=1, count=int, hint="")
+    except BadInput:  # the process was killed
+        raise ValueError(f"{_SYNSETS} is damaged") from None
+    if isinstance(result, ValueError):
+        raise result
+    return result
+
+
+def _synsets_or_error(data: bytes, _: Count) -> list[Synset] | ValueError:
+    try:
+        return parse_synsets(data)
+    except ValueError as error:
+        return error
 
 
 def parse_synsets(data: bytes) -> list[Synset]:

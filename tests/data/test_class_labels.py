@@ -91,6 +91,12 @@ def test_a_flipped_bit_of_a_packed_development_kit_changes_no_class() -> None:
     assert refused > 80
 
 
+def test_nothing_is_in_dev_shm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's may be read-only; the semaphores of multiprocessing's own queues are there."""
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", lambda *_, **__: pytest.fail("a semaphore"))
+    assert len(read_class_labels(write_devkit(meta_mat())).class_names) == len(SYNSETS)
+
+
 def test_a_meta_mat_that_crashes_its_reader_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some damaged files end SciPy's reader with a segmentation fault. It must not be ours."""
     path = write_devkit(meta_mat(compressed=False))
