@@ -3,6 +3,8 @@
 import gzip
 import io
 import re
+import resource
+import struct
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,10 @@ _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _VAL_IMAGE = "ILSVRC2012_val_{:08}"
 _MAX_BYTES = 64 << 20
 """The largest development kit, and the largest file of it, that is read. ImageNet's own is far smaller."""
+_MAX_MEMORY = 4 << 30
+"""Bytes that the process which reads `meta.mat` may take."""
+_COMPRESSED = 15
+"""The type of a compressed element of a MATLAB file."""
 _HEADER_WORDS = ("imageid", "image", "filename", "file", "name")
 """First words of a line of column names."""
 
@@ -146,6 +152,7 @@ def _load_synsets(data: bytes) -> list[Synset]:
 
     SciPy's reader does not check every length that it finds: some damaged files crash the process.
     """
+    _check_inflated_size(data)
     try:
         [result] = run_jobs(_synsets_or_error, [data], workers=1, count=int, hint="")
     except BadInput:  # the process was killed
@@ -156,10 +163,27 @@ def _load_synsets(data: bytes) -> list[Synset]:
 
 
 def _synsets_or_error(data: bytes, _: Count) -> list[Synset] | ValueError:
+    # A damaged number of elements must not take the memory of the machine.
+    resource.setrlimit(resource.RLIMIT_DATA, (_MAX_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     try:
         return parse_synsets(data)
     except ValueError as error:
         return error
+
+
+def _check_inflated_size(data: bytes) -> None:
+    """Raises ValueError if an element of a MATLAB file is damaged, or larger than `_MAX_BYTES` when it is unpacked."""
+    order, start = "<" if data[126:128] == b"IM" else ">", 128
+    while start + 8 <= len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, start)
+        start += 8 + size
+        if kind == _COMPRESSED:
+            try:
+                inflated = zlib.decompressobj().decompress(data[start - size : start], _MAX_BYTES)
+            except zlib.error as error:
+                raise ValueError(f"{_SYNSETS} is damaged ({error})") from None
+            if len(inflated) == _MAX_BYTES:
+                raise ValueError(f"{_SYNSETS} is damaged: unpacked, it is larger than {_MAX_BYTES >> 20} MiB")
 
 
 def parse_synsets(data: bytes) -> list[Synset]:
@@ -183,7 +207,8 @@ def _unpack_devkit(path: Path) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
                 name = Path(member.name).name
-                if member.isfile() and name in (_SYNSETS, _GROUND_TRUTH):
+                if member.isfile() and name in (_SYNSETS, _GROUND_TRUTH) and name not in files:
+                    _check_size(path, member.size)  # a sparse file is larger than the archive
                     file = tar.extractfile(member)
                     assert file is not None  # it is a regular file
                     files[name] = file.read()

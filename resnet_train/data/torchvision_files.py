@@ -138,7 +138,7 @@ def _read_files(place: Path, names: Sequence[str]) -> dict[str, bytes]:
         with open_regular(place) as packed, tarfile.open(fileobj=packed, mode="r|gz") as tar:
             for member in tar:
                 name = Path(member.name).name
-                if name in names and member.isreg() and member.size <= _LIMIT:
+                if name in names and name not in files and member.isreg() and member.size <= _LIMIT:
                     content = tar.extractfile(member)
                     assert content is not None  # it is a regular file
                     files[name] = content.read()

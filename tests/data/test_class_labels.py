@@ -1,8 +1,11 @@
 """ImageNet's development kit: `meta.mat` and the ground truth, packed or unpacked, whole or damaged."""
 
+import gzip
 import io
 import random
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +43,25 @@ def write_devkit(meta: bytes, truth: bytes = b"1\n2\n1\n") -> Path:
     return path
 
 
+def bomb() -> bytes:
+    """A MATLAB file of 70 kB whose only element is 70 MB when it is unpacked."""
+    packed = zlib.compress(bytes(70 << 20))
+    return meta_mat()[:128] + struct.pack("<II", 15, len(packed)) + packed
+
+
+def write_sparse() -> Path:
+    """A development kit whose meta.mat is 4 GB of holes: the archive holds only its header."""
+    path = Path("sparse.tar.gz")
+    header = bytearray(tarfile.TarInfo("data/meta.mat").tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[386:398] = header[398:410] = b"%011o\0" % 0
+    header[483:495] = b"%011o\0" % (1 << 32)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(gzip.compress(bytes(header) + bytes(1024)))
+    return path
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_synsets_of_meta_mat(compressed: bool) -> None:
     assert [tuple(synset) for synset in parse_synsets(meta_mat(compressed))] == SYNSETS
@@ -68,6 +90,13 @@ def test_a_development_kit_is_read_packed_and_unpacked() -> None:
         (lambda: write_devkit(meta_mat()[:-9]), r"development kit .*tar.gz: meta.mat is damaged"),
         (lambda: write_devkit(meta_mat(), b"1\n7\n"), r"development kit .*tar.gz: meta.mat has no synset 7"),
         (lambda: write_devkit(meta_mat(), b"one\n"), r"development kit .*tar.gz: invalid literal for int"),
+        (lambda: write_devkit(bomb()), r"meta.mat is damaged: unpacked, it is larger than 64 MiB"),
+        (lambda: write_sparse(), r"cannot read .*tar.gz: it is larger than 64 MiB"),
+        (lambda: write_devkit(meta_mat(), b"9" * 5000), r"development kit .*tar.gz: Exceeds the limit"),
+        (
+            lambda: write_devkit(meta_mat(), b"1000000000\n"),
+            r"development kit .*tar.gz: meta.mat has no synset 1000000000",
+        ),
         (lambda: write_devkit(meta_mat(), bytes(65 << 20)), r"tar.gz: it is larger than 64 MiB"),
     ],
 )
