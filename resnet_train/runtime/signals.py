@@ -2,9 +2,12 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+_NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
@@ -29,27 +32,43 @@ def catch_stop_signals(announce: bool) -> Iterator[StopRequest]:
     announce: write a line on standard error at the first signal, since the current step may take long.
     """
     request = StopRequest()
-    interrupts = 0
 
     def handle(number: int, _: FrameType | None) -> None:
-        nonlocal interrupts
-        if number == signal.SIGINT:
-            interrupts += 1
-        if interrupts > 1:
-            os._exit(130)
-        if request.signal_name is None and announce:
-            again = "; again to stop at once, unsaved" if number == signal.SIGINT else ""
-            line = f"\n{signal.Signals(number).name}: saving and stopping at the next step{again}\n"
-            with suppress(OSError):  # nobody may read standard error any more
-                os.write(2, line.encode())
-        request.signal_name = signal.Signals(number).name
+        request.signal_name = request.signal_name or signal.Signals(number).name
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, handle) for number in numbers}
+    # A handler waits for the main thread, which may wait for a GPU or for another rank: so a thread learns of signals.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    thread = threading.Thread(target=_watch, args=(reader, announce), daemon=True)
+    thread.start()
+    handlers = {number: signal.signal(number, handle) for number in _NUMBERS}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     _requests.append(request)
     try:
         yield request
     finally:
         _requests.remove(request)
-        for number, handler in before.items():
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def _watch(reader: int, announce: bool) -> None:
+    """Read the numbers of signals until the pipe ends."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)  # they interrupt what the main thread waits for
+    interrupts = 0
+    while number := int.from_bytes(os.read(reader, 1)):
+        if number not in _NUMBERS:
+            continue
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
+            os._exit(130)
+        if announce:
+            announce = False
+            again = "; again to stop at once, unsaved" if number == signal.SIGINT else ""
+            line = f"\n{signal.Signals(number).name}: saving and stopping at the next step{again}\n"
+            with suppress(OSError):  # nobody may read standard error any more
+                os.write(2, line.encode())

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import spawn
 
 from resnet_train.runtime import signals
 from resnet_train.runtime.signals import catch_stop_signals
@@ -57,6 +58,34 @@ def test_a_second_interrupt_ends_the_process_at_once() -> None:
     )
     assert (ended.returncode, ended.stdout) == (130, "")
     assert ended.stderr == "\nSIGTERM: saving and stopping at the next step\n"
+
+
+STUCK = """
+import ctypes
+from resnet_train.runtime.signals import catch_stop_signals
+
+mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+lock(mutex)
+with catch_stop_signals(announce=True):
+    print("ready", flush=True)
+    lock(mutex)
+"""
+
+
+def test_a_second_interrupt_ends_a_process_that_waits_for_another_rank() -> None:
+    """Its main thread runs no handler. A lock that is held stands in for the rank."""
+    with spawn(program=["-c", STUCK]) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "\n"
+        assert (
+            process.stderr.readline()
+            == "SIGINT: saving and stopping at the next step; again to stop at once, unsaved\n"
+        )
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
 
 
 @pytest.mark.parametrize("skip", [True, False])
