@@ -55,20 +55,20 @@ def network_complaints(run: "Run", ranks: int, size: int | None) -> Iterator[str
         return
     micro_batch_size = run.train.batch_size // (run.train.grad_accum_steps * ranks)
     together = micro_batch_size * (ranks if run.train.sync_bn else 1)
-    one_pixel = f"batch norm of {name} needs more than one value, and its last map has one pixel at"
+    one_pixel = f"batch norm of {name} needs more than one value, and its last map has one pixel at "
     for pixels in trained:
         if together <= 1 and net.last_map(pixels) == 1:
             yield (
-                f"{one_pixel} {pixels} pixels: raise train.batch_size, lower train.grad_accum_steps or the number of "
+                f"{one_pixel}{pixels} pixels: raise train.batch_size, lower train.grad_accum_steps or the number of "
                 "ranks, or set train.sync_bn"
             )
     if evaluated and net.last_map(min(evaluated)) == 1 and run.eval.protocol != "multi-scale":
         probes = {"gradients": run.probes.gradients, "responses": run.probes.responses}
         for kind, probe in probes.items():
             if probe is not None and probe.images == 1:
-                yield f"{one_pixel} {min(evaluated)} pixels: raise probes.{kind}.images"
+                yield f"{one_pixel}{min(evaluated)} pixels: raise probes.{kind}.images"
         if run.eval.recompute_bn and min(run.eval.recompute_bn, run.eval.batch_size) == 1:
-            yield f"{one_pixel} {min(evaluated)} pixels: raise eval.recompute_bn and eval.batch_size"
+            yield f"{one_pixel}{min(evaluated)} pixels: raise eval.recompute_bn and eval.batch_size"
 
 
 def _trained_sizes(run: "Run", size: int | None) -> list[int]:

@@ -229,6 +229,18 @@ class Recipe(Section):
             yield (f"eval.protocol {self.eval.protocol} is for image files (imagefolder, shards): use eval.flip")
 
     @property
+    def fixes_length(self) -> str | None:
+        """The first key by which a longer training would differ from its first step on; None if there is none."""
+        schedule, warmup = self.schedule, self.schedule.warmup
+        if not isinstance(schedule, StepScheduleConfig):
+            return f"schedule.kind {schedule.kind}"
+        if any(milestone.fraction is not None for milestone in schedule.milestones):
+            return "schedule.milestones in fractions"
+        if warmup is not None and warmup.fraction is not None:
+            return "schedule.warmup in a fraction"
+        return None if self.augment.progressive_resizing is None else "augment.progressive_resizing"
+
+    @property
     def view(self) -> ViewConfig | None:
         """How evaluation sees an image; None for the whole image."""
         crop = self.augment.crop

@@ -12,6 +12,7 @@ lock             locked by the process that trains in the folder
 
 import logging
 import math
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -45,8 +46,11 @@ RESUME_MAY_CHANGE = frozenset(
         *("data.device_cache_gb", "train.device", "eval.batch_size", "train.on_divergence", "train.timeout"),
     }
 )
-"""Keys that say where and how a run is trained, not what it is. They may change when it resumes, as may all keys of
-`checkpoint`."""
+"""Keys that say where and how a run is trained, not what it is. They may change when it resumes."""
+
+_MAY_CHANGE_UNDER = ("checkpoint.", "eval.every.", "log.every.")
+_PROBE_INTERVAL = re.compile(r"probes\.\w+\.every\.")
+"""When a run is measured and saved changes no weight, so neither do these keys."""
 
 
 def folder_of(output: str, run: Run) -> Path:
@@ -162,15 +166,32 @@ def find(roots: Iterable[Path]) -> list[RunRecord]:
 
 
 def differences(one: Run, other: Run) -> list[tuple[str, Any, Any]]:
-    """The defining keys in which two runs differ, with both values."""
+    """The defining keys in which two runs differ, with both values. A probe that only one of them has is none."""
     a, b = defining_keys(one), defining_keys(other)
-    return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    return [
+        (key, a.get(key), b.get(key))
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key) and not (key.startswith("probes.") and None in (a.get(key), b.get(key)))
+    ]
+
+
+def differences_from_earlier(earlier: Run, run: Run) -> Iterator[str]:
+    """Why `run` cannot continue an earlier one, in words. A longer training continues one if its schedule allows it."""
+    for key, old, new in differences(earlier, run):
+        if key in ("train.epochs", "train.steps"):
+            if (reason := earlier.fixes_length or run.fixes_length) is not None:
+                yield f"{key} = {old}, not {new}, and {reason} depends on the length"
+        else:
+            yield f"{key} = {old}, not {new}"
 
 
 def defining_keys(run: Run) -> Record:
     """The configuration as dotted keys, without those that may change when the run resumes."""
-    keys = flatten(dump(run))
-    return {k: v for k, v in keys.items() if k not in RESUME_MAY_CHANGE and not k.startswith("checkpoint.")}
+    return {
+        key: value
+        for key, value in flatten(dump(run)).items()
+        if key not in RESUME_MAY_CHANGE and not key.startswith(_MAY_CHANGE_UNDER) and not _PROBE_INTERVAL.match(key)
+    }
 
 
 def flatten(tree: Tree, prefix: str = "") -> Record:
@@ -194,10 +215,8 @@ def named_write_errors(folder: Path) -> Iterator[None]:
 
 def check_same_run(record: RunRecord, run: Run) -> None:
     """Raise `BadInput` if a folder belongs to another run."""
-    for key, old, new in differences(record.run, run):
-        raise BadInput(
-            f"{record.folder} holds a run with {key} = {old}, not {new}: set it back, choose a name=… or --fresh"
-        )
+    for difference in differences_from_earlier(record.run, run):
+        raise BadInput(f"{record.folder} holds a run with {difference}: set it back, choose a name=… or --fresh")
 
 
 def read_earlier(folder: Path, run: Run) -> RunRecord | None:
@@ -207,12 +226,6 @@ def read_earlier(folder: Path, run: Run) -> RunRecord | None:
     record = read(folder)
     check_same_run(record, run)
     return record
-
-
-def end_status(folder: Path, run: Run) -> str | None:
-    """How a run ended, if it has: finished or diverged. Raises `BadInput` if its folder is another run's."""
-    record = read_earlier(folder, run)
-    return None if record is None or record.end is None else str(record.end["status"])
 
 
 def lock_run_folder(folder: Path, stack: ExitStack) -> None:
@@ -245,6 +258,8 @@ def open_run_folder(run: Run, folder: Path, fresh: bool, stack: ExitStack) -> li
         if record := read_earlier(folder, run):
             for partial in folder.glob("checkpoints/*.tmp"):  # a process was killed while it wrote
                 partial.unlink()
+            if record.run != run:
+                atomic_write_text(folder / "config.yaml", to_yaml(dump(run)))
             return record.records
         atomic_write_text(folder / "config.yaml", to_yaml(dump(run)))
     except OSError as error:

@@ -25,6 +25,7 @@ from resnet_train.runtime.processes import Children
 from resnet_train.runtime.signals import StopRequest, catch_stop_signals
 from resnet_train.training import finetune
 from resnet_train.training.loop import train
+from resnet_train.training.schedule import build_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,7 @@ def train_all(runs: Sequence[Run], output: str, settings: TrainConfig, fresh: bo
         distributed.broadcast_from_main(world, lambda: check_ranks(runs, world.size))
         pending: list[tuple[Run, Path]] = []
         for run, folder in zip(runs, folders, strict=True):
-            read_status = partial(run_folder.end_status, folder, run)
-            status = None if fresh else distributed.broadcast_from_main(world, read_status)
+            status = None if fresh else distributed.broadcast_from_main(world, partial(end_status, folder, run))
             if status is None:
                 pending.append((run, folder))
             elif world.is_main:
@@ -76,6 +76,22 @@ def train_all(runs: Sequence[Run], output: str, settings: TrainConfig, fresh: bo
             for job in queue:
                 _train(job, world, request)
         return [run_folder.read(folder) for folder in folders] if world.is_main else []
+
+
+def end_status(folder: Path, run: Run) -> str | None:
+    """How a run ended, if it has: finished or diverged. A finished run that is to be longer has not.
+
+    Raises `BadInput` if its folder is another run's.
+    """
+    record = run_folder.read_earlier(folder, run)
+    if record is None or record.end is None:
+        return None
+    length, earlier_length = ((r.train.epochs, r.train.steps) for r in (run, record.run))
+    if record.end["status"] == "finished" and length != earlier_length:
+        steps_per_epoch = record.records[0].get("train_images", 0) / run.train.batch_size
+        if build_schedule(run, steps_per_epoch).total_steps != record.end["step"]:
+            return None
+    return str(record.end["status"])
 
 
 def check_ranks(runs: Sequence[Run], ranks: int) -> None:

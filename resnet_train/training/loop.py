@@ -4,7 +4,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resnet_train.config.batch import check_network
@@ -160,13 +160,21 @@ def set_up(run: Run, folder: Path, world: World, fresh: bool, locks: ExitStack) 
             load_initial_weights(run.train.init_from, run.network, state, world)
     else:
         check_same_run(saved, run, train_set)
-        meta = saved.meta
+        earlier = build_schedule(saved.meta.run, data.steps_per_epoch)
+        if schedule.total_steps != earlier.total_steps and schedule.total_steps <= saved.step:
+            raise BadInput(
+                f"{saved.path} is at step {saved.step} already, and the training is to end at {schedule.total_steps}: "
+                "raise train.steps or train.epochs, choose a name=… or --fresh"
+            )
+        meta = replace(saved.meta, run=run)
         checkpoint.restore(state, saved, world)
         if schedule.keep_checkpoint.is_due(state.step):
             checkpoint.save_missing_copy(state, meta, folder / "checkpoints", f"step-{state.step}.pt", world)
 
     records = distributed.broadcast_from_main(world, lambda: run_folder.open_run_folder(run, folder, fresh, locks))
     records = [record for record in records if 0 < state.step >= record["step"] and record["kind"] != "end"]
+    if records:
+        records[0] |= {"steps": schedule.total_steps}  # of the start: the training may be longer now
     if world.is_main and (unreached := schedule.unreached()):
         logger.info("the run ends after %d steps, before %s", schedule.total_steps, unreached)
     clean_set = train_set.subset(datasets.evenly_spaced(len(train_set), run.eval.clean_train_images))
@@ -184,8 +192,8 @@ def create_meta(run: Run, train_set: Dataset, world: World) -> CheckpointMeta:
 def check_same_run(saved: Checkpoint, run: Run, train_set: Dataset) -> None:
     """Raise `BadInput` if a checkpoint is of another run, or of a run that began with other data."""
     meta = saved.meta
-    for key, old, new in run_folder.differences(meta.run, run):
-        raise BadInput(f"{saved.path} is of a run with {key} = {old}, not {new}: it belongs to another folder")
+    for difference in run_folder.differences_from_earlier(meta.run, run):
+        raise BadInput(f"{saved.path} is of a run with {difference}: it belongs to another folder")
     if meta.train_images != len(train_set):
         raise BadInput(f"data: the run began with {meta.train_images} training images, and here are {len(train_set)}")
     old, new = meta.changed, datasets.describe_changes(run.data)

@@ -446,7 +446,7 @@ def test_a_family_differs_in_nothing_but_depth(
     networks: list[Any], expected: dict[str, list[int]], recorded: Callable[..., Path]
 ) -> None:
     for network in networks:
-        recorded(network, 0, 5.0)
+        recorded(network, 0, 5.0, data={"size": 32})
     found = families(groups())
     assert {family.name: [group.depth for group in family.members] for family in found} == expected
     sentence = [line for line in findings.findings(groups()) if "the deeper network's" in line]
