@@ -269,7 +269,7 @@ def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> 
         code, out, err = program("probe", *arguments)
         assert (code, out, len(err.splitlines())) == (2, "", 1), err
         assert message in err
-    path = config(networks=["vgg-16"], probes=PROBES)
+    path = config(networks=["vgg-16"], probes=PROBES, data={"size": 32})
     code, _, err = program("run", path)
     assert (code, len(err.splitlines())) == (2, 1)
     assert f"{path}: vgg-16 has no units to probe: remove probes.gradients and probes.lesion" in err
