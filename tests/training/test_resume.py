@@ -247,3 +247,17 @@ def test_signals_save_and_ask_to_be_run_again(number: signal.Signals, config: Co
     assert f"{number.name}: saving and stopping at the next step" in err
     assert "Traceback" not in err
     assert checkpoint.read_checkpoint(FOLDER / "checkpoints/last.pt").step >= last_step(FOLDER)
+
+
+def test_torchrun_passes_a_signal_on_that_it_is_asked_to_handle(config: Config) -> None:
+    """Schedulers warn by SIGUSR1, which by default ends torchrun alone."""
+    handled = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    path = config(train={"steps": 100000}, checkpoint={"every": {"steps": 100000}})
+    process = spawn("run", path, ranks=2, program=(handled, "-m", "resnet_train"))
+    while last_step(FOLDER) < 4 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=250)
+    assert process.returncode == 1, err
+    assert "SIGUSR1: saving and stopping at the next step" in err
+    assert checkpoint.read_checkpoint(FOLDER / "checkpoints/last.pt").step >= last_step(FOLDER)
