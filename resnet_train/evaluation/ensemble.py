@@ -74,7 +74,7 @@ def evaluate(members: Sequence[PretrainedModel], keep_logits: bool, world: World
     logits = None
     if keep_logits:
         # A rank may have no batch at all.
-        empty = torch.zeros(len(members), 0, len(data.views), len(val_set.classes), dtype=torch.float16)
+        empty = torch.zeros(len(members), 0, len(data.views), len(val_set.classes))
         rows = torch.cat([empty, *local_logits], dim=1).transpose(0, 1).contiguous()  # [n of this rank, networks, …]
         values = evaluator.gather_in_dataset_order(world, rows, data).transpose(0, 1).numpy()
         logits = Logits(networks, protocol, tuple(val_set.classes), results[0].label.long().numpy(), values)
@@ -91,7 +91,7 @@ def evaluate_logits(logits: Logits, average: str | None = None) -> list[ErrorRec
     scores = []
     for begin in range(0, len(logits.labels), _IMAGES_AT_ONCE):
         chunk = slice(begin, begin + _IMAGES_AT_ONCE)
-        values = torch.from_numpy(np.ascontiguousarray(logits.values[:, chunk])).float()
+        values = torch.from_numpy(np.ascontiguousarray(logits.values[:, chunk]))
         scores.append(evaluator.score_logits(torch.from_numpy(logits.labels[chunk]), values, average))
     protocol = logits.protocol.replace(f"mean of {stored_average}", f"mean of {average}")
     return error_records(logits.networks, evaluator.results_of(torch.cat(scores)), protocol)

@@ -118,13 +118,13 @@ def evaluate(
     """Results of each network, then of their ensemble where there are several. Every rank gets those of all samples.
 
     average: "softmax" or "logits", what is averaged over views and networks. stored_logits: a list to which the logits
-    of this rank's batches are appended, as `compress_logits` makes them.
+    of this rank's batches are appended, float32 [members, n, views, classes] on the CPU.
     """
     scores = []
     for labels, logits in _batch_logits(members, data):
         scores.append(score_logits(labels, logits, average))
         if stored_logits is not None:
-            stored_logits.append(compress_logits(logits))
+            stored_logits.append(logits.cpu())
     networks = len(members) if len(members) == 1 else len(members) + 1
     fields = len(SampleResults._fields)
     empty = torch.zeros(0, networks, fields, device=world.device, dtype=torch.float64)  # a rank may have no batch
@@ -157,28 +157,23 @@ def _split(batch: Batch, size: int) -> list[Batch]:
     return [Batch(images, labels, shift) for images, labels, shift in zip(*columns, strict=True)]
 
 
-def compress_logits(logits: Tensor) -> Tensor:
-    """Logits less the largest of their row, as float16 on the CPU. This changes neither softmax nor a mean over views.
-
-    float16 is precise near 0, where the most probable classes lie: rounding changes a probability by 1e-3 of itself.
-    """
-    return (logits - logits.amax(dim=-1, keepdim=True)).half().cpu()
-
-
 def score_logits(labels: Tensor, logits: Tensor, average: str) -> Tensor:
     """Labels [n] and logits [members, n, views, classes] -> float64 [n, networks, fields of `SampleResults`].
 
-    The networks are the members, then their ensemble where there are several.
+    The networks are the members, then their ensemble where there are several. Of classes with equal scores the first
+    ranks first: logits of 16 bits are often equal, and `topk` would order them differently on different devices.
     """
     averages = [_mean_log_probabilities(member[None], average) for member in logits]
     if len(averages) > 1:
         averages.append(_mean_log_probabilities(logits, average))
     scores = []
     for log_probabilities in averages:
-        best_values, best = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1)
-        hit5 = (best == labels[:, None]).any(dim=1)
-        loss = -log_probabilities.gather(1, labels[:, None])[:, 0]
-        scores.append(torch.stack([labels, best[:, 0], best_values[:, 0].exp(), hit5, loss], dim=1))
+        best_values, best = log_probabilities.max(dim=1)  # of equal ones the first
+        of_label = log_probabilities.gather(1, labels[:, None])
+        index = torch.arange(log_probabilities.shape[1], device=labels.device)
+        after = (log_probabilities < of_label) | (log_probabilities == of_label) & (index > labels[:, None])
+        hit5 = after.sum(dim=1) >= len(index) - 5
+        scores.append(torch.stack([labels, best, best_values.exp(), hit5, -of_label[:, 0]], dim=1))
     return torch.stack(scores, dim=1)
 
 

@@ -1,18 +1,19 @@
 """The file of stored logits: enough to average them again, or in another ensemble, without a network."""
 
 import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter
 
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, one_line
+from resnet_train.runs.records import check_shape
 from resnet_train.runtime.atomic import atomic_write
+from resnet_train.runtime.regular_file import open_regular
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Logits:
     classes: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     """[n]."""
-    values: npt.NDArray[np.float16]
-    """[networks, n, views, classes], less the largest of each row."""
+    values: npt.NDArray[np.float32]
+    """[networks, n, views, classes], as the networks gave them: results from them are those of the live evaluation."""
 
     def write(self, path: Path) -> None:
         """Write an .npz file, atomically. Raises `BadInput`."""
@@ -34,20 +35,56 @@ class Logits:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
-                np.savez_compressed(file, about=header, labels=self.labels, values=self.values)
+                np.savez(file, about=header, labels=self.labels, values=self.values)
         except OSError as error:
             raise BadInput(f"--save-logits: cannot write {path}: {error.strerror or error}") from None
 
     @classmethod
     def read(cls, path: Path) -> "Logits":
-        """Read an .npz file. Raises `BadInput`."""
+        """Read an .npz file that `write` wrote. Raises `BadInput`."""
         try:
-            with path.open("rb") as raw, np.load(raw) as file:
-                header = json.loads(str(file["about"]))
-                header["classes"] = tuple(header["classes"])
-                return cls(labels=file["labels"], values=file["values"], **header)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
-            raise BadInput(f"{path} holds no logits; expected a file of --save-logits") from None
+            with open_regular(path) as raw, np.load(raw) as file:
+                return _checked(file["about"], file["labels"], file["values"])
+        except BadInput:
+            raise
+        except Exception as error:  # for a damaged file zipfile, zlib and numpy have a dozen of them
+            raise BadInput(f"{path} holds no logits of --save-logits: {one_line(str(error))}") from None
+
+
+class _Network(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    checkpoint: InstanceOf[str]  # a `str` would have to be text, which the name of a file or folder need not be
+    network: str
+    seed: int | None
+    step: int | None
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    networks: Annotated[list[_Network], Field(min_length=1)]
+    protocol: str
+    classes: Annotated[list[InstanceOf[str]], Field(min_length=1)]
+
+
+_HEADER = TypeAdapter(_Header)
+
+
+def _checked(about: npt.NDArray[Any], labels: npt.NDArray[Any], values: npt.NDArray[Any]) -> Logits:
+    """The logits that the arrays of a file are. Raises `ValueError`."""
+    header = json.loads(str(about))
+    check_shape(header, _HEADER)
+    networks, classes = header["networks"], tuple(header["classes"])
+    if labels.dtype != np.int64 or labels.ndim != 1 or not len(labels):
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not int64 [images]")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(f"labels are {labels.min()} to {labels.max()}, of {len(classes)} classes")
+    shape = len(networks), len(labels), *values.shape[2:3], len(classes)
+    if values.dtype != np.float32 or values.shape != shape or not values.size:
+        expected = f"float32 [{len(networks)}, {len(labels)}, views, {len(classes)}]"
+        raise ValueError(f"values are {values.dtype} {list(values.shape)}, not {expected}")
+    return Logits(networks, header["protocol"], classes, labels, values)
 
 
 def read_all(paths: Sequence[Path]) -> Logits:

@@ -92,7 +92,7 @@ _ENVIRONMENT = TypeAdapter(_Environment)
 
 def parse_record(line: str) -> Record:
     """A line of `metrics.jsonl`. Raises `ValueError`, whose text is one line."""
-    record: Record = _parse(line, _RECORD)
+    record: Record = parse_json(line, _RECORD)
     return record
 
 
@@ -110,20 +110,25 @@ def check_follows(records: Sequence[Record]) -> None:
 
 def parse_sessions(text: str) -> list[Record]:
     """The sessions that an `env.json` lists. Raises `ValueError`, whose text is one line."""
-    sessions: list[Record] = _parse(text, _ENVIRONMENT)["sessions"]
+    sessions: list[Record] = parse_json(text, _ENVIRONMENT)["sessions"]
     return sessions
 
 
-def _parse(text: str, shape: TypeAdapter[Any]) -> Any:
-    """The content of JSON text, as it is, once its shape is checked."""
+def parse_json(text: str, shape: TypeAdapter[Any]) -> Any:
+    """The content of JSON text, as it is, once its shape is checked. Raises `ValueError`, whose text is one line."""
     try:
         content = from_json(text, allow_inf_nan=False)
     except ValueError:  # also of numbers of 5,000 digits, and of lists in lists without end
         raise ValueError("not JSON") from None
+    check_shape(content, shape)
+    return content
+
+
+def check_shape(content: Any, shape: TypeAdapter[Any]) -> None:
+    """Raise `ValueError`, whose text is one line, if content is not of a shape."""
     try:
         shape.validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         reason = ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
         raise ValueError("".join(c if c.isprintable() else "?" for c in reason)[:200]) from None
-    return content
