@@ -39,7 +39,7 @@ Config = Callable[..., Path]
         (["run", "{config}", "output=/proc/nothing"], "output: cannot write /proc/nothing"),
         (["run", "{config}", "output={config}"], "output: cannot write .*tiny.yaml"),
         (["eval", "none.pt"], "none.pt: no such checkpoint"),
-        (["eval", "."], "is a folder: give a file, such as checkpoints/best.pt"),
+        (["eval", "."], "no run folder in or under it"),
         (["eval", "{config}"], "tiny.yaml is truncated or not a checkpoint"),
         (["compare", "nowhere"], "nowhere: no run folder"),
         (["summary", "resnet-51"], "the nearest depths are resnet-50 and resnet-101"),

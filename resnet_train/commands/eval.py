@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoints",
         nargs="+",
         metavar="CHECKPOINT",
-        help="such as checkpoints/best.pt; a state dict of torchvision or timm, with --network; or saved logits",
+        help="such as checkpoints/best.pt; the folder of a run or an experiment, for the last checkpoint of each run; "
+        "a state dict of torchvision or timm, with --network; or saved logits",
     )
     parser.add_argument("--data", metavar="PATH", help="folder of the data (default: data.path of the run)")
     parser.add_argument(
@@ -63,37 +64,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Evaluate checkpoints, or stored logits, and print their errors."""
-    from resnet_train.runs.run_folder import check_checkpoint_exists
-
     overrides = _overrides(args)
-    for path in args.checkpoints:  # before torch is imported
-        check_checkpoint_exists(Path(path))
-    stored = [path.endswith(".npz") for path in args.checkpoints]
+    paths = [path for name in args.checkpoints for path in _files(Path(name))]  # before torch is imported
+    stored = [path.suffix == ".npz" for path in paths]
     if all(stored):
-        _evaluate_logits([Path(path) for path in args.checkpoints], _average(overrides), args.json)
+        _evaluate_logits(paths, _average(overrides), args.json)
     elif any(stored):
         raise BadInput("logits and checkpoints do not mix: give files of --save-logits only, or checkpoints only")
     else:
-        _evaluate_checkpoints(args, overrides)
+        _evaluate_checkpoints(paths, args, overrides)
 
 
-def _evaluate_checkpoints(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _files(path: Path) -> list[Path]:
+    """The file itself or, of the folder of a run or an experiment, the last checkpoint of each run."""
+    from resnet_train.runs.run_folder import check_checkpoint_exists, last_checkpoints
+
+    if path.is_dir():
+        return last_checkpoints(path)
+    check_checkpoint_exists(path)
+    return [path]
+
+
+def _evaluate_checkpoints(paths: Sequence[Path], args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from resnet_train.evaluation import confusion, ensemble
     from resnet_train.runtime import distributed
 
-    members = ensemble.load_members(args.checkpoints, args.network, args.data, overrides)
+    members = ensemble.load_members([str(path) for path in paths], args.network, args.data, overrides)
     train = members[0].run.train
     with distributed.start(train.device, train.timeout) as world:
         evaluation = ensemble.evaluate(members, args.save_logits is not None, world)
         if not world.is_main:
             return
+        _print_errors(evaluation.records, args.json)  # first: a file that cannot be written loses no result
+        if not args.json:
+            print(confusion.worst(evaluation.results[-1], evaluation.val_set.classes))
         if evaluation.logits is not None:
             evaluation.logits.write(args.save_logits)
         folder = args.out or _default_folder(Path(args.checkpoints[0]))
-        _write_files(folder, members[0], evaluation)
-        _print_errors(evaluation.records, args.json)
-        if not args.json:
-            print(confusion.worst(evaluation.results[-1], evaluation.val_set.classes))
+        if _write_files(folder, members[0], evaluation) and not args.json:
             print(f"wrote {folder}")
 
 
@@ -127,13 +135,18 @@ def _average(overrides: Sequence[str]) -> str | None:
 
 
 def _default_folder(checkpoint: Path) -> Path:
-    """`evaluation/` in the run folder, or beside another program's file."""
+    """`evaluation/` in the folder of the run or experiment, or beside another program's file."""
+    if checkpoint.is_dir():
+        return checkpoint / "evaluation"
     parent = checkpoint.parent
     return (parent.parent if parent.name == "checkpoints" else parent) / "evaluation"
 
 
-def _write_files(folder: Path, first: "PretrainedModel", evaluation: "Evaluation") -> None:
-    """The records, and the confusions of the ensemble, or of the network where there is only one."""
+def _write_files(folder: Path, first: "PretrainedModel", evaluation: "Evaluation") -> bool:
+    """Write the records, and the confusions of the ensemble, or of the network where there is only one.
+
+    Returns whether all was written; if not, a warning says why.
+    """
     from resnet_train.evaluation import confusion, ensemble
 
     label, results, val_set = evaluation.records[-1]["checkpoint"], evaluation.results[-1], evaluation.val_set
@@ -150,6 +163,8 @@ def _write_files(folder: Path, first: "PretrainedModel", evaluation: "Evaluation
         confusion.draw(name, results, val_set.classes, val_set, first, picture, folder / "tensorboard")
     except OSError as error:
         logger.warning("--out: cannot write %s: %s", folder, error.strerror or error)
+        return False
+    return True
 
 
 def _print_errors(records: Sequence[dict[str, Any]], as_json: bool) -> None:
@@ -162,6 +177,7 @@ def _print_errors(records: Sequence[dict[str, Any]], as_json: bool) -> None:
     rows = [("checkpoint", "network", "seed", "step", "top-1 error", "top-5 error", "loss")]
     for record in records:
         seed, step = ("–" if record[key] is None else str(record[key]) for key in ("seed", "step"))
-        errors = (f"{record['error_top1']:.2f} %", f"{record['error_top5']:.2f} %", f"{record['loss']:.4f}")
+        loss = "–" if record["loss"] is None else f"{record['loss']:.4f}"
+        errors = (f"{record['error_top1']:.2f} %", f"{record['error_top5']:.2f} %", loss)
         rows.append((record["checkpoint"], record["network"], seed, step, *errors))
     print(columns(rows))

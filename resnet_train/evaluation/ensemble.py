@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,16 @@ from resnet_train.evaluation.evaluator import EnsembleMember, SampleResults
 from resnet_train.evaluation.logits import Logits
 from resnet_train.evaluation.pretrained import PretrainedModel
 from resnet_train.evaluation.protocols import describe
+from resnet_train.runtime.atomic import append_lines
 from resnet_train.runtime.distributed import World, main_first
 from resnet_train.runtime.precision import out_of_memory_hint, set_precision
 
 logger = logging.getLogger(__name__)
 
 ErrorRecord = dict[str, Any]
-"""One network or ensemble: checkpoint, network, seed, step, error_top1, error_top5, loss, images, protocol."""
+"""One network or ensemble: checkpoint, network, seed, step, error_top1, error_top5, loss, images, protocol.
+
+The loss is None where it is not finite; seed and step where there is none."""
 
 _IMAGES_AT_ONCE = 1024
 """Stored logits are converted to float64 in chunks of so many images."""
@@ -105,16 +109,18 @@ def error_records(
     if len(results) > len(networks):
         label = f"ensemble of {len(networks)}"
         identities.append({"checkpoint": label, "network": "ensemble", "seed": None, "step": None})
-    return [
-        {**identity, **result.errors(), "protocol": protocol}
-        for identity, result in zip(identities, results, strict=True)
-    ]
+    records = []
+    for identity, result in zip(identities, results, strict=True):
+        errors: dict[str, Any] = result.errors()
+        if not math.isfinite(errors["loss"]):  # of weights that diverged; JSON has no NaN
+            errors["loss"] = None
+        records.append({**identity, **errors, "protocol": protocol})
+    return records
 
 
 def append_records(records: Sequence[ErrorRecord], path: Path, data: str) -> None:
     """Append records to a file, one JSON object a line; `data` is the path or the kind of the data set."""
-    with path.open("a") as file:
-        file.writelines(json.dumps({**record, "data": data}) + "\n" for record in records)
+    append_lines(path, [json.dumps({**record, "data": data}) for record in records])
 
 
 def _prepared(member: PretrainedModel, classes: tuple[str, ...], world: World) -> EnsembleMember:

@@ -155,6 +155,10 @@ def read_metrics(folder: Path) -> list[Record]:
 
 def find(roots: Iterable[Path]) -> list[RunRecord]:
     """Every run folder in or under `roots`, each once. Raises `BadInput` if a root has none."""
+    return [read(folder) for folder in _folders(roots)]
+
+
+def _folders(roots: Iterable[Path]) -> list[Path]:
     folders: dict[Path, Path] = {}
     for root in roots:
         under_root = sorted(p.parent for p in root.rglob("metrics.jsonl") if not p.parent.name.endswith(".old"))
@@ -162,7 +166,21 @@ def find(roots: Iterable[Path]) -> list[RunRecord]:
             raise BadInput(f"{root}: no run folder in or under it (a run folder holds config.yaml and metrics.jsonl)")
         for folder in under_root:
             folders.setdefault(folder.resolve(), folder)
-    return [read(folder) for folder in folders.values()]
+    return list(folders.values())
+
+
+def last_checkpoints(root: Path) -> list[Path]:
+    """The last checkpoint of every run in or under `root`. Raises `BadInput` if there is none."""
+    checkpoints = []
+    for folder in _folders([root]):
+        path = last_checkpoint(folder / "checkpoints")
+        if path is None:
+            logger.warning("%s is left out: it has no checkpoint yet", folder)
+        else:
+            checkpoints.append(path)
+    if not checkpoints:
+        raise BadInput(f"{root}: no run in or under it has a checkpoint yet")
+    return checkpoints
 
 
 def differences(one: Run, other: Run) -> list[tuple[str, Any, Any]]:

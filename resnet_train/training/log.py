@@ -18,6 +18,7 @@ from resnet_train.data.batch import StepBatches
 from resnet_train.runs import environment
 from resnet_train.runs.records import Record
 from resnet_train.runs.run_folder import named_write_errors
+from resnet_train.runtime.atomic import append_lines
 from resnet_train.runtime.distributed import World, all_reduce_sum
 from resnet_train.training.sinks import JsonLinesSink, ProgressSink, Sink, TensorBoardSink
 
@@ -101,8 +102,7 @@ class Log:
                 listed = path.read_text("utf-8", "surrogateescape").splitlines() if path.exists() else []
                 if image in listed:
                     continue
-                with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                    file.write(f"{image}\n")
+                append_lines(path, [image])
             logger.warning("cannot decode %s; %d listed in %s", image, len(listed) + 1, path)
 
     def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:

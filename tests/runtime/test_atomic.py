@@ -5,7 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from resnet_train.runtime.atomic import atomic_write, atomic_write_text, temporary_path
+from resnet_train.runtime.atomic import append_lines, atomic_write, atomic_write_text, temporary_path
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ("", ""),
+        ('{"a": 1}\n', '{"a": 1}\n'),
+        ('{"a": 1}\n{"a": 2, "b', '{"a": 1}\n'),
+        ('{"a": 1}\n{"a": 2}', '{"a": 1}\n{"a": 2}\n'),  # only its end is missing
+        ('{"a"', ""),
+        ("[" * 100_000, ""),
+    ],
+)
+def test_a_line_that_was_cut_short_is_not_continued(before: str, kept: str, tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_text(before)
+    append_lines(path, ['{"a": 3}', os.fsdecode(b"caf\xe9")])
+    assert path.read_bytes() == kept.encode() + b'{"a": 3}\ncaf\xe9\n'
 
 
 def test_a_file_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
