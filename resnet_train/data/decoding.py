@@ -139,5 +139,8 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
                 yield image
     except UnidentifiedImageError:
         raise BadInput(f"cannot decode {name}: it is not an image") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadInput(f"cannot decode {name}: {getattr(error, 'strerror', None) or error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow's readers raise errors of a dozen kinds
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadInput(f"cannot decode {name}: {reason}") from None

@@ -113,3 +113,17 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header() -> None:
     path = png(np.zeros((1, 1), np.uint8), bits=8, colour_type=2, size=(30_000, 30_000))
     with pytest.raises(BadInput, match=r"^cannot decode by-hand.png: .*pixels.*limit"):
         decoding.open_file(path)
+
+
+def test_any_error_of_a_reader_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVIF's reader raises RuntimeError, that of TIFF TypeError, where a file is damaged."""
+    path = save(Image.fromarray(PIXELS), "a.tif")
+    for error, message in ((RuntimeError("no plane"), "no plane"), (TypeError(), "TypeError"), (KeyError(3), "3")):
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object, error: Exception = error) -> None:
+                raise error
+
+            patch.setattr(Image.Image, "convert", fail)
+            with pytest.raises(BadInput, match=f"^cannot decode a.tif: {message}$"):
+                decoded(path)
