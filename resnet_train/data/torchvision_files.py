@@ -75,11 +75,13 @@ def reader_of(kind: str) -> Any:
 
 
 def _locate(kind: str, path: Path, sure: bool) -> Path | None:
-    """The folder of the files, or their archive: in `path`, `path` itself, or in a folder of it.
+    """The folder of the files, or their archive: in `path`, in a folder of it, or `path` itself.
 
     sure: MNIST and Fashion-MNIST, which have the same files, only in a folder of that name.
     """
     layout = _LAYOUTS[kind]
+    if path.name == layout.archive and path.is_file():
+        return path
     for base in (path, *_folders_in(path)):
         for place in (base / layout.folder / "raw", base / layout.folder):
             if place.is_dir():

@@ -85,6 +85,7 @@ def test_cifar_unpacked_or_not_a_folder_up_or_down(kind: str, monkeypatch: pytes
         tar.add(folder, folder.name)
     for path in ("up/packed", "up"):
         assert_read(kind, path, expected)
+    assert len(datasets.open_data(TorchvisionConfig(kind=kind, path=str(archive)))[1]) == len(expected[1])  # type: ignore[arg-type]
     Path("other").mkdir()
     shutil.move(folder, "other/my cifar")
     for path in ("other/my cifar", "other"):
