@@ -155,7 +155,8 @@ class _Pool(Generic[_Task, _Result]):
             return f"{', '.join(stuck)}: does its disk answer, or is the process stopped?"
         if (self.samples >= 0).any():
             return "the data workers read slowly"
-        return f"none of the data workers {', '.join(map(str, pids))} takes work: are these processes stopped?"
+        names = ", ".join(map(str, pids))
+        return f"none of the data workers {names} takes work: are these processes stopped, or still starting?"
 
 
 @contextmanager

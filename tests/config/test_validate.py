@@ -34,6 +34,10 @@ def error_message(path: Path, *overrides: str) -> str:
         ("train.batch_size=true", "train.batch_size = true: input should be a valid integer"),
         ("train.grad_accum_steps=3", "train: batch_size 16 is not divisible by grad_accum_steps 3"),
         ("optimizer.lr=.nan", "optimizer.lr = NaN: input should be a finite number"),
+        (
+            "data={kind: shards, path: x, workers: 10000}",
+            "data.workers = 10000: input should be less than or equal to 1024",
+        ),
         ("data.workers=2", "data.workers: has no effect with kind synthetic: remove it"),
         ("data.kind=imagenet", "data.kind: 'imagenet' is none of 'imagefolder', 'shards'"),
         ("networks=[resnet-35]", "unknown network 'resnet-35': the nearest depths are resnet-34 and resnet-50"),

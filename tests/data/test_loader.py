@@ -1,7 +1,8 @@
 """Training batches: a function of the step and the recipe alone."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from loading import copied_batches, equal, folder_run, run_batches, training_dat
 from resnet_train.config.augment import AugmentConfig
 from resnet_train.config.schema import Run
 from resnet_train.data import augment, datasets, loader, mixup, rng
+from resnet_train.data.batch import Batch
+from resnet_train.data.fixed_size import FixedSizeDataset
 from resnet_train.data.sampler import Sampler
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, Interrupted
 
 Folders = Callable[..., Path]
 
@@ -163,6 +166,22 @@ def test_a_run_continues_without_a_bad_training_image(
     (path / "val" / "pear" / "0.jpg").write_bytes(b"broken")
     code, _, err = program("run", config(data=data, **sizes), "train.steps=3", "data.on_bad_image=skip", "name=other")
     assert (code, "val/pear/0.jpg" in err) == (2, True)
+
+
+def test_if_a_signal_ends_the_wait_for_images_one_rank_saves_and_several_end(
+    tiny_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several ranks the others may be within the step, whose gradients they wait for: no rank can save alone."""
+    batches = FixedSizeDataset.training_batches
+
+    def interrupted(*arguments: Any) -> Iterator[Batch]:
+        yield from islice(batches(*arguments), 2)
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(FixedSizeDataset, "training_batches", interrupted)
+    assert len(list(training_data(tiny_run()).from_step(0, 5))) == 2
+    with pytest.raises(Interrupted):
+        list(training_data(tiny_run(), ranks=2).from_step(0, 5))
 
 
 def test_the_cpu_is_at_most_three_steps_ahead_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,19 +161,22 @@ def catch(number: int, came: list[int]) -> Iterator[None]:
 
 
 def test_a_low_limit_of_open_files_is_noticed_before_a_child_is_started() -> None:
-    """multiprocessing would end its fork server with a traceback."""
+    """multiprocessing would end its fork server with a traceback, at some numbers of files that are left."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Children("hint") as children:
+        fork_server = processes.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
         lowest = os.dup(2)
         os.close(lowest)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 4, before[1]))
-        try:
-            with pytest.raises(OSError, match="Too many open files"):
-                children.start("a child", wait_for_ever, Path())
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        child = children.start("a child", wait_for_ever, Path())  # the fork server goes on
+        for left in range(1, 12):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + left, before[1]))
+            try:
+                with pytest.raises(OSError, match="Too many open files"):
+                    children.start("a child", wait_for_ever, Path())
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        child = children.start("a child", wait_for_ever, Path())
         assert list(children.receive()) == [(child, "ready")]
+        assert fork_server == processes.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
 
 
 def test_a_worker_that_even_sigkill_does_not_end_is_left(
