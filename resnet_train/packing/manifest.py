@@ -1,12 +1,13 @@
 """Manifests: what is to be packed. Each lists samples with names and labels, and reads an image when it is due."""
 
 import functools
+import gzip
 import hashlib
 import io
 import os
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,10 +18,14 @@ from PIL import Image
 
 from resnet_train.config.data import TorchvisionConfig
 from resnet_train.data import datasets
+from resnet_train.data.decoding import MAX_BYTES
 from resnet_train.data.rng import Ints
 from resnet_train.data.shards import OpenFile
 from resnet_train.errors import BadInput
+from resnet_train.runtime.regular_file import read_bytes
 
+GZIP_MAGIC = b"\x1f\x8b"
+"""The first bytes of a file that gzip has compressed."""
 Names = npt.NDArray[np.bytes_]
 
 
@@ -82,28 +87,25 @@ class FolderManifest(Manifest):
     hint = "replace the file (do not delete it, which would change the source)"
 
     def read(self, row: int) -> bytes:
-        with self._path(row) as path:
-            return path.read_bytes()
+        return read_bytes(self.location(row), MAX_BYTES)
 
     def size(self, row: int) -> int:
-        with self._path(row) as path:
-            return path.stat().st_size
+        path = self.location(row)
+        try:
+            return Path(path).stat().st_size
+        except OSError as error:
+            raise BadInput(f"cannot read {path}: {error.strerror}") from None
 
     def location(self, row: int) -> str:
         return f"{self.root}/{os.fsdecode(self.paths[row])}"
 
-    @contextmanager
-    def _path(self, row: int) -> Iterator[Path]:
-        path = Path(self.location(row))
-        try:
-            yield path
-        except OSError as error:
-            raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
-
 
 @dataclass(frozen=True)
 class TarManifest(Manifest):
-    """Image files in tar files, or in tar files within tar files. They are read by position, without unpacking."""
+    """Image files in tar files, or in tar files within tar files. They are read by position, without unpacking.
+
+    One that gzip has compressed is read from front to back: each worker reads it once, since its shards are in order.
+    """
 
     tars: tuple[Path, ...]
     tar_indices: Ints
@@ -115,10 +117,17 @@ class TarManifest(Manifest):
 
     def read(self, row: int) -> bytes:
         path, length = self._tar(row), int(self.lengths[row])
+        if length > MAX_BYTES:
+            raise BadInput(f"cannot read {self.location(row)}: it is larger than {MAX_BYTES:,} bytes")
         try:
-            data = os.pread(_open_file(path).number, length, int(self.offsets[row]))
-        except OSError as error:
-            raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
+            file = _open_file(path)
+            if isinstance(file, OpenFile):
+                data = os.pread(file.number, length, int(self.offsets[row]))
+            else:
+                file.seek(int(self.offsets[row]))
+                data = file.read(length)
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadInput(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
         if len(data) < length:
             raise BadInput(f"cannot read {self.location(row)}: the tar file is truncated")
         return data
@@ -159,5 +168,6 @@ def load_torchvision(path: Path, kind: str, train: bool) -> datasets.InMemoryDat
 
 
 @functools.lru_cache(maxsize=64)
-def _open_file(path: Path) -> OpenFile:
-    return OpenFile(path)
+def _open_file(path: Path) -> OpenFile | gzip.GzipFile:
+    file = OpenFile(path)
+    return gzip.open(path) if os.pread(file.number, 2, 0) == GZIP_MAGIC else file

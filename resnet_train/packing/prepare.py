@@ -117,7 +117,7 @@ def _check_names(split: str, manifest: Manifest) -> None:
     keys = []
     for row in range(len(manifest)):
         name = manifest.name(row)
-        if name.startswith("/") or {"", ".", ".."} & set(name.split("/")):
+        if name.startswith("/") or "\0" in name or {"", ".", ".."} & set(name.split("/")):
             raise BadInput(f"{split}: an image is named {name}, which leads outside of the shard: refused")
         keys.append(os.fsencode(member_key(name)))
     order = np.argsort(np.array(keys, np.bytes_), kind="stable").tolist()

@@ -1,19 +1,20 @@
-"""Tar files as sources, indexed without unpacking: ILSVRC2012's tar file of tar files, and WebDataset shards."""
+"""Tar files as sources, indexed without unpacking, among them ILSVRC2012's tar file of tar files."""
 
-import re
+import gzip
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 
-from resnet_train.data.image_paths import IMAGE_SUFFIXES
 from resnet_train.data.shard_index import BLOCK
 from resnet_train.errors import BadInput
-from resnet_train.packing.manifest import TarManifest
+from resnet_train.packing.manifest import GZIP_MAGIC, TarManifest
 from resnet_train.runtime.progress import Progress
+from resnet_train.runtime.regular_file import open_regular
 
 
 class TarMember(NamedTuple):
@@ -45,16 +46,28 @@ def tar_manifest(tars: Sequence[Path], samples: Sequence[TarSample]) -> TarManif
 
 @contextmanager
 def open_tar(path: Path, file: IO[bytes] | None = None) -> Iterator[tarfile.TarFile]:
-    """Open an uncompressed tar file or, with `file`, one that lies within `path`.
+    """Open a tar file, which may be compressed by gzip, or, with `file`, one that lies within `path`.
 
     Raises BadInput, also from within the block, if it cannot be read or is no tar file.
     """
     try:
-        with tarfile.open(path if file is None else None, "r:", fileobj=file) as tar:
-            yield tar
-    except (tarfile.TarError, OSError, EOFError) as error:
+        with ExitStack() as stack:
+            file = file or stack.enter_context(open_source_file(path))
+            yield stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or f"it is truncated, or no tar file ({error})"
         raise BadInput(f"cannot read {path}: {reason}") from None
+
+
+@contextmanager
+def open_source_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, and decompress it if gzip has compressed it. Raises BadInput."""
+    with open_regular(path) as file:
+        if file.peek(2)[:2] != GZIP_MAGIC:  # type: ignore[attr-defined]
+            yield file
+            return
+        with gzip.open(file) as unpacked:
+            yield cast(IO[bytes], unpacked)
 
 
 def regular_files(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
@@ -70,6 +83,8 @@ def regular_files(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]
             raise BadInput(f"{path}: member {member.name} leads outside of the archive: refused")
         if not member.isfile():
             raise BadInput(f"{path}: member {member.name} is a link or a device: refused")
+        if member.issparse():
+            raise BadInput(f"{path}: member {member.name} is stored with holes, as tar --sparse does: refused")
         yield member
     # tarfile stops silently at whatever is no member. A whole archive has at least one block of zeros there.
     assert tar.fileobj is not None
@@ -108,55 +123,3 @@ def read_members(path: Path) -> list[TarMember]:
     """All files of a tar file. Raises BadInput."""
     with open_tar(path) as tar:
         return [TarMember(file.name, file.offset_data, file.size) for file in regular_files(tar, path)]
-
-
-# --- WebDataset -------------------------------------------------------------------------------------------------------
-
-_KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^./]*)\.([^/]*)", re.S)
-"""WebDataset's rule: the key ends at the first dot of the file name, and the rest says what the member is."""
-
-
-class WebDatasetSample(NamedTuple):
-    """An image in a WebDataset shard, and its label."""
-
-    key: str
-    suffix: str
-    image: TarMember
-    label: int
-
-
-def read_webdataset(path: Path) -> Iterator[WebDatasetSample]:
-    """The samples of a WebDataset shard: KEY.jpg (or .png, …) beside KEY.cls. Raises BadInput."""
-    image: tuple[str, str, TarMember] | None = None
-    label: tuple[str, int] | None = None
-    with open_tar(path) as tar:
-        for member in regular_files(tar, path):
-            match = _KEY_AND_SUFFIX.fullmatch(member.name)
-            if match is None:
-                continue
-            key, suffix = match[1], match[2].lower()
-            if f".{suffix}" in IMAGE_SUFFIXES:
-                _check_labelled(path, image)
-                image = (key, suffix, TarMember(member.name, member.offset_data, member.size))
-            elif suffix == "cls":
-                label = (key, _read_label(path, tar, member))
-            if image is not None and label is not None and image[0] == label[0]:
-                yield WebDatasetSample(*image, label[1])
-                image = label = None
-    _check_labelled(path, image)
-
-
-def _read_label(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-    file = tar.extractfile(member)
-    assert file is not None  # it is a regular file
-    text = file.read()
-    if not text.strip().isdigit():
-        raise BadInput(f"{path}: {member.name} is no label: expected a number, found {text[:20]!r}")
-    return int(text)
-
-
-def _check_labelled(path: Path, image: tuple[str, str, TarMember] | None) -> None:
-    """Raises BadInput if an image still waits for its label."""
-    if image is not None:
-        key, _, member = image
-        raise BadInput(f"{path}: {member.name} has no label: expected {key}.cls beside it")

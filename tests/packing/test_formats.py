@@ -1,7 +1,9 @@
 """The formats that `prepare` reads: each gives the samples of the class folders, in their order."""
 
+import gzip
 import io
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, assert_same, opened, refusal
+from conftest import CLASSES, assert_same, key, opened, refusal
 from PIL import Image
 
 from resnet_train import cli
@@ -143,6 +145,180 @@ def test_every_format_gives_the_samples_of_the_class_folders(
     assert tuple(Path("packed/classes.txt").read_text().splitlines()) == names
 
 
+def packed_labels(split: int = 0) -> list[str]:
+    """CLASS/FILE of each packed image, and the class that its label stands for."""
+    data = opened(Path("packed"))[split]
+    return [f"{key(data.name(i))} {data.classes[data.labels[i]]}" for i in range(len(data))]
+
+
+def png(level: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 20), (level, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "jpe", "jfif", "JPG", "bmp"])
+def test_webdataset_images_of_any_suffix_are_packed(suffix: str, program: Program) -> None:
+    """All of these can be decoded, and half of the samples were left out without a word."""
+    content = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(content, {"gif": "GIF", "bmp": "BMP"}.get(suffix, "JPEG"))
+    files = {
+        f"{i}.{end}": data
+        for i in range(4)
+        for end, data in ((suffix if i % 2 else "png", content.getvalue()), ("cls", b"01"[i % 2 : i % 2 + 1]))
+    }
+    Path("wds").mkdir()
+    for split in ("train", "val"):
+        tar_of(
+            Path(f"wds/{split}-0.tar"), {name: png() if name.endswith("png") else data for name, data in files.items()}
+        )
+    code, _, err = program("prepare", "wds", "packed")
+    assert (code, err) == (0, "")
+    assert packed_labels() == ["0/0 0", "0/2 0", "1/1 1", "1/3 1"]
+
+
+def test_webdataset_as_people_write_it(program: Program) -> None:
+    """Keys with dots, several members of a sample, labels in JSON, macOS's files, gzip; what is left out is said."""
+    Path("wds").mkdir()
+    train = {
+        "./v1.5.jpg": png(), "./v1.5.cls": b"1", "./v1.6.jpg": png(), "./v1.6.cls": b"2",
+        "b.input.jpg": png(), "b.cls": b"2\n", "c.d/e.json": b'{"caption": "x", "label": 1}', "c.d/e.png": png(),
+        "f.jpg": png(), "f.seg.png": png(), "f.cls": b"1", "f.txt": b"a caption", "._f.jpg": b"mac", "g.cls": b"1",
+    }  # fmt: skip
+    tar_of(Path("train.tar"), train)
+    Path("wds/train-0.tar.gz").write_bytes(gzip.compress(Path("train.tar").read_bytes()))
+    tar_of(Path("wds/val-0.tar"), {"a.jpg": png(), "a.cls": b"1", "b.jpg": png(), "b.json": b"2"})
+    code, _, err = program("prepare", "wds", "packed")
+    assert (code, err.splitlines()) == (
+        0,
+        [
+            "warning: the labels are 1 to 2, not 0 to 1: class 0 is label 1, and so on",
+            "warning: wds: left out 1 further image of a sample, 1 label without an image",
+        ],
+    )
+    assert packed_labels() == ["1/c%2Ed_e 1", "1/f 1", "1/v1%2E5 1", "2/b 2", "2/v1%2E6 2"]
+    assert packed_labels(1) == ["1/a 1", "2/b 2"]
+    assert Path("packed/classes.txt").read_text() == "1\n2\n"
+    assert program("prepare", "--verify", "packed")[0] == 0
+
+
+def test_labels_are_classes_that_have_images_or_names(program: Program) -> None:
+    def pack(labels: list[bytes], names: str | None, val: bytes = b"") -> tuple[int, str]:
+        shutil.rmtree("wds", ignore_errors=True)
+        shutil.rmtree("packed", ignore_errors=True)
+        Path("wds").mkdir()
+        for split, column in (("train", labels), ("val", [val or labels[0]])):
+            members = {
+                f"{i}.{end}": data for i, label in enumerate(column) for end, data in (("jpg", png()), ("json", label))
+            }
+            tar_of(Path(f"wds/{split}-0.tar"), members)
+        options = []
+        if names is not None:
+            Path("names.txt").write_text(names)
+            options = ["--class-names", "names.txt"]
+        code, _, err = program("prepare", "wds", "packed", *options)
+        return code, err
+
+    def classes() -> list[list[str]]:
+        return [list(pair) for pair in json.loads(Path("packed/index.json").read_text())["classes"]]
+
+    assert pack([b"1000000000", b"7"], None)[0] == 0  # a list of all numbers up to it would end the memory
+    assert classes() == [["7", "7"], ["1000000000", "1000000000"]]
+    assert pack([b"1", b"2"], "x tench\ny shark") == (
+        0,
+        "warning: the labels are 1 to 2, not 0 to 1: class 0 is label 1, and so on\n",
+    )
+    assert classes() == [["x", "tench"], ["y", "shark"]]
+    assert pack([b"1", b"2"], "x tench\ny shark\nz ray") == (0, "")  # no image has label 0
+    assert classes() == [["x", "tench"], ["y", "shark"], ["z", "ray"]]
+    assert opened(Path("packed"))[0].labels.tolist() == [1, 2]
+    assert pack([b'"tench"', b'"ray"'], None) == (0, "")
+    assert classes() == [["ray", "ray"], ["tench", "tench"]]
+    assert pack([b'"n1"', b'"n2"'], "n1 tench\nn2 shark") == (0, "")
+    assert classes() == [["n1", "tench"], ["n2", "shark"]]
+    code, err = pack([b"0", b"1"], None, b"2")
+    assert (code, err.splitlines()) == (
+        2,
+        ["resnet-train: validation images have the label 2, and no training image has it"],
+    )
+
+
+def test_a_source_of_which_a_part_would_be_passed_over_is_refused(photos: Path, program: Program) -> None:
+    Path("wds/sub").mkdir(parents=True)
+    tar = tar_of(Path("wds/val-0.tar"), {"a.jpg": png(), "a.cls": b"0"})
+    for name in ("train-0.tar.xz", "train.zip", "train-0.tar.zst", "sub/train-00000-of-00001.arrow", "train"):
+        path = Path("wds", name)
+        path.write_bytes(b"") if path.suffix else shutil.copytree(photos / "train", path)
+        message = f"wds is packed from its WebDataset shards, and {path} would be left out: move it away, or convert it"
+        assert message in refusal(program, "wds", "packed")
+        path.unlink() if path.suffix else shutil.rmtree(path)
+    shutil.copy(tar, photos / "train-0.tar")
+    assert "photos/val would be left out" in refusal(program, photos, "packed")
+    (photos / "train-0.tar").unlink()
+    (photos / "train.zip").write_bytes(b"")  # from which the folder was made
+    assert program("prepare", photos, "packed")[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["cifar", "texts", "bytes", "uint64", "categories"])
+def test_parquet_columns_as_people_write_them(kind: str, program: Program) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = [{"bytes": png(i), "path": f"x/{i}.png"} for i in range(4)]
+    texts = ["dog", "cat", "dog", "cat"]
+    features = {"fine_label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    numbers = pa.array([1, 0, 1, 0], pa.int64())
+    table = {
+        "cifar": lambda: pa.table(
+            {"img": data, "fine_label": numbers, "coarse_label": numbers}
+        ).replace_schema_metadata(metadata),
+        "texts": lambda: pa.table({"image": data, "label": texts}),
+        "bytes": lambda: pa.table({"image": [row["bytes"] for row in data], "label": texts}),
+        "uint64": lambda: pa.table(
+            {
+                "image": [{"bytes": row["bytes"], "path": i} for i, row in enumerate(data)],
+                "label": numbers.cast(pa.uint64()),
+            }
+        ),
+        "categories": lambda: pa.table({"image": data, "label": pa.array(texts).dictionary_encode()}),
+    }[kind]()
+    Path("hub").mkdir()
+    for split in ("train", "validation"):
+        pq.write_table(table, f"hub/{split}-00000-of-00001.parquet")
+    code, _, err = program("prepare", "hub", "packed")
+    assert (code, err) == (0, "")
+    train = opened(Path("packed"))[0]
+    assert train.classes == (("0", "1") if kind == "uint64" else ("cat", "dog"))
+    assert train.labels.tolist() == [0, 0, 1, 1]
+    assert [train.decoded(i).getpixel((0, 0)) for i in range(4)] == [(i, 0, 0) for i in (1, 3, 0, 2)]
+
+
+def test_parquet_without_an_image_or_a_label_is_one_line(program: Program) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    Path("hub").mkdir()
+    good = {"bytes": png(), "path": "a.png"}
+    for table, message in (
+        ({"image": [good, None], "label": [0, 0]}, "train.parquet: it is empty; leave it out with --on-bad-image skip"),
+        ({"image": [good, {"bytes": None, "path": "x"}], "label": [0, 0]}, "0/x in hub/train.parquet: it is empty"),
+        (
+            {"image": [good], "label": pa.array([None], pa.int64())},
+            "row 0 has label None: expected a number from 0 on, or a name",
+        ),
+        ({"image": [good], "label": pa.array([2**63], pa.uint64())}, "row 0 has label 9223372036854775808"),
+        ({"image": [good], "label": [0.5]}, "has the columns image, label; expected image or img (bytes, path)"),
+        ({"image": [{"bytes": "text", "path": "x"}], "label": [0]}, "has the columns image, label; expected"),
+    ):
+        pq.write_table(pa.table(table), "hub/train.parquet")
+        assert message in refusal(program, "hub", "packed")
+        shutil.rmtree("packed", ignore_errors=True)
+    Path("hub/train.parquet").unlink()
+    os.mkfifo("hub/train.parquet")
+    assert "cannot read hub/train.parquet: it is a pipe, not a file" in refusal(program, "hub", "packed")
+
+
 def test_cifar_becomes_png_files_of_the_same_pixels(real_images: Path, tmp_path: Path) -> None:
     """Compared with the rows of its files: all red values, then green, then blue."""
     source, folder = open_source(real_images), real_images / "cifar-10-batches-py"
@@ -190,7 +366,7 @@ def test_parquet_of_other_columns_is_refused(program: Program) -> None:
 
     Path("hub").mkdir()
     pq.write_table(pa.table({"picture": [b""], "label": [0], "hash": [0]}), "hub/train.parquet")
-    message = "has the columns picture, label, hash; expected image (bytes, path) and label"
+    message = "has the columns picture, label, hash; expected image or img (bytes, path), and label or fine_label"
     assert message in refusal(program, "hub", "packed")
 
 
@@ -199,7 +375,12 @@ def test_parquet_of_other_columns_is_refused(program: Program) -> None:
     [
         ({"../a.jpg": b"x", "../a.cls": b"1"}, "member ../a.jpg leads outside of the archive: refused"),
         ({"/etc/a.jpg": b"x"}, "member /etc/a.jpg leads outside of the archive: refused"),
-        ({"a.jpg": b"x", "b.cls": b"0"}, "a.jpg has no label: expected a.cls beside it"),
+        ({"a.jpg": b"x", "b.cls": b"0"}, "a.jpg has no label: expected a.cls, or a label in a.json, beside it"),
+        ({"a.jpg": b"x", "a.json": b"{}"}, "a.jpg has no label: expected a.cls, or a label in a.json, beside it"),
+        ({"a.jpg": b"x", "a.cls": b"1" * 5000}, "a.cls is no label: expected a number, found b'1111"),
+        ({"a.jpg": b"x", "a.cls": b"-1"}, "a.cls is no label: expected a number"),
+        ({"a.input.jpg": b"x", "a.mask.png": b"x", "a.cls": b"0"}, "a.input.jpg and a.mask.png are images of one sample"),
+        ({"a.jpg": b"x", "a.cls": b"0", "b.jpg": b"x", "b.json": b'"cat"'}, "some labels are numbers and some are texts, such as 0 and 'cat'"),
         ({"a.jpg": b"x", "a.cls": b"cat"}, "a.cls is no label: expected a number, found b'cat'"),
         ({"a.jpg": b"x", "a.cls": b"0", "d/a.jpg": b"x", "d/a.cls": b"0", "d_a.jpg": b"x", "d_a.cls": b"0"}, "0/d_a.jpg and 0/d_a.jpg would have the same name"),
         ({"readme.txt": b"x"}, "has no image in its train split"),
@@ -225,6 +406,19 @@ def test_links_and_truncated_tars_are_refused(photos: Path, program: Program) ->
     assert "cannot read wds/train-0.tar: it is truncated" in refusal(program, "wds", "packed")
     tar.write_text("text")
     assert "cannot read wds/train-0.tar: it is truncated, or no tar file" in refusal(program, "wds", "packed")
+    with tarfile.open(tar, "w") as file:
+        sparse = tarfile.TarInfo("a.jpg")
+        sparse.size, sparse.type = 512, tarfile.GNUTYPE_SPARSE
+        header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+        header[386:410] = b"00000000000 00000001000 "  # one piece, of 512 bytes
+        header[483:495] = b"00000002000 "  # of 1,024
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        file.fileobj.write(bytes(header) + bytes(512))
+    assert "a.jpg is stored with holes, as tar --sparse does: refused" in refusal(program, "wds", "packed")
+    tar.unlink()
+    os.mkfifo(tar)
+    assert "cannot read wds/train-0.tar: it is a pipe, not a file" in refusal(program, "wds", "packed")
 
 
 def test_a_truncated_tar_of_tars_is_refused(photos: Path, program: Program) -> None:

@@ -2,10 +2,8 @@
 
 import errno
 import io
-import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +15,7 @@ from PIL import Image
 from resnet_train.errors import BadInput
 from resnet_train.packing.encode import PackOptions
 from resnet_train.packing.formats import open_source
-from resnet_train.packing.manifest import FolderManifest
 from resnet_train.packing.shard_writer import ShardJob, write_shard
-from resnet_train.runtime import processes
 
 Program = Callable[..., tuple[int, str, str]]
 
@@ -94,25 +90,6 @@ def test_a_failing_disk_met_by_a_worker_is_one_line(photos: Path, program: Progr
     assert not list(Path("packed").rglob("*.tmp"))
     Path("packed/train/000001.tar").rmdir()
     assert program("prepare", photos, "packed", "--shard-images", 9)[0] == 0
-
-
-def test_a_killed_worker_is_noticed(photos: Path, tmp_path: Path) -> None:
-    """It waits at the last file, a pipe that nobody writes to, until it is killed."""
-    os.mkfifo(tmp_path / "pipe")
-    good = b"photos/train/n01/n01_0.JPEG"
-    paths = np.array([*[good] * 40, b"pipe"])
-    names, labels = np.array([f"c/{i}.jpg".encode() for i in range(41)]), np.zeros(41, np.int64)
-    manifest = FolderManifest(names, labels, tmp_path, paths)
-    job = ShardJob(tmp_path / "0.tar", tmp_path / "0.json", manifest, 0, PackOptions(), False)
-
-    def kill(number: int) -> None:
-        [worker] = multiprocessing.active_children()
-        os.kill(int(worker.pid or 0), signal.SIGKILL)
-
-    with pytest.raises(
-        BadInput, match="a worker process was killed by SIGKILL, perhaps because memory ran out: the hint"
-    ):
-        list(processes.run_jobs(write_shard, [job], 2, kill, "the hint"))
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
