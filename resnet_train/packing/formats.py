@@ -149,7 +149,9 @@ def _open_parquet(files: dict[str, list[Path]], class_names: Path | None) -> Sou
     manifests: dict[str, Manifest] = {}
     for split, table in tables.items():
         pairs = zip(numbers[split].tolist(), table.names, strict=True)
-        sample_names = np.array([folders[number] + b"/" + name.encode("utf-8", "surrogateescape") for number, name in pairs], np.bytes_)
+        sample_names = np.array(
+            [folders[number] + b"/" + name.encode("utf-8", "surrogateescape") for number, name in pairs], np.bytes_
+        )
         manifests[split] = table.manifest(sample_names, numbers[split])
     return SourceDataset("parquet files", manifests, class_ids, names)
 
