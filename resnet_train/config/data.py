@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from resnet_train.config.section import Count, CountOrZero, Positive, Section
+from resnet_train.config.section import Count, CountOrZero, FilePath, Positive, Section
 
 
 class BaseDataConfig(Section):
@@ -47,7 +47,7 @@ class BaseDataConfig(Section):
 class ImageFilesConfig(BaseDataConfig):
     """The keys of data sets whose images are files of any size."""
 
-    path: str
+    path: FilePath
     """The folder of the data set."""
     workers: Annotated[CountOrZero, Field(le=1024)] = 8
     """Number of processes of each rank that decode images; with `device_cache_gb`, number of threads that read them."""
@@ -55,7 +55,7 @@ class ImageFilesConfig(BaseDataConfig):
     """Keep the training images, which must be square and of one size, on each rank's device if they fit into this many
     GB; otherwise each rank keeps a part of them and sends the others what they need. Results do not change. The images
     to evaluate on are kept on each device in addition."""
-    class_map: str | None = None
+    class_map: FilePath | None = None
     """A file with the names of the class folders, one a line, in the order of their labels. By default they are in the
     order of their names."""
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -86,7 +86,7 @@ class ImageFolderConfig(ImageFilesConfig):
 
     kind: Literal["imagefolder"]
     """Class folders of images."""
-    val_labels: str | None = None
+    val_labels: FilePath | None = None
     """A file with lines `IMAGE,CLASS`, or ILSVRC2012's development kit, for validation images that lie in no class
     folders. By default it is looked for in `path`."""
 
@@ -103,7 +103,7 @@ class TorchvisionConfig(BaseDataConfig):
 
     kind: Literal["cifar10", "cifar100", "fashion-mnist", "mnist"]
     """One of torchvision's data sets."""
-    path: str
+    path: FilePath
     """The folder of torchvision's files, or one above it: for CIFAR-10 `cifar-10-batches-py`, or where the packed
     `cifar-10-python.tar.gz` is."""
     download: bool = False

@@ -104,8 +104,8 @@ def merge(base: Tree, changes: Tree, keep_null: bool = False) -> Tree:
         old = merged.get(key)
         if value is None and not keep_null:
             merged.pop(key, None)
-        elif _are_merged(old, value):
-            merged[key] = merge(old or {}, value, keep_null)
+        elif isinstance(old, dict) and _is_merged(value):
+            merged[key] = merge(old, value, keep_null)
         elif isinstance(value, dict) and keep_null and key in merged and old is None:
             merged[key] = _Replacement(copy.deepcopy(value))
         else:
@@ -113,10 +113,9 @@ def merge(base: Tree, changes: Tree, keep_null: bool = False) -> Tree:
     return merged
 
 
-def _are_merged(old: object, value: object) -> bool:
-    if isinstance(value, _Replacement) or not isinstance(old, dict) or not isinstance(value, dict):
-        return False
-    return all(isinstance(name, str) for name in value)
+def _is_merged(value: object) -> bool:
+    is_section = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    return is_section and not isinstance(value, _Replacement)
 
 
 def parse_overrides(overrides: Sequence[str]) -> Tree:
@@ -181,11 +180,8 @@ def _experiment(files: Sequence[Layer], overrides: Sequence[str]) -> Experiment:
             names = _resolve_networks(tree, layers)
         except InvalidConfig as invalid:
             complaints += invalid.args
-            tree |= {
-                "networks": [zoo.network_fields("resnet-18")],
-                "per_network": {},
-                "twins": False,
-            }  # to see the rest
+            # To see what else is wrong.
+            tree |= {"networks": [zoo.network_fields("resnet-18")], "per_network": {}, "twins": False}
     try:
         experiment = validate(Experiment, tree, layers)
     except InvalidConfig as invalid:
@@ -225,6 +221,8 @@ def _check_mappings_change(files: Sequence[Layer], overrides: Sequence[str], exp
 
 def _complaints_of_empty(base: Tree, changes: Tree, prefix: str = "") -> Iterator[str]:
     """Empty mappings in `changes` whose key `base` sets to more."""
+    if changes.get("kind") not in (None, base.get("kind")):
+        return  # it replaces all of `base`
     for key, value in changes.items():
         old = base.get(key)
         if isinstance(old, dict) and old and isinstance(value, dict):

@@ -15,7 +15,7 @@ from resnet_train.config.batch import batch_complaints, network_complaints
 from resnet_train.config.data import DataConfig
 from resnet_train.config.network import AnyNet
 from resnet_train.config.optim import Duration, OptimizerConfig, ScheduleConfig, StepScheduleConfig
-from resnet_train.config.section import Count, CountOrZero, Fraction, Name, Positive, Section
+from resnet_train.config.section import Count, CountOrZero, FilePath, Fraction, Name, Positive, Section
 
 
 class TrainConfig(Section):
@@ -25,7 +25,7 @@ class TrainConfig(Section):
     """Length of the training in passes over the training set."""
     steps: Count | None = None
     """Length of the training in steps of the optimizer."""
-    init_from: str | None = None
+    init_from: FilePath | None = None
     """File of the weights that the training starts from, for fine-tuning: a checkpoint, or a state dict of torchvision;
     by default the weights are random."""
     batch_size: Count = 256
@@ -265,7 +265,7 @@ class Experiment(Recipe):
     per_network: dict[str, dict[str, Any]] = Field(default={})
     """Changes to the recipe for one network and its twin, by its name, such as `cifar-resnet-110: {schedule: {warmup:
     {steps: 400}}}`."""
-    output: str = "runs"
+    output: FilePath = "runs"
     """The folder of all runs; a run's folder is OUTPUT/NAME/NETWORK/seed-N."""
 
     def complaints(self) -> Iterator[str]:

@@ -5,6 +5,7 @@ configuration these are a number, two words and seventeen, so the rules that rec
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ Tree = dict[str, Any]
 """A mapping of a YAML file: keys to scalars, lists and mappings."""
 
 
-_FILE_LIMIT = 1 << 20
+_FILE_LIMIT = 1 << 18
 """Bytes of the largest file that is read."""
 _VALUE_LIMIT = 100_000
 """Values of the largest text, where an alias counts as all that it stands for."""
@@ -110,7 +111,7 @@ def _bool(text: str) -> bool:
 
 
 def _text(text: str) -> str:
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):  # control characters, surrogates
         raise ValueError
     return text
 

@@ -142,13 +142,16 @@ def test_a_mapping_that_changes_something_or_repeats_it_is_accepted(config: Call
 
 
 def test_an_empty_mapping_in_a_file_does_not_hide_its_base(config: Callable[..., Path], tmp_path: Path) -> None:
-    config("under.yaml", probes=PROBES)
+    config("under.yaml", probes=PROBES, schedule={"kind": "cosine", "warmup": {"steps": 2}})
     over = tmp_path / "over.yaml"
     over.write_text("base: under.yaml\nprobes: {}\n")
     with pytest.raises(
         BadInput, match=r"over.yaml: probes: {} changes nothing: mappings are merged; probes: null resets"
     ):
         load.load(over)
+    over.write_text("base: under.yaml\nschedule: {kind: step, warmup: {}}\n")
+    with pytest.raises(BadInput, match=r"schedule.warmup: give exactly one of epochs, steps, fraction"):
+        load.load(over)  # it replaces a schedule of another kind
     over.write_text("base: under.yaml\nper_network: {cifar-resnet-8: {probes: {gradients: {}}}}\n")
     with pytest.raises(BadInput, match=r"per_network.cifar-resnet-8.probes.gradients: {} changes nothing"):
         load.load(over)

@@ -105,6 +105,8 @@ def error_message(path: Path, *overrides: str) -> str:
         ('data.path="\\0"', "command line, data.path, line 1, column 1: '\\x00' is not valid as str"),
         ('data.path="\\ud800"', "command line, data.path, line 1, column 1: '\\ud800' is not valid as str"),
         ("data.path=\udcff", "command line, data.path: special characters are not allowed"),
+        ('name="a\\nb"', "command line, name, line 1, column 1: 'a\\nb' is not valid as str"),
+        ("output=" + "x" * 10_000, 'output = "xxxx'),
         ("data.\udcff=1", "command line: 'data.\\udcff=1' is not of the form key=value"),
         ("." * 1000 + "=1", "is not of the form key=value"),
         ("a" + ".a" * 1000 + "=1", "is not of the form key=value"),
