@@ -86,8 +86,20 @@ class Faults:
         reach = self.reach
 
         class RawFile(io.FileIO):
+            error: OSError | None = None
+
             def write(self, data: Any) -> int:
-                reach("write", self.name, lambda: io.FileIO.write(self, memoryview(data).cast("B")[: len(data) // 2]))
+                if self.error is not None:
+                    error, self.error = self.error, None
+                    raise error
+                half = memoryview(data).cast("B")[: len(data) // 2]
+                try:
+                    reach("write", self.name, lambda: io.FileIO.write(self, half))
+                except OSError as error:
+                    if not half:
+                        raise
+                    self.error = error  # a disk that fills up takes a part; the next call fails
+                    return len(half)
                 return super().write(data)
 
         def open_file(
