@@ -160,13 +160,13 @@ def test_weights_of_other_programs_need_their_network(program: Program) -> None:
         torch.testing.assert_close(model(image), expected, rtol=1e-2, atol=2e-2)  # it resizes without rounding
         assert model.classes == tuple(f"class {i}" for i in range(7))
         assert model.provenance == {"file": file, "network": "resnet-18"}
-        with pytest.raises(BadInput, match=f"{file} is a bare state dict, which does not name its network"):
+        with pytest.raises(BadInput, match=f"{file} holds weights and does not name their network"):
             load(file)
     assert (
         program("export", "18.pth", "--network", "resnet-18", "--to", "safetensors", "--out", "own.safetensors")[0] == 0
     )
     assert torch.equal(load("own.safetensors")(image), load("18.pth", network="resnet-18")(image))
-    with pytest.raises(BadInput, match=r"own\.safetensors is an export of resnet-train: it knows its network"):
+    with pytest.raises(BadInput, match=r"own\.safetensors is of resnet-train: it knows its network"):
         load("own.safetensors", network="resnet-18")
 
 

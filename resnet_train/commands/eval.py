@@ -28,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="CHECKPOINT",
         help="such as checkpoints/best.pt; the folder of a run or an experiment, for the last checkpoint of each run; "
-        "a state dict of torchvision or timm, with --network; or saved logits",
+        "foreign weights, with --network; or saved logits",
     )
     parser.add_argument("--data", metavar="PATH", help="folder of the data (default: data.path of the run)")
     parser.add_argument(
         "--network",
         metavar="NAME",
-        help="the network of a state dict, such as resnet-50 (default: that of the checkpoint)",
+        help="the network of foreign weights, such as resnet-50 (default: that of the checkpoint)",
     )
     parser.add_argument(
         "--protocol",

@@ -7,7 +7,7 @@ EXAMPLE = "resnet-train export runs/imagenet-depth/resnet-34/seed-0/checkpoints/
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a state dict with --network")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or foreign weights with --network")
     parser.add_argument(
         "--to",
         required=True,
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--network",
         metavar="NAME",
-        help="the network of a state dict, such as resnet-50 (default: that of the checkpoint)",
+        help="the network of foreign weights, such as resnet-50 (default: that of the checkpoint)",
     )
 
 

@@ -20,12 +20,12 @@ EXAMPLE = "resnet-train predict runs/imagenet-depth/resnet-34/seed-0/checkpoints
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(words="images")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a state dict with --network")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or foreign weights with --network")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument(
         "--network",
         metavar="NAME",
-        help="the network of a state dict, such as resnet-50 (default: that of the checkpoint)",
+        help="the network of foreign weights, such as resnet-50 (default: that of the checkpoint)",
     )
     parser.add_argument(
         "--classes",

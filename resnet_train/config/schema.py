@@ -26,7 +26,7 @@ class TrainConfig(Section):
     steps: Count | None = None
     """Length of the training in steps of the optimizer."""
     init_from: FilePath | None = None
-    """File of the weights that the training starts from, for fine-tuning: a checkpoint, or a state dict of torchvision;
+    """File of the weights that the training starts from, for fine-tuning: a checkpoint, or foreign weights;
     by default the weights are random."""
     batch_size: Count = 256
     """Number of samples in a step, over all ranks and all accumulation steps (the global batch)."""

@@ -31,6 +31,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from resnet_train.config.network import ANY_NET, NetConfig, VGGConfig
 from resnet_train.errors import BadInput, shorten
 
@@ -76,7 +78,11 @@ _NAME = re.compile(
 
 def network_config(name: str, /, **changes: Any) -> NetConfig | VGGConfig:
     """The network of this name, with changes to its fields. Raises `BadInput` with the nearest valid names."""
-    return ANY_NET.validate_python({**network_fields(name), **changes})
+    try:
+        return ANY_NET.validate_python({**network_fields(name), **changes})
+    except ValidationError as error:  # a name with too large a number
+        details = error.errors()[0]
+        raise BadInput(f"network {name}: {details['loc'][1]}: {details['msg'].lower()}") from None
 
 
 def network_fields(name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from resnet_train.data.dataset import Dataset
 from resnet_train.data.datasets import evenly_spaced
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.views import View
+from resnet_train.errors import BadInput
 
 _FILES = 10_000
 """Image files that the statistics are computed from; of images in memory, all are used."""
@@ -37,6 +38,15 @@ class Normalization(NamedTuple):
         mean = self.mean if self.mean.shape[:2] in ((1, 1), batch.images.shape[1:3]) else self.mean.mean((0, 1))
         images = (batch.images - (mean - 255 * batch.shift[:, None, None])) / self.std
         return images.permute(0, 3, 1, 2)
+
+
+def check_normalization(normalization: Normalization, source: str) -> None:
+    """Raise `BadInput` if statistics that a file holds are not of one size and finite."""
+    mean, std = normalization
+    fits = mean.dim() == 3 and std.dim() == 1 and mean.shape[2] == len(std) in (1, 3)
+    plain = all((t.dtype, t.layout, t.is_meta) == (torch.float32, torch.strided, False) for t in normalization)
+    if not (fits and plain and mean.isfinite().all() and std.isfinite().all()):
+        raise BadInput(f"{source} is damaged: its mean and standard deviation are not those of images")
 
 
 def statistics(recipe: Recipe, dataset: Dataset) -> Normalization:

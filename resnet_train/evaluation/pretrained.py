@@ -1,13 +1,15 @@
 """A trained network ready to use: from a checkpoint, an exported file, or the weights of another program."""
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from torch import Tensor, nn
 
 from resnet_train.config import zoo
@@ -17,15 +19,17 @@ from resnet_train.config.schema import Run, ViewConfig
 from resnet_train.data import datasets, detect, normalize
 from resnet_train.data.batch import Batch
 from resnet_train.data.decoding import to_8_bits
-from resnet_train.data.normalize import Normalization
+from resnet_train.data.normalize import Normalization, check_normalization
 from resnet_train.data.views import View, apply_views
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import protocols
-from resnet_train.evaluation.weights import is_state_dict, read_safetensors, read_state_dict
-from resnet_train.models.network import build_network, initialise
+from resnet_train.evaluation import weights as weight_files
+from resnet_train.models.network import build_network, find_misfit, initialise
 from resnet_train.runs import run_folder
-from resnet_train.runs.checkpoint import read_checkpoint
+from resnet_train.runs.checkpoint import MAX_IMAGE_SIZE, read_checkpoint
 from resnet_train.runs.run_folder import check_checkpoint_exists
+
+logger = logging.getLogger(__name__)
 
 Images = Image.Image | Sequence[Image.Image] | Tensor
 """PIL images of any size and mode, or uint8 pixels [H, W, C] or [n, H, W, C] of the size of the network's view."""
@@ -209,7 +213,7 @@ class PretrainedModel:
 def load(
     source: str, network: str | None = None, data: str | None = None, overrides: Sequence[str] = ()
 ) -> PretrainedModel:
-    """Load a checkpoint, an exported safetensors file, or, given the name of its `network`, a bare state dict.
+    """Load a checkpoint, an exported safetensors file, or, given the name of its `network`, another program's weights.
 
     data: read the run's data from this path. overrides: `key=value` changes to the run. The network is on the CPU, in
     evaluation mode; of a run with `train.ema_decay` it has the average of the weights. Raises `BadInput`.
@@ -217,7 +221,7 @@ def load(
     path = Path(source)
     check_checkpoint_exists(path)
     if network is not None:
-        return _load_state_dict(path, network, data, overrides)
+        return _load_weights(path, network, data, overrides)
     model = load_safetensors(path, data) if path.suffix == ".safetensors" else _load_checkpoint(path)
     elsewhere = detect.path_overrides(model.run, data) if data is not None and model.has_run else []
     return replace(model, run=override_run(model.run, [*elsewhere, *overrides]))
@@ -237,7 +241,7 @@ def _load_checkpoint(path: Path) -> PretrainedModel:
     try:
         checkpoint = read_checkpoint(path)
     except BadInput:
-        if is_state_dict(path):
+        if _holds_other_weights(path):
             raise _unnamed(path) from None
         raise
     meta = checkpoint.meta
@@ -256,56 +260,89 @@ def _load_checkpoint(path: Path) -> PretrainedModel:
     )
 
 
+class _ExportMetadata(BaseModel):
+    """What `PretrainedModel.metadata` writes: JSON texts."""
+
+    model_config = ConfigDict(strict=True)
+    network: Json[dict[str, Any]]
+    classes: Json[Annotated[list[str], Field(min_length=1)]]
+    mean: Json[list[list[list[float]]]]
+    std: Json[list[float]]
+    run: Json[dict[str, Any] | None]
+    step: Json[int | None]
+    image_size: Json[Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)] | None]
+    changed: Json[str | None]
+
+
 def load_safetensors(path: Path, data: str | None = None) -> PretrainedModel:
     """Load a file that `export` wrote: the inverse of `PretrainedModel.metadata`. Raises `BadInput`.
 
     data: of a network that has no run, the folder whose data a default run reads.
     """
-    weights, metadata = read_safetensors(path)
+    weights, metadata = weight_files.read_safetensors(path)
     if "network" not in metadata:
         raise _unnamed(path)
     try:
-        fields = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
-        if fields["run"] is None:
-            run = default_run(fields["network"], detect.data_section(data or "synthetic"))
-        else:
-            run = read_run(fields["run"], str(path))
-        normalization = Normalization(torch.tensor(fields["mean"]), torch.tensor(fields["std"]))
-        net = build_network(run.network, len(fields["classes"]), normalization.std.numel())
-        net.load_state_dict(weights)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise BadInput(f"{path} is not an export of resnet-train: {str(error).splitlines()[0]}") from None
-    classes = tuple(fields["classes"])
-    kept = fields["step"], net.eval(), fields["image_size"], fields["changed"]
-    return PretrainedModel(str(path), run, classes, normalization, *kept)
+        fields = _ExportMetadata.model_validate(metadata)
+        normalization = Normalization(torch.tensor(fields.mean), torch.tensor(fields.std))
+    except ValidationError as error:
+        raise BadInput(f"{path} is not an export of resnet-train: {error.errors()[0]['loc'][0]} is wrong") from None
+    except ValueError:  # rows of different lengths
+        raise BadInput(f"{path} is not an export of resnet-train: mean is wrong") from None
+    check_normalization(normalization, str(path))
+    if fields.run is None:
+        run = default_run(fields.network, detect.data_section(data or "synthetic"))
+    else:
+        run = read_run(fields.run, str(path))
+    net = _with_weights(run, len(fields.classes), len(normalization.std), weights, f"{path} is damaged")
+    kept = fields.step, net, fields.image_size, fields.changed
+    return PretrainedModel(str(path), run, tuple(fields.classes), normalization, *kept)
 
 
-def _load_state_dict(path: Path, network: str, data: str | None, overrides: Sequence[str]) -> PretrainedModel:
-    """The weights of torchvision or timm, for images that are normalised as torchvision does it.
+def _load_weights(path: Path, network: str, data: str | None, overrides: Sequence[str]) -> PretrainedModel:
+    """The weights of another program, for images that are normalised as torchvision does it.
 
-    Their bottlenecks have the stride on the 3x3 convolution. The weights do not show it, so `resnet-50` is read as
-    `resnet-50-v1.5`; `resnet-50-v1` is not.
+    Its bottlenecks have the stride on the 3x3 convolution, as torchvision's and timm's. The weights do not show it, so
+    `resnet-50` is read as `resnet-50-v1.5`; `resnet-50-v1` is not.
     """
     fields = zoo.network_fields(network)
     if fields.get("stride_on") == "1x1" and not network.endswith("-v1"):
         network += "-v1.5"
     run = override_run(default_run(network, detect.data_section(data or "synthetic")), overrides)
-    weights = read_state_dict(path)
+    tensors = weight_files.read_tensors(path)
+    if tensors is None:
+        raise BadInput(f"{path} is of resnet-train: it knows its network: leave --network out")
     with torch.device("meta"):
-        ours = build_network(run.network, classes=1).state_dict().keys()
-    theirs = weights.keys()
-    for key in sorted(key for key in theirs ^ ours if not key.endswith("num_batches_tracked")):  # old files have none
-        raise BadInput(f"{path}: weight {key} is {'not of' if key in theirs else 'missing for'} a {network}")
-    classes = len(weights[[*ours][-1]])  # the bias of the head
-    net = build_network(run.network, classes)
-    try:
-        net.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise BadInput(f"{path} is not of a {network}: {str(error).splitlines()[1].strip()}") from None
+        expected = build_network(run.network, classes=1).state_dict()
+    misfit = f"{path} is not of a {network}"
+    weights = weight_files.find_network(tensors, expected, misfit)
+    bias = weights.get([*expected][-1])
+    if bias is None or bias.numel() == 0:
+        raise BadInput(f"{path} has no linear head, so no classes: train one with train.init_from={path}")
+    net = _with_weights(run, bias.numel(), 3, weights, misfit)
+    if getattr(run.network, "shortcut", None) == "A":
+        logger.warning("%s: its shortcuts must append channels of zeros; weights do not show where zeros are", path)
     mean, std = 255 * torch.tensor(_IMAGENET_MEAN), 255 * torch.tensor(_IMAGENET_STD)
-    names = tuple(f"class {i}" for i in range(classes))
-    return PretrainedModel(str(path), run, names, Normalization(mean[None, None], std), None, net.eval())
+    names = tuple(f"class {i}" for i in range(bias.numel()))
+    return PretrainedModel(str(path), run, names, Normalization(mean[None, None], std), None, net)
+
+
+def _with_weights(run: Run, classes: int, channels: int, weights: Mapping[str, Tensor], source: str) -> nn.Module:
+    """The network of a run with a file's weights, in evaluation mode. Raises `BadInput`, which begins with `source`."""
+    misfit = find_misfit(run.network, classes, channels, weights)
+    if misfit is not None:
+        raise BadInput(f"{source}: {misfit}")
+    net = build_network(run.network, classes, channels)
+    net.load_state_dict(weights, strict=False)  # old files do not count batches
+    return net.eval()
+
+
+def _holds_other_weights(path: Path) -> bool:
+    try:
+        return weight_files.read_tensors(path) is not None
+    except BadInput:
+        return False
 
 
 def _unnamed(path: Path) -> BadInput:
-    return BadInput(f"{path} is a bare state dict, which does not name its network: give --network NAME")
+    return BadInput(f"{path} holds weights and does not name their network: give --network NAME")

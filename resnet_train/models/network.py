@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,44 @@ def build_network(cfg: NetConfig | VGGConfig, classes: int, channels: int = 3) -
     if channels != 3:
         net.features[0] = nn.Conv2d(channels, 64, 3, padding=1)  # type: ignore[index,operator,assignment]
     return net
+
+
+def find_misfit(cfg: NetConfig | VGGConfig, classes: int, channels: int, weights: Mapping[str, Tensor]) -> str | None:
+    """How some weights differ from those of a network in names, shapes or types, in words; None if they can be loaded.
+
+    Nothing of the size of the network is allocated, since the configuration may be a damaged file's.
+    """
+    if isinstance(cfg, NetConfig) and sum(cfg.depths) > len(weights):
+        return f"it has {len(weights)} tensors, and the network {sum(cfg.depths)} units"
+    with torch.device("meta"):
+        return find_difference(build_network(cfg, classes, channels).state_dict(), weights)
+
+
+def find_difference(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
+    """The first name, shape or type in which weights differ from a state dict, in words; None if they can be loaded."""
+    for key in {**expected, **weights}:
+        theirs, ours = weights.get(key), expected.get(key)
+        name = ascii(key)[1:-1][:100]
+        if theirs is None and key.endswith("num_batches_tracked"):  # files of torch before 0.4.1 have none
+            continue
+        if theirs is not None and not _is_stored(theirs):
+            return f"{name} is not stored value by value"
+        if _describe(theirs) != _describe(ours):
+            return f"{name} is {_describe(theirs)} there and {_describe(ours)} here"
+    return None
+
+
+def _is_stored(tensor: Tensor) -> bool:
+    """False for a sparse tensor, for one without values, and for one that repeats a few values."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+def _describe(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "missing"
+    return f"of shape {list(tensor.shape)}" + ("" if tensor.is_floating_point() else f" and type {tensor.dtype}")
 
 
 @torch.no_grad()

@@ -1,19 +1,23 @@
 """The checkpoint file: its content, and how it is read and verified."""
 
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from torch import Tensor
 
 from resnet_train.config.load import read_run
 from resnet_train.config.schema import Run
-from resnet_train.data.normalize import Normalization
+from resnet_train.data.normalize import Normalization, check_normalization
 from resnet_train.errors import BadInput
+from resnet_train.models.network import find_misfit
+from resnet_train.runs.torch_file import read_torch_file
 
 FORMAT = 2
+MAX_IMAGE_SIZE = 16_384
+"""Of images that all have one size; for a file that says more, nothing is allocated."""
+_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -46,36 +50,60 @@ class Checkpoint:
     """All of the file. Among others the state dicts `net`, `ema` (or None), `optimizer` and `scaler`."""
 
 
+class _Ranks(BaseModel):
+    """Of each rank, batch norm's running statistics and the sums since the last log line."""
+
+    model_config = _STRICT
+    statistics: Tensor
+    sums: Tensor
+
+
+class _Payload(BaseModel):
+    """The types of what a checkpoint holds; `read_checkpoint` compares the tensors with the network."""
+
+    model_config = _STRICT
+    run: dict[str, JsonValue]
+    classes: Annotated[list[str], Field(min_length=1)]
+    train_images: Annotated[int, Field(ge=0)]
+    normalization: Annotated[list[Tensor], Field(min_length=2, max_length=2)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)] | None = None
+    changed: str | None = None
+    step: Annotated[int, Field(ge=0, lt=2**63)]
+    net: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    scaler: dict[str, float | int]
+    ranks: _Ranks
+    best: float
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of this program and check every byte of it. Raises `BadInput`."""
+    """Read a checkpoint of this program; check every byte of it, and that its weights are of its network.
+
+    Raises `BadInput`.
+    """
+    payload = read_torch_file(path)
+    foreign = f"{path} is not a checkpoint of resnet-train"
+    if not isinstance(payload, dict) or type(payload.get("format")) is not int:
+        raise BadInput(foreign)
+    if payload["format"] != FORMAT:
+        raise BadInput(f"{path} is of format {payload['format']}; this program reads format {FORMAT}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch writes a CRC for each record but does not check it
-        if damaged is not None:
-            raise BadInput(f"{path} is damaged: the CRC of {damaged} is wrong")
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such checkpoint") from None
-    except OSError as error:
-        raise BadInput(
-            f"{path}: {error.strerror or error}; expected a checkpoint such as checkpoints/last.pt"
-        ) from None
-    except zipfile.BadZipFile:
-        raise BadInput(f"{path} is truncated or not a checkpoint") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, UnicodeDecodeError):  # a zip file, but not ours
-        raise BadInput(f"{path} is not a checkpoint of resnet-train") from None
-    try:
-        if payload["format"] != FORMAT:
-            raise BadInput(f"{path} is of format {payload['format']}; this program reads format {FORMAT}")
-        run = read_run(payload["run"], str(path))
-        meta = CheckpointMeta(
-            run,
-            tuple(payload["classes"]),
-            payload["train_images"],
-            Normalization(*payload["normalization"]),
-            payload.get("image_size"),
-            payload.get("changed"),
-        )
-        return Checkpoint(path, meta, payload["step"], payload)
-    except (KeyError, TypeError):
-        raise BadInput(f"{path} is not a checkpoint of resnet-train") from None
+        content = _Payload.model_validate(payload)
+    except ValidationError as error:
+        raise BadInput(f"{foreign}: {error.errors()[0]['loc'][0]} is missing or of another type") from None
+    meta = CheckpointMeta(
+        read_run(content.run, str(path)),
+        tuple(content.classes),
+        content.train_images,
+        Normalization(*content.normalization),
+        content.image_size,
+        content.changed,
+    )
+    check_normalization(meta.normalization, str(path))
+    for name, weights in (("net", content.net), ("ema", content.ema)):
+        if weights is not None:
+            misfit = find_misfit(meta.run.network, len(meta.classes), meta.channels, weights)
+            if misfit is not None:
+                raise BadInput(f"{path} is damaged: {name} is not of {meta.run.network.name}: {misfit}")
+    return Checkpoint(path, meta, content.step, payload)

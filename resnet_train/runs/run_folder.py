@@ -60,9 +60,13 @@ def folder_of(output: str, run: Run) -> Path:
 
 def check_checkpoint_exists(path: Path) -> None:
     """Raise `BadInput` if a path is not a file."""
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a name that is too long, or a folder that may not be read
+        raise BadInput(f"cannot read {path}: {error.strerror}") from None
+    if is_folder:
         raise BadInput(f"{path} is a folder: give a file, such as {path / 'checkpoints' / 'best.pt'}")
-    if not path.is_file():
+    if not is_file:
         raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
 
 

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.utils._pytree import tree_map
 
 from resnet_train.config.load import dump
 from resnet_train.errors import BadInput
 from resnet_train.models.batch_norm import averaged_running_stats, running_stats, set_running_stats
+from resnet_train.models.network import build_network
 from resnet_train.runs.checkpoint import FORMAT, Checkpoint, CheckpointMeta, read_checkpoint
 from resnet_train.runs.run_folder import describe_last_checkpoint
 from resnet_train.runtime.atomic import atomic_write
 from resnet_train.runtime.distributed import World, all_gather, broadcast_from_main
+from resnet_train.training.optim import build_optimizer
 from resnet_train.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -69,7 +73,8 @@ def _write(
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's file writer
             raise
-        reason = getattr(error, "strerror", None) or "the disk is full or over its quota"
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = getattr(cause, "strerror", None) or "the disk is full or over its quota"
         last = describe_last_checkpoint(folder)  # `previous.pt`, if the second rename was refused
         raise BadInput(f"cannot save the checkpoint of step {state.step} in {folder}: {reason}; {last}") from None
 
@@ -87,18 +92,47 @@ def _find_latest(folder: Path) -> Path | None:
     damaged: list[Path] = []
     for path in _newest_first(folder):
         try:
-            step = read_checkpoint(path).step
+            saved = read_checkpoint(path)
+            check_training_state(saved)
         except BadInput as error:
             damaged.append(path)
             logger.warning("%s", error)
             continue
         for bad in damaged:  # else the next save would move it over `previous.pt`, which may be the good one
             bad.rename(bad.with_name(f"{bad.name}.damaged"))
-            logger.warning("continuing from %s, step %d; %s is now %s.damaged", path, step, bad, bad.name)
+            logger.warning("continuing from %s, step %d; %s is now %s.damaged", path, saved.step, bad, bad.name)
         return path
     if damaged:
         raise BadInput(f"no checkpoint in {folder} is good: start anew with --fresh")
     return None
+
+
+def check_training_state(saved: Checkpoint) -> None:
+    """Raise `BadInput` if what a checkpoint holds beside the weights is not of its run: `restore` would fail."""
+    run, payload = saved.meta.run, saved.payload
+    with torch.device("meta"):
+        net = build_network(run.network, len(saved.meta.classes), saved.meta.channels)
+    optimizer = build_optimizer(net, run.optimizer)
+    ema = net if run.train.ema_decay else None
+    ranks, numbers = len(payload["ranks"]["sums"]), running_stats(net, ema).numel()
+    expected = {
+        "optimizer": optimizer.state_dict()["state"],
+        "scaler": GradScaler("cpu", enabled=run.train.precision == "fp16").state_dict(),
+        "ranks": {"statistics": torch.empty(ranks, numbers), "sums": torch.empty(ranks, 3, dtype=torch.float64)},
+    }
+    actual = payload | {"optimizer": payload["optimizer"].get("state")}
+    damaged = [key for key in expected if tree_map(_describe, actual[key]) != tree_map(_describe, expected[key])]
+    if (payload["ema"] is None) != (ema is None):
+        damaged.append("ema")
+    if ranks == 0 or damaged:
+        raise BadInput(f"{saved.path} is damaged: {damaged[0] if damaged else 'ranks'} is not of its run")
+
+
+def _describe(value: object) -> object:
+    """Of a tensor type and shape; of any other value its class."""
+    if isinstance(value, Tensor) and value.layout == torch.strided:
+        return value.dtype, value.shape
+    return type(value)
 
 
 def restore(state: TrainState, saved: Checkpoint, world: World) -> None:
@@ -110,7 +144,8 @@ def restore(state: TrainState, saved: Checkpoint, world: World) -> None:
     state.net.load_state_dict(payload["net"])
     if state.ema is not None:
         state.ema.load_state_dict(payload["ema"])
-    state.optimizer.load_state_dict(payload["optimizer"])
+    # The hyperparameters are those of the configuration, which `train` compares with the checkpoint's.
+    state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": payload["optimizer"]["state"]})
     state.scaler.load_state_dict(payload["scaler"])
     per_rank = payload["ranks"]
     if len(per_rank["sums"]) == world.size:

@@ -1,7 +1,7 @@
 """Fine-tuning: start from the weights of another training, with a new head if the classes differ."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from resnet_train.config.network import NetConfig, VGGConfig, canonical_fields
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import pretrained
-from resnet_train.evaluation.weights import read_state_dict
-from resnet_train.models.network import build_network
+from resnet_train.evaluation.weights import find_network, head_name, read_tensors
+from resnet_train.models.network import build_network, find_difference
 from resnet_train.runs.run_folder import folder_of
 from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import World
@@ -37,7 +37,7 @@ def check_init_from(runs: Iterable[Run], output: str, fresh: bool) -> None:
 
 
 def load_initial_weights(source: str, network: NetConfig | VGGConfig, state: TrainState, world: World) -> None:
-    """Load the weights of a checkpoint or of a torchvision file into a new state and its average. For every rank.
+    """Load the weights of a checkpoint or of another program's file into a new state and its average. For every rank.
 
     The head stays as initialised if the number of classes differs. Raises `BadInput` if anything else does not fit.
     """
@@ -54,25 +54,24 @@ def _read_fitting_weights(
 ) -> tuple[dict[str, Tensor], str | None]:
     """The weights of a file that fit `net`; and, if the head is left out, a note for the user. Raises `BadInput`."""
     prefix = f"train.init_from={source} does not fit {network.name}"
-    weights, their_function = _read_weights(source, network)
+    expected: dict[str, Tensor] = net.state_dict()
+    weights, their_function = _read_weights(source, network, expected, prefix)
     our_function = _trained_function(network)
     for key in our_function | their_function:
         theirs, ours = their_function.get(key), our_function.get(key)
         if theirs != ours:
             raise BadInput(f"{prefix}: {key} is {theirs} there and {ours} here: use the same network")
 
-    expected: dict[str, Tensor] = net.state_dict()
     note = None
-    head = next(reversed(expected)).removesuffix(".bias")  # the last layer
-    classes = [len(tensors[f"{head}.bias"]) for tensors in (weights, expected) if f"{head}.bias" in tensors]
-    if len(set(classes)) == 2:
+    head = head_name(expected)
+    bias, classes = weights.get(f"{head}.bias"), len(expected[f"{head}.bias"])
+    if bias is None or bias.shape != (classes,):
         weights, expected = _without(weights, head), _without(expected, head)
-        note = f"{source} has {classes[0]} classes, not {classes[1]}: the head starts anew"
-    for key in expected | weights:
-        theirs, ours = _describe_shape(weights.get(key)), _describe_shape(expected.get(key))
-        is_old_file = key not in weights and key.endswith("num_batches_tracked")
-        if theirs != ours and not is_old_file:
-            raise BadInput(f"{prefix}: {key} is {theirs} there and {ours} here: use the same network")
+        given = "no linear head" if bias is None else f"{bias.numel()} classes, not {classes}"
+        note = f"{source} has {given}: the head starts anew"
+    difference = find_difference(expected, weights)
+    if difference is not None:
+        raise BadInput(f"{prefix}: {difference}: use the same network")
     return weights, note
 
 
@@ -80,20 +79,17 @@ def _without(tensors: dict[str, Tensor], module: str) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{module}.")}
 
 
-def _describe_shape(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else f"of shape {list(tensor.shape)}"
-
-
-def _read_weights(source: str, network: NetConfig | VGGConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights of a file, and the function of the network that they are of."""
-    try:
-        weights = read_state_dict(Path(source))
-    except BadInput:  # not a bare state dict: a checkpoint, or `load` raises
+def _read_weights(
+    source: str, network: NetConfig | VGGConfig, expected: Mapping[str, Tensor], prefix: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of a file with the names of `expected`, and the function of the network that they are of."""
+    tensors = read_tensors(Path(source))
+    if tensors is None:
         model = pretrained.load(source)
         return dict(model.network.state_dict()), _trained_function(model.run.network)
-    # A state dict does not tell where a bottleneck has its stride. torchvision's have it on the 3x3 convolution.
+    # Weights do not tell where a bottleneck has its stride. torchvision's and timm's have it on the 3x3 convolution.
     stride = {"stride_on": "3x3"} if getattr(network, "stride_on", None) else {}
-    return weights, _trained_function(network) | stride
+    return find_network(tensors, expected, prefix), _trained_function(network) | stride
 
 
 def _trained_function(network: NetConfig | VGGConfig) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def build_optimizer(net: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optimiz
         {"params": others, "weight_decay": cfg.weight_decay if cfg.decay_on == "all" else 0.0},
     ]
     # A tensor, which the optimizer's kernel reads: a captured CUDA graph is then replayed at another learning rate.
-    lr = torch.tensor(cfg.lr, device=next(net.parameters()).device)
+    device = next(net.parameters()).device
+    lr = torch.tensor(cfg.lr, device="cpu" if device.type == "meta" else device)  # a network without values: no steps
     if cfg.kind == "lars":
         groups[0]["trust_coefficient"] = cfg.trust_coefficient
         groups[1]["trust_coefficient"] = None

@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, and restored to what they were made of."""
 
 import errno
+import io
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,23 +99,135 @@ def test_the_last_good_checkpoint_is_used_with_a_warning(
         checkpoint.load_latest(folder, CPU)
 
 
-@pytest.mark.parametrize("call", ["write", "fsync"])
-def test_a_full_disk_leaves_the_previous_checkpoint(saved: Any, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def without_momentum(payload: dict[str, Any]) -> dict[str, Any]:
+    payload["optimizer"]["state"].popitem()
+    return payload
+
+
+def set_at(*keys: Any, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def change(payload: dict[str, Any]) -> dict[str, Any]:
+        place = payload
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+        return payload
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: 3,
+        lambda payload: {key: value for key, value in payload.items() if key != "scaler"},
+        set_at("net", "conv1.weight", value=3),
+        set_at("net", "conv1.weight", value=torch.zeros(3)),
+        set_at("ema", value=None),
+        set_at("step", value=float("nan")),
+        set_at("optimizer", value={}),
+        set_at("optimizer", "state", 0, value={"momentum_buffer": None}),
+        set_at("optimizer", "state", 0, value={"momentum_buffer": torch.zeros(3)}),
+        without_momentum,
+        set_at("scaler", value={"scale": 2.0}),
+        set_at("ranks", value={"statistics": torch.zeros(0, 3), "sums": torch.zeros(0, 3)}),
+        set_at("ranks", "sums", value=torch.zeros(1, 3)),  # not float64
+        set_at("ranks", "statistics", value=torch.zeros(1, 3)),
+        set_at("run", "train", "ema_decay", value=None),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_passed_over(
+    change: Callable[[dict[str, Any]], Any], saved: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it holds: whoever wrote it has given it the right checksums."""
+    _, save, folder = saved
+    save(), save()
+    torch.save(change(torch.load(folder / "last.pt", weights_only=True)), folder / "last.pt")
+    restored = checkpoint.load_latest(folder, CPU)
+    assert restored is not None
+    assert restored.step == 1
+    assert [line.count("\n") for line in caplog.messages] == [0, 0]
+    assert "last.pt" in caplog.messages[0]
+    assert "continuing from" in caplog.messages[1]
+    other = create_train_state(restored.meta.run, 4, 3, CPU)
+    checkpoint.restore(other, restored, CPU)
+
+
+def test_hyperparameters_are_those_of_the_configuration(saved: Any) -> None:
+    """A file whose optimizer has other ones would train another run."""
+    _, save, folder = saved
+    save()
+    payload = torch.load(folder / "last.pt", weights_only=True)
+    for group in payload["optimizer"]["param_groups"]:
+        group |= {"momentum": 0.1, "weight_decay": "x", "nesterov": True}
+    torch.save(payload, folder / "last.pt")
+    restored = checkpoint.load_latest(folder, CPU)
+    assert restored is not None
+    other = create_train_state(restored.meta.run, 4, 3, CPU)
+    before = other.optimizer.state_dict()["param_groups"]
+    checkpoint.restore(other, restored, CPU)
+    assert other.optimizer.state_dict()["param_groups"] == before
+
+
+@pytest.mark.parametrize("failing", range(11))
+def test_a_disk_that_fails_at_any_call_loses_nothing(failing: int, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkpoint and its copy: the first open, write, fsync or rename that fails, and all after it."""
+    _, save, folder = saved
+    save(), save("best.pt")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    calls = 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > failing:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return call(*arguments, **options)
+
+        return wrapper
+
+    with monkeypatch.context() as patched:
+        for module, name in ((os, "fsync"), (torch, "save"), (Path, "replace"), (Path, "open")):
+            patched.setattr(module, name, counted(getattr(module, name)))
+        with pytest.raises(
+            BadInput, match=r"step 3 .*No space left on device; the last checkpoint is .*pt$"
+        ) as refused:
+            save("best.pt")
+        intact = str(refused.value).split("; the last checkpoint is ")[1]
+    names = {path.name for path in folder.iterdir()}
+    assert names in ({"last.pt", "previous.pt", "best.pt"}, {"previous.pt", "best.pt"})  # nothing temporary
+    assert checkpoint.read_checkpoint(Path(intact)).step in (2, 3)
+    restored = checkpoint.load_latest(folder, CPU)
+    assert restored is not None
+    assert restored.step == 3 or restored.path.read_bytes() == before["last.pt"]
+
+
+@pytest.mark.parametrize("count", [1, 100, 5_000])
+def test_a_disk_that_is_full_after_some_bytes(count: int, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write may fail within torch's writer of archives, and where the buffer is flushed."""
     _, save, folder = saved
     save()
     before = (folder / "last.pt").read_bytes()
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    if call == "fsync":
-        monkeypatch.setattr(os, "fsync", full)
-    else:
-        monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(BadInput, match=r"step 2 .*No space left on device; the last checkpoint is .*last.pt$"):
-        save()
+    with monkeypatch.context() as limited:
+        limited.setattr(Path, "open", lambda path, mode: FullFile(path, mode, count))
+        with pytest.raises(BadInput, match=r"step 2 .*No space left on device; the last checkpoint is .*last.pt$"):
+            save()
     assert (folder / "last.pt").read_bytes() == before
     assert [path.name for path in folder.iterdir()] == ["last.pt"]
+
+
+class FullFile(io.FileIO):
+    """A file on a disk with room for some bytes."""
+
+    def __init__(self, path: Path, mode: str, room: int) -> None:
+        super().__init__(path, mode.replace("b", ""))
+        self.room = room
+
+    def write(self, data: Any) -> int:
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
 
 
 def test_statistics_travel_with_the_checkpoint(saved: Any, tiny_run: TinyRun, tmp_path: Path) -> None:
