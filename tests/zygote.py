@@ -38,7 +38,11 @@ from typing import Any, NoReturn
 _ROOT = Path(__file__).parents[1]
 _IMPORTED = (
     *("matplotlib.figure", "multiprocessing.popen_forkserver", "torch.utils.tensorboard", "torchvision"),
-    *("torch.distributed.launcher.api", "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend"),
+    *(
+        "torch._dynamo",
+        "torch.distributed.launcher.api",
+        "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
+    ),
     *(f"resnet_train.{name}" for name in ("training.grid", "training.loop", "training.sinks")),
     *(f"resnet_train.{name}" for name in ("evaluation.ensemble", "packing.prepare")),
 )
