@@ -1,7 +1,9 @@
 """Protocols of evaluation: views, ensembles, stored logits, other programs' weights, what was confused."""
 
+import contextlib
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import spawn
+import yaml
+from conftest import TINY, spawn
 from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms import v2
 
+from resnet_train import cli
+from resnet_train.config.load import merge
 from resnet_train.data import datasets
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.views import apply_views
@@ -29,33 +34,40 @@ Config = Callable[..., Path]
 CPU = World(torch.device("cpu"))
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Noise of several sizes in three classes of which one can be recognised by its colour."""
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise of several sizes in three classes of which one can be recognised by its colour, and two networks trained
+    for some steps on it. To be copied."""
     random = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("once")
     for part, count in (("train", 4), ("val", 7)):
         for label, name in enumerate(("a", "b", "c")):
-            folder = tmp_path / "photos" / part / name
+            folder = root / "photos" / part / name
             folder.mkdir(parents=True)
             for i in range(count):
                 pixels = random.integers(0, 160, (44 + 7 * (i % 3), 60 - 6 * (i % 2), 3), dtype=np.uint8)
                 pixels[..., (label + (i == 0)) % 3] += 60  # the first of each class is a mistake to make
                 Image.fromarray(pixels).save(folder / f"{i}.png")
-    return tmp_path / "photos"
+    changes = {
+        "data": {"kind": "imagefolder", "path": "photos", "workers": 0},
+        "networks": [{"base": f"cifar-{kind}-8", "widths": [4, 8, 8]} for kind in ("resnet", "plain")],
+        "augment": {"crop": {"kind": "random-resized", "size": 32}},
+    }
+    (root / "tiny.yaml").write_text(yaml.safe_dump(merge(TINY, changes)))
+    with contextlib.chdir(root):
+        assert cli.main(["run", "tiny.yaml"]) == 0
+    return root
 
 
 @pytest.fixture
-def runs(photos: Path, config: Config, program: Program) -> list[str]:
-    """Checkpoints of two networks trained for some steps on the photos."""
-    data = {"kind": "imagefolder", "path": str(photos), "workers": 0}
-    networks = [{"base": f"cifar-{kind}-8", "widths": [4, 8, 8]} for kind in ("resnet", "plain")]
-    crop = {"kind": "random-resized", "size": 32}
-    assert (
-        program("run", config(data=data, networks=networks, augment={"crop": crop}), "--only", "cifar-resnet-8")[0] == 0
-    )
-    assert (
-        program("run", config(data=data, networks=networks, augment={"crop": crop}), "--only", "cifar-plain-8")[0] == 0
-    )
+def photos(once: Path) -> Path:
+    return shutil.copytree(once / "photos", Path("photos"))
+
+
+@pytest.fixture
+def runs(once: Path, photos: Path) -> list[str]:
+    """Checkpoints of the two networks, whose photos are beside them."""
+    shutil.copytree(once / "runs", Path("runs"))
     return [f"runs/tiny/cifar-{kind}-8/seed-0/checkpoints/last.pt" for kind in ("resnet", "plain")]
 
 
