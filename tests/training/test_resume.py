@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -17,7 +16,7 @@ import pytest
 import torch
 from conftest import figures, same_weights, spawn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import CONFIGS, FOLDER, Config, Program, finish, last_step
+from tiny_runs import FOLDER, Config, Program, finish, last_step
 
 from resnet_train.data.batch import Batch
 from resnet_train.data.datasets import SyntheticDataset
@@ -138,9 +137,7 @@ def test_killed_at_any_write_a_run_ends_the_same(config: Config, program: Progra
     )
     code = """if True:
         import itertools, os, signal, sys
-        import matplotlib.figure, torch.utils.tensorboard
         from resnet_train import cli
-        from resnet_train.training import grid
         cli.main(["run", sys.argv[1], "--dry-run"])  # all is imported once: each run is a copy of this process
         real = os.fsync
         for nth in itertools.count(1):
@@ -154,8 +151,9 @@ def test_killed_at_any_write_a_run_ends_the_same(config: Config, program: Progra
             if os.wait()[1] != signal.SIGKILL:
                 break
     """
-    environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent)}
-    subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, env=environment)
+    process = spawn(path, program=["-c", code])
+    process.communicate()
+    assert process.returncode == 0
     *killed, whole = sorted(Path().glob("at-*"))  # the last had no n-th call
     assert len(killed) >= 10  # five files of two saves, and their folder after each
     for parts in killed:
