@@ -104,10 +104,8 @@ class ImageTree:
         if self.left_out:
             counts = ", ".join(f"{count:,} {end}" for end, count in sorted(self.left_out.most_common(8)))
             ends = ", ".join(sorted(IMAGE_SUFFIXES))
-            _warn_once(
-                f"{self.prefix}left out {self.left_out.total():,} files in {self.root}, whose names do not end in "
-                f"{ends}: {counts}"
-            )
+            files = f"{self.left_out.total():,} file" + "s" * (self.left_out.total() > 1)
+            _warn_once(f"{self.prefix}left out {files} in {self.root} without the name of an image ({ends}): {counts}")
 
 
 def _identity(folder: Path) -> tuple[int, int]:

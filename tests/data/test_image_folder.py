@@ -117,8 +117,8 @@ def test_files_that_are_left_out_are_counted_once(folders: Folders, caplog: pyte
         open_folders(path)
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert f"left out 4 files in {path}/train, whose names do not end in .bmp, .jpeg," in record.getMessage()
-    assert record.getMessage().endswith(": 1 .gif, 2 .jfif, 1 without an end")
+    assert f"left out 4 files in {path}/train without the name of an image (.bmp, .jpeg," in record.getMessage()
+    assert record.getMessage().endswith("): 1 .gif, 2 .jfif, 1 without an end")
 
 
 def test_a_single_class_is_refused_with_the_layout(folders: Folders) -> None:

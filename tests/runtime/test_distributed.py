@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import re
 import signal
@@ -334,3 +335,16 @@ def test_one_visible_gpu_is_the_ranks_own(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, gpu=gpu: SimpleNamespace(uuid=gpu))
         with pytest.raises(BadInput, match="rank 2 has the same GPU") if rank == 2 else nullcontext():
             distributed._check_own_gpu(store, World(torch.device("cuda", 0), rank, 3))
+
+
+def test_the_messages_of_main_first_are_those_of_the_first_rank(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every rank opens the data; a warning of it is shown once."""
+    logger = logging.getLogger("resnet_train.data")
+    world = World(torch.device("cpu"))
+    distributed.main_first(world, lambda: logger.warning("one file is left out"))
+    monkeypatch.setattr(distributed, "broadcast_from_main", lambda world, function: None)  # as on another rank
+    assert distributed.main_first(world, lambda: logger.warning("one file is left out") or 7) == 7  # type: ignore[func-returns-value]
+    logger.warning("afterwards")
+    assert [record.getMessage() for record in caplog.records] == ["one file is left out", "afterwards"]
