@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 _SMALLEST_FOR_VGG = 32
 """Pixels: five poolings halve them."""
+_LARGEST_FOR_CIFAR_STEM = 96
+"""Pixels: those of STL-10, the largest images that networks for CIFAR are commonly trained on."""
 
 
 def check_batch(recipe: "Recipe", ranks: int, size: int | None) -> None:
@@ -69,6 +71,32 @@ def network_complaints(run: "Run", ranks: int, size: int | None) -> Iterator[str
                 yield f"{one_pixel}{min(evaluated)} pixels: raise probes.{kind}.images"
         if run.eval.recompute_bn and min(run.eval.recompute_bn, run.eval.batch_size) == 1:
             yield f"{one_pixel}{min(evaluated)} pixels: raise eval.recompute_bn and eval.batch_size"
+
+
+def stem_complaints(run: "Run") -> Iterator[str]:
+    """Why a stem that came with the name of a network does not suit the images, as far as their size is known."""
+    for size in _trained_sizes(run, run.data.image_size)[-1:]:
+        if (note := stem_note(run, size)) is not None and run.network.stem == "cifar":
+            name = run.network.name
+            yield (
+                f"{note}: choose another network, such as resnet-50 or wrn-50-2, or ask for it: "
+                f"{{base: {name}, stem: cifar}}"
+            )
+
+
+def stem_note(run: "Run", size: int) -> str | None:
+    """What is unusual about a network's stem for images of `size` pixels, in words."""
+    net = run.network
+    if net.stem == "cifar" and size > _LARGEST_FOR_CIFAR_STEM:
+        return (
+            f"{net.name} has a stem for small images, a 3x3 convolution without pooling, and these are of {size} pixels"
+        )
+    if net.unit != "vgg" and net.stem == "imagenet" and net.last_map(size) == 1:
+        return (
+            f"{net.name} has a stem for large images, and its last map has one pixel at {size} pixels; networks for "
+            "small images are cifar-resnet-20, wrn-28-10 and any with `stem: cifar`"
+        )
+    return None
 
 
 def _trained_sizes(run: "Run", size: int | None) -> list[int]:

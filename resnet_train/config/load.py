@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from resnet_train.config import zoo
+from resnet_train.config.batch import stem_complaints
 from resnet_train.config.network import NetConfig, VGGConfig
 from resnet_train.config.optim import Duration
 from resnet_train.config.schema import Experiment, Recipe, Run
@@ -23,8 +24,6 @@ from resnet_train.errors import BadInput, InvalidConfig, shorten
 
 _DURATION_UNITS = frozenset(Duration.model_fields)
 _CHANGES_NOTHING = "changes nothing: mappings are merged; {} resets the key to its default"
-_LARGEST_FOR_CIFAR_STEM = 96
-"""Pixels: those of STL-10, the largest images that networks for CIFAR are commonly trained on."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -57,7 +56,7 @@ def check_runs(experiment: Experiment, layers: Sequence[Layer] = (), names: Coll
         except InvalidConfig as invalid:
             complaints += invalid.args
         else:
-            complaints += _complaints_of_stem(run) if network.name in names else ()
+            complaints += stem_complaints(run) if network.name in names else ()
     if complaints:
         raise InvalidConfig(*dict.fromkeys(complaints))
 
@@ -249,19 +248,6 @@ def _run(experiment: Experiment, network: NetConfig | VGGConfig, seed: int, laye
     tree = merge(recipe, changes)
     tree |= {"experiment": experiment.name, "network": network.model_dump(mode="json"), "seed": seed}
     return validate(Run, tree, [*layers, Layer(source, changes)] if changes else layers)
-
-
-def _complaints_of_stem(run: Run) -> Iterator[str]:
-    """What is wrong with a CIFAR stem that came with a name: 224 pixels would pass through all units of a stage."""
-    size, crop = run.data.image_size, run.augment.crop
-    if size is None and crop is not None and crop.kind != "pad":
-        size = crop.size
-    if run.network.stem == "cifar" and size is not None and size > _LARGEST_FOR_CIFAR_STEM:
-        name = run.network.name
-        yield (
-            f"{name} has a stem for small images, a 3x3 convolution without pooling, and images are of {size} pixels: "
-            f"choose another network, such as resnet-50 or wrn-50-2, or ask for it: {{base: {name}, stem: cifar}}"
-        )
 
 
 def _resolve_networks(tree: Tree, layers: Sequence[Layer]) -> set[str]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from resnet_train.config.batch import check_network
+from resnet_train.config.batch import check_network, stem_note
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
 from resnet_train.data.dataset import Dataset
@@ -175,6 +175,8 @@ def set_up(run: Run, folder: Path, world: World, fresh: bool, locks: ExitStack) 
     records = [record for record in records if 0 < state.step >= record["step"] and record["kind"] != "end"]
     if records:
         records[0] |= {"steps": schedule.total_steps}  # of the start: the training may be longer now
+    if world.is_main and (note := stem_note(run, data.image_size)):
+        logger.info("%s", note)
     if world.is_main and (unreached := schedule.unreached()):
         logger.info("the run ends after %d steps, before %s", schedule.total_steps, unreached)
     clean_set = train_set.subset(datasets.evenly_spaced(len(train_set), run.eval.clean_train_images))

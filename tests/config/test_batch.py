@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_train.config import zoo
-from resnet_train.config.batch import check_batch, check_network
+from resnet_train.config.batch import check_batch, check_network, stem_note
 from resnet_train.config.network import NetConfig
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
@@ -86,3 +86,18 @@ def test_vgg_needs_images_that_its_poolings_can_halve(config: Config, program: P
     assert (code, "vgg-16 needs images of at least 32 pixels, and here are 8" in err) == (2, True)
     code, _, err = program("probe", "responses", "vgg-16", "--data", "digits")
     assert (code, "vgg-16 needs images of at least 32 pixels, and here are 8" in err) == (2, True)
+
+
+def test_a_stem_for_images_of_another_size_is_noted(tiny_run: Callable[..., Run]) -> None:
+    """Of images that have one size, this is known when they are opened. An error would be too late to ask for it."""
+    small, large = tiny_run(), tiny_run(networks=["wrn-34-2"])
+    assert [stem_note(small, size) for size in (8, 96)] == [None, None]
+    assert "has a stem for small images, a 3x3 convolution without pooling" in str(stem_note(small, 97))
+    assert [stem_note(large, size) for size in (33, 224)] == [None, None]
+    assert "has a stem for large images, and its last map has one pixel at 32 pixels" in str(stem_note(large, 32))
+
+
+def test_the_note_is_shown_when_a_run_starts(config: Config, program: Program) -> None:
+    network = {"base": "resnet-18", "widths": [4, 4, 4, 4], "depths": [1, 1, 1, 1]}
+    code, _, err = program("run", config(networks=[network], train={"steps": 1}))
+    assert (code, err.count("has a stem for large images, and its last map has one pixel at 8 pixels")) == (0, 1)
