@@ -215,3 +215,17 @@ def test_workers_of_a_block_that_is_never_left_end() -> None:
     del children
     child.process.join()
     assert child.process.exitcode == -signal.SIGKILL
+
+
+def test_a_fork_server_that_ends_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does where the kernel gives it no more processes."""
+
+    def end_of_file(_: int) -> int:
+        raise EOFError
+
+    with Children("use fewer") as children, monkeypatch.context() as patch:
+        patch.setattr(processes.forkserver, "read_signed", end_of_file)
+        with pytest.raises(
+            BadInput, match=r"a child cannot be started, perhaps because memory or processes .* use fewer"
+        ):
+            children.start("a child", id)
