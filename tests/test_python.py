@@ -270,7 +270,7 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "resnet-train").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder.resolve()}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    client = nbclient.NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(Path.cwd())}})
+    client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(Path.cwd())}})
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     printed = "".join(output["text"] for output in outputs if output["output_type"] == "stream")

@@ -285,7 +285,7 @@ def test_ctrl_c_while_the_fork_server_starts_is_one_line(images: Path, tmp_path:
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     with (tmp_path / "pipe").open("wb"):  # waits until it is read
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(60)
+        process.wait(300)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, len(err.splitlines())) == (130, 1), err
     assert err.startswith("resnet-train: interrupted; finished shards are kept")

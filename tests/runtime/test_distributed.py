@@ -3,9 +3,7 @@
 import itertools
 import json
 import logging
-import os
 import re
-import signal
 import socket
 import subprocess
 import time
@@ -18,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import children, figures, same_weights, spawn
+from conftest import figures, same_weights, spawn
 
 from resnet_train.errors import BadInput
 from resnet_train.runs.checkpoint import read_checkpoint
@@ -91,18 +89,35 @@ def test_running_statistics_are_averaged_over_ranks(config: Config) -> None:
     assert_close({"mean": one["bn1.running_mean"]}, {"mean": two["bn1.running_mean"]}, 1e-6)
 
 
-def test_a_signal_to_one_rank_stops_all_and_they_resume(config: Config) -> None:
-    path = config(train={"steps": 60, "ema_decay": 0.9})
+SIGNAL_AT_STEP_9 = """
+import os, signal, sys
+from resnet_train import cli
+from resnet_train.runtime.process_exit import exit_process
+from resnet_train.training.log import Log
+
+note_loading, steps = Log.note_loading, []
+
+def signal_one(self, batches):
+    note_loading(self, batches)
+    steps.append(batches)
+    if len(steps) == 9 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Log.note_loading = signal_one
+exit_process(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_to_one_rank_stops_all_and_they_resume(config: Config, tmp_path: Path) -> None:
+    path = config(train={"steps": 20, "ema_decay": 0.9})
     uninterrupted = trained(path, "uninterrupted", 2)
-    process = spawn("run", path, "output=resumed", ranks=2)
-    resumed = Path("resumed/tiny") / FOLDER
-    while process.poll() is None and len(figures(resumed) if (resumed / "metrics.jsonl").exists() else []) < 8:
-        time.sleep(0.01)
-    os.kill(children(process.pid)[0], signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    (tmp_path / "signal_one.py").write_text(SIGNAL_AT_STEP_9)
+    process = spawn("run", path, "output=resumed", ranks=2, program=[tmp_path / "signal_one.py"])
+    _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert err.count("saved; run again to continue") == 1
-    assert 8 < read_checkpoint(resumed / "checkpoints/last.pt").step < 60
+    resumed = Path("resumed/tiny") / FOLDER
+    assert 9 <= read_checkpoint(resumed / "checkpoints/last.pt").step < 20
     trained(path, "resumed", 2)
     assert figures(resumed) == figures(uninterrupted)
     assert same_weights(resumed / "checkpoints/last.pt", uninterrupted / "checkpoints/last.pt")
