@@ -144,12 +144,6 @@ def spawn(
     return kind(command, env=environment, **(pipes | options))
 
 
-def children(process: int) -> list[int]:
-    """The processes that a process has started and that run; under torchrun the ranks. Not the zygote of a copy."""
-    text = "".join(path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children"))
-    return [int(child) for child in text.split() if Path(f"/proc/{child}/comm").read_text() != "zygote\n"]
-
-
 def figures(folder: Path) -> list[Record]:
     """The records of a run but for the clock."""
     return [{k: v for k, v in record.items() if k not in TIMING_KEYS} for record in run_folder.read_metrics(folder)]

@@ -133,13 +133,13 @@ def test_a_run_whose_messages_nobody_reads_saves_at_a_signal(config: Config) -> 
     while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
         time.sleep(0.01)
     process.terminate()
-    assert process.wait(timeout=100) == 75
+    assert process.wait(timeout=300) == 75
 
 
 def test_a_result_that_a_full_disk_does_not_take_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         process = spawn("schema", stdout=full)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=300)
     message = "cannot write to standard output: No space left on device; run the same command again"
     assert (process.returncode, err) == (2, f"resnet-train: {message}\n")
 

@@ -47,7 +47,7 @@ _IMPORTED = (
     *(f"resnet_train.{name}" for name in ("evaluation.ensemble", "packing.prepare")),
 )
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_PR_SET_CHILD_SUBREAPER = 36
 _execute_child = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 _spawn = multiprocessing.util.spawnv_passfds  # type: ignore[attr-defined]
 _lock = threading.Lock()
@@ -139,7 +139,6 @@ def main() -> None:
 
 def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Fork for each request; returns in the copy, and never in the zygote."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, b"zygote")
     assert len([*Path("/proc/self/task").iterdir()]) == 1
     while True:
         message, files, *_ = socket.recv_fds(requests, 1 << 20, 100)
@@ -166,7 +165,6 @@ def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
 def _become(request: dict[str, Any], files: list[int]) -> None:
     """Turn this copy into the process that was asked for, and run its command."""
     global _requests, _owner
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, b"python")
     if request["session"]:
         os.setsid()
     if request["group"] >= 0:

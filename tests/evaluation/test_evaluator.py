@@ -211,7 +211,7 @@ def test_several_ranks_give_the_result_of_one_to_the_last_digit(runs: list[str],
     outputs = []
     for ranks in (1, 2, 3):
         process = spawn("eval", *runs, *arguments, f"{ranks}.npz", "--json", ranks=ranks)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         outputs.append((json.loads(out), Logits.read(Path(f"{ranks}.npz")).values.tobytes()))
     assert outputs[0] == outputs[1] == outputs[2]

@@ -286,6 +286,6 @@ def test_ctrl_c_while_the_fork_server_starts_is_one_line(images: Path, tmp_path:
     with (tmp_path / "pipe").open("wb"):  # waits until it is read
         os.killpg(process.pid, signal.SIGINT)
         process.wait(300)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, len(err.splitlines())) == (130, 1), err
     assert err.startswith("resnet-train: interrupted; finished shards are kept")

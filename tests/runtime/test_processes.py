@@ -125,7 +125,7 @@ def test_children_end_when_their_parent_is_killed(
     paths = [str(Path(__file__).parent), str(Path(processes.__file__).parents[2])]
     command = [sys.executable, tmp_path / "parent.py", end_by, function.__name__, tmp_path / "saved", seconds]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    parent = subprocess.run(command, stdout=subprocess.PIPE, timeout=60, env=environment)
+    parent = subprocess.run(command, stdout=subprocess.PIPE, timeout=300, env=environment)
     assert parent.returncode == -signal.SIGKILL
     assert (tmp_path / "saved").exists() == (end_by == "SIGTERM")
 
@@ -137,7 +137,7 @@ def test_a_worker_whose_parent_was_killed_before_it_began_ends() -> None:
         "processes.end_with(gone.pid, signal.SIGKILL)\n"
         "print('it goes on')"
     )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
 
 

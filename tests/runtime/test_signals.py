@@ -43,7 +43,7 @@ def test_a_signal_is_noted_if_nobody_reads_the_line(capfd: pytest.CaptureFixture
 
 def run_script(code: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(signals.__file__).parents[2])}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
 
 
 def test_a_second_interrupt_ends_the_process_at_once() -> None:
@@ -85,7 +85,7 @@ def test_a_second_interrupt_ends_a_process_that_waits_for_another_rank() -> None
             == "SIGINT: saving and stopping at the next step; again to stop at once, unsaved\n"
         )
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=300) == 130
 
 
 @pytest.mark.parametrize("skip", [True, False])

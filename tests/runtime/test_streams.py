@@ -109,5 +109,5 @@ def test_a_file_does_not_get_the_number_of_a_closed_stream() -> None:
     """Else it would receive what is printed."""
     script = f"exec 0>&- 1>&- 2>&-; exec '{sys.executable}' -c '{CLOSED}'"
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    assert subprocess.run(["bash", "-c", script], env=environment, timeout=60).returncode == 0
+    assert subprocess.run(["bash", "-c", script], env=environment, timeout=300).returncode == 0
     assert Path("file").read_text() == f"{BadInput.__name__}, number above 2: True"

@@ -21,7 +21,7 @@ FOLDERS = [Path(f"tiny/cifar-{kind}-8/seed-0") for kind in ("plain", "resnet")]
 
 def finish(*arguments: object) -> tuple[int, str, str]:
     process = spawn("run", *arguments)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
@@ -74,7 +74,7 @@ def runs_of(process: Any) -> list[int]:
 def test_a_signal_to_one_process_or_to_the_job_saves_all(send: Any, number: signal.Signals, config: Config) -> None:
     process = endless(config)
     send(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 75, err
     assert err.count("saved; run again to continue") == 2
     assert "Traceback" not in err
@@ -85,7 +85,7 @@ def test_a_signal_to_one_process_or_to_the_job_saves_all(send: Any, number: sign
 def test_a_run_that_is_killed_is_told_and_the_others_save(config: Config) -> None:
     process = endless(config)
     os.kill(runs_of(process)[0], signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
     assert err.count("was killed by SIGKILL, perhaps because memory ran out: lower --jobs") == 1
     assert err.count("saved; run again to continue") == 1
@@ -95,7 +95,7 @@ def test_a_run_that_is_killed_is_told_and_the_others_save(config: Config) -> Non
 def test_runs_whose_starter_is_killed_save_and_stop(config: Config) -> None:
     process = endless(config)
     process.kill()
-    _, err = process.communicate(timeout=60)  # which waits for every process that holds the pipe
+    _, err = process.communicate(timeout=300)  # which waits for every process that holds the pipe
     assert err.count("saved; run again to continue") == 2
 
 

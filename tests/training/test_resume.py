@@ -216,7 +216,7 @@ def test_stopped_on_two_ranks_a_run_goes_on_on_one(config: Config, program: Prog
     path = config(**changes, checkpoint={"every": {"steps": 4}, "keep_every": {"steps": 4}})
     whole = finish(program, path, output="whole")
     process = spawn("run", path, "output=parts", ranks=2)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     parts = Path("parts") / FOLDER.relative_to("runs")
     shutil.copy(parts / "checkpoints/step-4.pt", parts / "checkpoints/last.pt")  # as if killed before the next save
@@ -244,7 +244,7 @@ def test_data_workers_outlive_signals_but_not_their_trainer(config: Config, imag
         while last_step(FOLDER) < begin + 4 and process.poll() is None:
             time.sleep(0.01)
         stop(process)
-        _, err = process.communicate(timeout=30)  # which waits for every process that holds the pipe
+        _, err = process.communicate(timeout=300)  # which waits for every process that holds the pipe
         assert process.returncode == code, err
         assert "Traceback" not in err
     assert checkpoint.read_checkpoint(FOLDER / "checkpoints/last.pt").step >= 4
@@ -257,7 +257,7 @@ def test_signals_save_and_ask_to_be_run_again(number: signal.Signals, config: Co
     while last_step(FOLDER) < 4 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 75, err
     assert f"{number.name}: saving and stopping at the next step" in err
     assert "Traceback" not in err
@@ -272,7 +272,7 @@ def test_torchrun_passes_a_signal_on_that_it_is_asked_to_handle(config: Config) 
     while last_step(FOLDER) < 4 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGUSR1)
-    _, err = process.communicate(timeout=250)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert "SIGUSR1: saving and stopping at the next step" in err
     assert checkpoint.read_checkpoint(FOLDER / "checkpoints/last.pt").step >= last_step(FOLDER)
