@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import re
 import resource
 import struct
 import tarfile
@@ -118,19 +117,29 @@ def _read_table(path: Path, prefix: str) -> dict[str, str]:
     """Class by image name. Each line holds an image and its class; further columns are ignored, as in Kaggle's file."""
     class_of_image: dict[str, str] = {}
     for number, line in enumerate(read_text(path, prefix=prefix, errors="surrogateescape").splitlines(), 1):
-        words = re.split(r"[,\s]+", line.strip())
-        if words == [""] or (number == 1 and words[0].lower() in _HEADER_WORDS):
+        fields = _split_row(line)
+        if not any(fields) or (number == 1 and fields[0].lower() in _HEADER_WORDS):
             continue
-        if len(words) < 2:
+        if len(fields) < 2 or not all(fields[:2]):
             raise BadInput(
                 f"{prefix}{path}, line {number}: expected an image and its class (IMAGE,CLASS), or give the "
                 f"development kit, {DEVKIT}.tar.gz"
             )
-        image, class_id = Path(words[0]).stem, words[1]
+        image, class_id = Path(fields[0]).stem, fields[1]
         earlier = class_of_image.setdefault(image, class_id)
         if earlier != class_id:
             raise BadInput(f"{prefix}{path}, line {number}: {image} has two classes, {earlier} and {class_id}")
     return class_of_image
+
+
+def _split_row(line: str) -> list[str]:
+    """The fields of a row, between commas or tabs, or else between spaces. Kaggle adds a box to the class."""
+    separator = next((mark for mark in ",\t" if mark in line), None)
+    if separator is None:
+        return line.split()
+    image, class_id, *_ = (field.strip().strip('"') for field in line.split(separator))
+    words = class_id.split()
+    return [image, words[0] if len(words) > 1 and words[1].isdecimal() else class_id]
 
 
 def _read_devkit(path: Path) -> ClassLabels:

@@ -145,3 +145,16 @@ def test_a_meta_mat_that_crashes_its_reader_is_refused(monkeypatch: pytest.Monke
         file.truncate(class_labels._MAX_BYTES + 1)
     with pytest.raises(BadInput, match=r"meta.mat: it is larger than 67,108,864 bytes"):
         read_class_labels(meta.parent)
+
+
+def test_rows_of_labels_in_the_forms_that_people_have() -> None:
+    """Kaggle's boxes, Tiny ImageNet's tabs, spaces alone, quotes, and names with spaces in them."""
+    rows = ["image, class", "a.JPEG,n01 85 1 499 272 n01 3 4 5 6", "b.JPEG\tn02\t0\t32\t44\t62", "val/c.JPEG n03 7", ""]
+    rows += ['"my photo.jpg", "tabby cat"', "d.png\tGérard's dog"]
+    Path("labels.csv").write_bytes("\n".join(rows).encode())
+    expected = {"a": "n01", "b": "n02", "c": "n03", "my photo": "tabby cat", "d": "Gérard's dog"}
+    assert read_class_labels(Path("labels.csv")).class_of_image == expected
+    for row in ("a.jpg", "a.jpg,", ",n01", "a.jpg\t"):
+        Path("labels.csv").write_text(row)
+        with pytest.raises(BadInput, match=r"^labels.csv, line 1: expected an image and its class"):
+            read_class_labels(Path("labels.csv"))
