@@ -65,12 +65,29 @@ class ShardRecord:
     @staticmethod
     def read(path: Path) -> "ShardRecord":
         """Raises BadInput if the file cannot be read, ValueError if it is damaged."""
-        return _record_adapter().validate_python(read_json(path))
+        stored = _stored_record().validate_python(read_json(path))
+        if stored.crc32 != _checksum(stored.record):
+            raise ValueError(f"the checksum of {path} is wrong")
+        return stored.record
+
+    def write(self, path: Path) -> None:
+        """Write a file that appears complete or not at all. Raises OSError."""
+        atomic_write_text(path, json.dumps(asdict(_StoredRecord(self, _checksum(self)))), unique=True)
+
+
+@dataclass(frozen=True)
+class _StoredRecord:
+    record: ShardRecord
+    crc32: int
+
+
+def _checksum(record: ShardRecord) -> int:
+    return zlib.crc32(json.dumps(asdict(record)).encode())
 
 
 @functools.cache
-def _record_adapter() -> TypeAdapter[ShardRecord]:
-    return TypeAdapter(ShardRecord)
+def _stored_record() -> TypeAdapter[_StoredRecord]:
+    return TypeAdapter(_StoredRecord)
 
 
 def write_shard(job: ShardJob, count: Count) -> ShardRecord:
@@ -87,7 +104,7 @@ def write_shard(job: ShardJob, count: Count) -> ShardRecord:
                 _check_entries(job, job.expected_entries, record)
             file.write(bytes(2 * BLOCK))
             record.size = file.tell()
-        atomic_write_text(job.record_path, json.dumps(asdict(record)), unique=True)
+        record.write(job.record_path)
     except OSError as error:
         raise BadInput(f"cannot write {job.path}: {error.strerror or error}; {CONTINUE_HINT}") from None
     return record

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -23,12 +24,12 @@ _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 
 def pack() -> None:
-    prepare.prepare(Path("images"), Path("packed"), PackOptions(), shard_images=2, workers=1, skip_bad=False)
+    prepare.prepare(Path("images"), Path("packed"), PackOptions(), shard_images=3, workers=1, skip_bad=False)
 
 
 @pytest.fixture(autouse=True)
 def _source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two shards to train on and one to validate on, which are packed in this process."""
+    """A shard to train on and one to validate on, which are packed in this process."""
     for name in ("train/a/0", "train/a/1", "train/b/0", "val/a/0", "val/b/0"):
         path = Path("images", name).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,8 +100,62 @@ def test_a_packing_continues_after_a_fault_at_any_call(fault: str) -> None:
         assert code in ((-signal.SIGKILL,) if fault == "kill" else (0, 2)), number
         pack()
         assert left(Path("packed")) == whole, number
-    assert number > 60
+    assert number > 45
     assert left(Path("packed")) == whole
+
+
+def begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack all shards, and stop before the index."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_write_index", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pack()
+
+
+def test_a_damaged_record_is_that_of_an_unfinished_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    pack()
+    whole = left(Path("packed"))
+    shutil.rmtree("packed")
+    begin(monkeypatch)
+    begun = shutil.copytree("packed", "begun")
+    record = Path("packed/unfinished/train-000000.json")
+    good = record.read_text()
+    texts = [
+        "",
+        "null",
+        "[" * 100_000,
+        "{}",
+        good.replace(" 8, 9,", " 9, 8,", 1),
+        good.replace("[[", "[[[7], "),
+        good[:-9],
+    ]
+    for text in texts:
+        assert text != good
+        record.write_text(text)
+        pack()
+        assert left(Path("packed")) == whole, text
+        shutil.rmtree("packed")
+        shutil.copytree(begun, "packed")
+
+
+def test_a_damaged_plan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(monkeypatch)
+    plan = Path("packed/unfinished/plan.json")
+    for text in ("", "[]", "7", "[" * 100_000):
+        plan.write_text(text)
+        with pytest.raises(BadInput, match=r"^packed/unfinished/plan.json is damaged: delete packed, and run the same"):
+            pack()
+    plan.write_text("{}")
+    with pytest.raises(BadInput, match="packed was packed with --tiled = None, not False"):
+        pack()
+    plan.unlink()
+    os.mkfifo(plan)
+    with pytest.raises(BadInput, match=r"cannot read packed/unfinished/plan.json: it is a pipe, not a file"):
+        pack()
 
 
 def test_a_worker_that_outlives_its_command_leaves_the_file_of_the_next_alone(tmp_path: Path) -> None:
