@@ -184,6 +184,8 @@ def _draw_names(ax: "Axes", groups: Sequence[Group], x: str, y: str = "val_error
     styles = _family_styles(groups)
     several_steps = len({group.step for group in groups}) > 1
     named = [(group, row) for group in groups if (row := group.row())[x] is not None and row[y] is not None]
+    if not named:
+        return
     names = [
         ax.text(
             row[x],

@@ -11,6 +11,7 @@ Record = dict[str, Any]
 
 _Count = Annotated[int, Field(ge=0, le=10**18)]
 _Figure = Annotated[float, Field(ge=0, le=1e15)]
+_Probed = Annotated[float, Field(ge=-1e100, le=1e100)]
 _Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -59,7 +60,7 @@ class _Eval(_Timed):
 
 class _Probe(_Timed):
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, dict[str, float | None]]
+    __pydantic_extra__: dict[str, dict[str, _Probed | None]]
 
     kind: Literal["responses", "lesion"]
     probe_seconds: _Figure
@@ -68,7 +69,7 @@ class _Probe(_Timed):
 
 class _Gradients(_Probe):
     kind: Literal["gradients"]  # type: ignore[assignment]
-    units: dict[str, float | None]
+    units: dict[str, _Probed | None]
 
 
 class _End(_Timed):

@@ -60,6 +60,23 @@ def test_lines_join_networks_of_one_protocol_only(recorded: Callable[..., Path],
     assert drawn().axes[-1].texts[0].get_text() == "[1] whole image\n[2] ten crops"
 
 
+@pytest.mark.parametrize("missing", ["evaluations", "the time of evaluations"])
+def test_what_is_not_known_yet_is_not_drawn(
+    missing: str, recorded: Callable[..., Path], drawn: Callable[[], Figure]
+) -> None:
+    for depth in (20, 56):
+        path = recorded(f"cifar-resnet-{depth}", 0, 5.0) / "metrics.jsonl"
+        lines = path.read_text().splitlines()
+        if missing == "evaluations":
+            lines = [line for line in lines if '"eval"' not in line and '"end"' not in line]
+        path.write_text("".join(line.replace(', "eval_seconds": 0.0', "") + "\n" for line in lines))
+    *panels, curves, _ = drawn().axes
+    points = [len(ax.texts) for ax in panels]
+    assert points == ([0, 0, 0, 0] if missing == "evaluations" else [2, 2, 2, 0])
+    assert not any(len(line.get_xdata()) and line.get_xdata()[0] >= 0 for line in curves.get_lines())
+    figures.draw_curves(groups(), Path("unused.png"))
+
+
 def test_lines_join_errors_of_one_step_only(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:
     for depth in (20, 32, 44, 56):
         path = recorded(f"cifar-resnet-{depth}", 0, 5.0) / "metrics.jsonl"
