@@ -58,7 +58,8 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 def read_class_names(path: Path, count: int) -> tuple[str, ...]:
     """The names of `count` classes, one a line. Raises `BadInput`."""
-    names = read_text(path, prefix="--classes: ", errors="surrogateescape").splitlines()
+    text = read_text(path, prefix="--classes: ", errors="surrogateescape").removesuffix("\n")
+    names = [line.removesuffix("\r") for line in text.split("\n")]  # a name may hold what `splitlines` splits at
     if len(names) != count:
         raise BadInput(f"--classes: {path} has {len(names)} lines for {count} classes: give one name a line")
     return tuple(names)
