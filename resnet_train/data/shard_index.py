@@ -135,7 +135,7 @@ def read_entries(path: Path) -> tuple[npt.NDArray[np.void], int]:
     try:
         data = read_bytes(path, _MAX_INDEX, "data.path: ")
     except BadInput as error:
-        raise BadInput(f"{error}{DELETE_HINT}") from None
+        raise BadInput(f"{error}{'' if os.access(path, os.F_OK) else DELETE_HINT}") from None
     first = 10 + int.from_bytes(data[8:10], "little")
     count, rest = divmod(len(data) - first, ENTRY.itemsize)
     if rest or data[:8] != b"\x93NUMPY\x01\x00" or data[10:first].rstrip(b" \n") != _HEADER.format(count).encode():

@@ -21,7 +21,7 @@ from resnet_train.data import datasets
 from resnet_train.data.decoding import MAX_BYTES
 from resnet_train.data.rng import Ints
 from resnet_train.data.shards import OpenFile
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, exhausted
 from resnet_train.runtime.regular_file import read_bytes
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -127,6 +127,8 @@ class TarManifest(Manifest):
                 file.seek(int(self.offsets[row]))
                 data = file.read(length)
         except (OSError, EOFError, zlib.error) as error:
+            if exhausted(error):  # not the file's fault, so it is not to be left out
+                raise
             raise BadInput(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
         if len(data) < length:
             raise BadInput(f"cannot read {self.location(row)}: the tar file is truncated")

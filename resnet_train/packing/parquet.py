@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_train.data.rng import Ints
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, exhausted
 from resnet_train.packing.class_names import Label
 from resnet_train.packing.manifest import Manifest, Names
 from resnet_train.runtime.regular_file import open_regular
@@ -178,6 +178,8 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, _import_pyarrow().ArrowException, ValueError, IndexError) as error:
+        if exhausted(error):
+            raise
         raise BadInput(f"cannot read {path}: {(str(error).splitlines() or [''])[0]}") from None
 
 

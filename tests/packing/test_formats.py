@@ -1,5 +1,6 @@
 """The formats that `prepare` reads: each gives the samples of the class folders, in their order."""
 
+import errno
 import gzip
 import io
 import json
@@ -19,6 +20,7 @@ from resnet_train import cli
 from resnet_train.packing.encode import PackOptions
 from resnet_train.packing.formats import open_source
 from resnet_train.packing.shard_writer import ShardJob, write_shard
+from resnet_train.packing.tars import TarSample, tar_manifest
 
 Program = Callable[..., tuple[int, str, str]]
 Source = tuple[Path, list[str], tuple[str, ...]]
@@ -439,3 +441,17 @@ def test_a_truncated_tar_of_tars_is_refused(photos: Path, program: Program) -> N
     ):
         tar.write_bytes(whole[:length])
         assert f"cannot read {tar}: it is truncated" in refusal(program, folder, "packed")
+
+
+def test_what_this_machine_lacks_is_no_fault_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--on-bad-image skip` must not leave out what could not be read because too many files are open."""
+    tar = tar_of(Path("0.tar"), {"a.jpg": png()})
+    manifest = tar_manifest([tar], [TarSample("0/a.jpg", 0, 0, 512, len(png()))])
+    assert manifest.read(0) == png()
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        manifest.read(0)
