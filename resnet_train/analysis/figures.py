@@ -181,6 +181,8 @@ def _draw_names(ax: "Axes", groups: Sequence[Group], x: str, y: str = "val_error
     """The name of each point, where it covers no other name and no point."""
     from adjustText import adjust_text
 
+    if not ax.lines:  # no run has recorded it
+        return
     styles = _family_styles(groups)
     several_steps = len({group.step for group in groups}) > 1
     named = [(group, row) for group in groups if (row := group.row())[x] is not None and row[y] is not None]

@@ -114,3 +114,12 @@ def test_many_networks_of_one_depth_have_lines_of_their_own(recorded: Callable[.
     for i in range(6):
         recorded({"base": "cifar-resnet-20", "name": f"net-{i}", "dropout": i / 10}, 0, 5.0)
     assert len({str(style) for style in figures._curve_styles(groups())}) == 6
+
+
+def test_a_cost_that_no_run_has_recorded_is_an_empty_panel(
+    recorded: Callable[..., Path], drawn: Callable[[], Figure]
+) -> None:
+    """As in records of an earlier version, which had no time of training."""
+    path = recorded("cifar-resnet-20", 0, 5.0) / "metrics.jsonl"
+    path.write_text(path.read_text().replace("_seconds", "_other"))
+    assert [len(ax.texts) for ax in drawn().axes[:4]] == [1, 1, 1, 0]
