@@ -18,9 +18,10 @@ from resnet_train.runtime.distributed import World, all_gather
 def running_stats(*nets: nn.Module | None) -> Tensor:
     """The running statistics of all batch norms of some networks, as one vector. Those of a network that is None: none.
 
-    They differ from rank to rank, since each rank sees other samples.
+    They differ from rank to rank, since each rank sees other samples. Empty for a VGG without batch norm.
     """
-    return torch.cat([buffer.flatten() for buffer in _running_buffers(nets)])
+    device = next(parameter.device for net in nets if net is not None for parameter in net.parameters())
+    return torch.cat([torch.empty(0, device=device), *(buffer.flatten() for buffer in _running_buffers(nets))])
 
 
 @torch.no_grad()
