@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from resnet_train.errors import BadInput
+from resnet_train.runs.run_folder import check_checkpoint_exists
 from resnet_train.runs.torch_file import read_torch_file
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         from safetensors import safe_open
     except ImportError:
         raise BadInput(f"{path} needs safetensors: pip install 'resnet-train[export]'") from None
+    check_checkpoint_exists(path)  # safetensors would wait for a pipe
     try:
         with safe_open(path, "pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 it is not a dict

@@ -1,6 +1,8 @@
 """Files for other programs, against the network called by hand."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +115,28 @@ def test_a_file_with_other_logits_is_not_written(
     assert (code, out, set(Path().rglob("*"))) == (2, "", before)
     assert "net.safetensors is not written: read back, its logits are" in err
     assert Path("net.safetensors").read_text() == "older"
+
+
+@pytest.mark.parametrize("name", ["open", "fsync", "replace"])
+def test_a_disk_that_fails_keeps_the_older_file(
+    name: str, checkpoint: str, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("net.safetensors").write_text("older")
+    before = set(Path().rglob("*"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    opened = Path.open
+    with monkeypatch.context() as patched:
+        if name == "open":
+            patched.setattr(Path, name, lambda path, mode="r": full() if "w" in mode else opened(path, mode))
+        else:
+            patched.setattr(os if name == "fsync" else Path, name, full)
+        code, out, err = program("export", checkpoint, "--to", "safetensors", "--out", "net.safetensors")
+    assert (code, out) == (2, "")
+    assert err == "resnet-train: --out: cannot write net.safetensors: No space left on device\n"
+    assert (Path("net.safetensors").read_text(), set(Path().rglob("*"))) == ("older", before)
 
 
 def test_export_refuses(checkpoint: str, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:

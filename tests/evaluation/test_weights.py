@@ -3,6 +3,7 @@
 import argparse
 import collections
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,11 @@ def test_where_shortcuts_pad_is_not_in_the_weights(caplog: pytest.LogCaptureFixt
     torch.save(prefixed(create_model("cifar-resnet-20", num_classes=10).state_dict(), "module."), "w.pth")
     assert len(load("w.pth", network="cifar-resnet-20").classes) == 10
     assert "w.pth: its shortcuts must append channels of zeros" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_pipe_is_not_waited_for(suffix: str, tiny_run: Callable[..., Run]) -> None:
+    os.mkfifo(f"pipe.{suffix}")
+    state = create_train_state(run := tiny_run(), 4, 3, World(torch.device("cpu")))
+    with pytest.raises(BadInput, match=rf"pipe\.{suffix}: no such checkpoint"):
+        load_initial_weights(f"pipe.{suffix}", run.network, state, World(torch.device("cpu")))
