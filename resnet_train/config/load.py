@@ -78,8 +78,6 @@ def override_run(run: Run, overrides: Sequence[str]) -> Run:
 def dump(model: BaseModel) -> Tree:
     """A model as plain data. Keys that are None are left out, except in `per_network`, where they reset a key."""
     tree: Tree = model.model_dump(mode="json", exclude_none=True)
-    if isinstance(model, Experiment):
-        tree["per_network"] = copy.deepcopy(model.per_network)
     return tree
 
 
