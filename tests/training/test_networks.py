@@ -15,6 +15,7 @@ from torchvision.models import vgg
 from resnet_train.config import zoo
 from resnet_train.config.zoo import IMAGENET
 from resnet_train.errors import Interrupted
+from resnet_train.evaluation import confusion
 from resnet_train.training import log
 
 Program = Callable[..., tuple[int, str, str]]
@@ -23,15 +24,14 @@ Config = Callable[..., Path]
 FAMILIES = ("plain", "resnet", "preact-resnet")
 NAMES = [
     *(f"{family}-{depth}" for family in FAMILIES for depth in IMAGENET if depth in (18, 50)),
-    *("resnet-18-A", "resnet-18-C", "resnet-50-v1.5", "wrn-50-2", "wrn-16-2-dropout"),
+    *("resnet-18-C", "resnet-50-v1.5", "wrn-50-2", "wrn-16-2-dropout"),
     *("cifar-plain-8", "cifar-preact-8", "cifar-preact-164", "cifar-resnet-11-bottleneck"),
     *("vgg-16", "vgg-16-bn"),
 ]
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{order: {"order": order} for order in ("bn-after-addition", "relu-before-addition", "relu-only-pre-activation")},
+    "relu-only-pre-activation": {"order": "relu-only-pre-activation"},
     "scaled": {"addition": {"kind": "constant-scaling"}},
     "exclusive-gating": {"addition": {"kind": "exclusive-gating"}},
-    "shortcut-gating": {"addition": {"kind": "shortcut-gating"}},
     "shortcut-dropout": {"addition": {"kind": "shortcut-dropout"}},
 }
 
@@ -90,6 +90,7 @@ def test_every_network_trains_resumes_and_is_evaluated(
     assert program("run", path, "output=parts")[0] == 0
     whole, parts = (Path(folder, "tiny", name, "seed-0/checkpoints/last.pt") for folder in ("whole", "parts"))
     assert same_weights(whole, parts)
+    monkeypatch.setattr(confusion, "draw", lambda *_: None)  # which takes longer than all of the rest
     code, out, err = program("eval", parts, "--json")
     assert code == 0, err
     records = [json.loads(line) for line in (parts.parents[1] / "metrics.jsonl").read_text().splitlines()]
