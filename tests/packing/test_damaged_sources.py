@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from resnet_train.errors import BadInput
+from resnet_train.packing import parquet
 from resnet_train.packing.formats import open_source
+from resnet_train.packing.manifest import _open_file as manifest_files
 
 
 def png() -> bytes:
@@ -94,6 +96,8 @@ def test_a_damaged_source_is_refused_or_gives_its_samples(name: str, make: Calla
     refused = 0
     for _ in range(250):
         path.write_bytes(damage(whole, generator))
+        manifest_files.cache_clear()
+        parquet._read_images.cache_clear()
         try:
             manifest = open_source(Path("source")).manifests["train"]
             for row in range(len(manifest)):
@@ -102,3 +106,13 @@ def test_a_damaged_source_is_refused_or_gives_its_samples(name: str, make: Calla
         except BadInput:
             refused += 1
     assert refused > 50
+
+
+@pytest.mark.parametrize("text", [b"2.png", b"bytes", b"label"])
+def test_parquet_text_that_is_no_utf_8_is_one_line(text: bytes) -> None:
+    """In a row, or in the names of columns, which pyarrow decodes late."""
+    Path("source").mkdir()
+    path = Path("source/train-0.parquet")
+    path.write_bytes(parquet_bytes().replace(text, text[:3] + b"\xee" + text[4:]))
+    with pytest.raises(BadInput, match=r"source/train-0.parquet"):
+        open_source(Path("source"))
