@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,20 @@ TINY: dict[str, Any] = {
     "log": {"every": {"steps": 2}},
 }
 """16 of 40 samples a step: every third step crosses an epoch. Saved between two log lines."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """A test may print names of files that are not UTF-8; xdist sends nothing but text."""
+    return as_text((yield))
+
+
+def as_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, list | tuple):
+        return type(value)(map(as_text, value))
+    return {name: as_text(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 @pytest.hookimpl(trylast=True)

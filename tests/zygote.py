@@ -148,14 +148,19 @@ def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
         middle = os.fork()
         if middle == 0:  # ends at once, so that the copy becomes a child of the process that asked for it
             middle = os.getpid()
-            if process := os.fork():
-                os.write(process_id, str(process).encode())
+            if os.fork():
                 os._exit(0)
             while os.getppid() == middle:
                 time.sleep(0.001)
+            request = json.loads(message)
+            if request["session"]:
+                os.setsid()
+            if request["group"] >= 0:
+                os.setpgid(0, request["group"])
+            os.write(process_id, str(os.getpid()).encode())
             for number in (requests.detach(), answer, process_id):
                 os.close(number)
-            return json.loads(message), files
+            return request, files
         os.waitpid(middle, 0)
         requests.send(os.read(answer, 20))
         for number in (answer, process_id, *files):
@@ -165,10 +170,6 @@ def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
 def _become(request: dict[str, Any], files: list[int]) -> None:
     """Turn this copy into the process that was asked for, and run its command."""
     global _requests, _owner
-    if request["session"]:
-        os.setsid()
-    if request["group"] >= 0:
-        os.setpgid(0, request["group"])
     _requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:  # the zygote of this process
         _requests.close()
