@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -288,10 +288,12 @@ def attempt(trial: Trial, folder: Path, expected: object, show: bool = False) ->
     reached = faults.counts[trial.call].value >= trial.number
     killed = any(outcome.code == -signal.SIGKILL for outcome in outcomes)
     end = "not reached" if not reached else "killed" if killed else f"exit {max(outcome.code for outcome in outcomes)}"
+    codes = (0, 2) if scenario.ranks == 1 else (0, 1, 2)
     for outcome in outcomes:
         if outcome.code != -signal.SIGKILL or trial.fault != "kill":
-            codes = (0, 2) if scenario.ranks == 1 else (0, 1, 2)
-            if wrong := outcome.complaint(codes):
+            # One rank reports for all.
+            said = outcome if scenario.ranks == 1 else replace(outcome, err="".join(other.err for other in outcomes))
+            if wrong := said.complaint(codes):
                 return end, wrong
     again = run_ranks(scenario, folder, None)
     if show:

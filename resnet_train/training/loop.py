@@ -83,9 +83,10 @@ def train(
             train_loop(training, request, log)
             is_finished = state.step == schedule.total_steps
             if is_finished:
+                log.flush()
+                probing.draw_heat_map(folder, world)  # before the line that says that nothing is left to do
                 log.write("end", state.step, {"status": "finished"})
                 log.flush()
-                probing.draw_heat_map(folder, world)
     if not is_finished:
         command = "run again without --fresh" if fresh else "run again"
         raise Interrupted(

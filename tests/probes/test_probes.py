@@ -273,3 +273,16 @@ def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> 
     code, _, err = program("run", path)
     assert (code, len(err.splitlines())) == (2, 1)
     assert f"{path}: vgg-16 has no units to probe: remove probes.gradients and probes.lesion" in err
+
+
+def test_a_heat_map_that_could_not_be_drawn_is_drawn_by_the_next_run(
+    config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is finished only once nothing is left to do."""
+    path = config(probes={"gradients": {}}, train={"steps": 2})
+    with monkeypatch.context() as patched:
+        patched.setattr(probe_figures, "draw_heat_maps", lambda *_: Path("not there").stat())
+        code, _, err = program("run", path)
+        assert (code, len(err.splitlines()[-1:])) == (2, 1), err
+    assert program("run", path)[0] == 0
+    assert Path("runs/tiny/cifar-resnet-8/seed-0/gradients.png").exists()
