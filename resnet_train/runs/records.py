@@ -16,7 +16,7 @@ _Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class _Shape(BaseModel):
-    """What readers rely on. A record may have more keys."""
+    """What readers rely on. A record may have more keys. One with a default may be missing; null is not finite."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -44,7 +44,7 @@ class _Train(_Timed):
     lr: float
     grad_norm: float | None = None
     images_per_second: _Figure
-    data_wait_seconds: float | None = None
+    data_wait_seconds: _Figure = 0.0
 
 
 class _Eval(_Timed):
@@ -52,10 +52,10 @@ class _Eval(_Timed):
     val_error_top1: _Percent
     val_error_top5: _Percent
     val_loss: float | None
-    clean_train_error_top1: _Percent | None = None
-    clean_train_error_top5: _Percent | None = None
+    clean_train_error_top1: _Percent = 0.0
+    clean_train_error_top5: _Percent = 0.0
     clean_train_loss: float | None = None
-    eval_seconds: _Figure | None = None
+    eval_seconds: _Figure = 0.0
 
 
 class _Probe(_Timed):

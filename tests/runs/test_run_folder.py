@@ -87,6 +87,8 @@ START |= {"protocol": "whole image", "seconds": 0.0, "time": 1.5}
 TRAIN = {"step": 1, "kind": "train", "error": 5, "loss": None, "lr": 0.1, "images_per_second": 3.25}
 TRAIN |= {"seconds": 2.0, "time": 1.5}
 
+EVAL = {"step": 1, "kind": "eval", "val_error_top1": 1.0, "val_error_top5": 0.0, "val_loss": None}
+EVAL |= {"seconds": 2.0, "time": 1.5}
 PROBE = {"step": 1, "probe_seconds": 1.0, "probe_share": 0.5, "seconds": 2.0, "time": 1.5}
 
 
@@ -121,6 +123,8 @@ def test_a_last_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
         (TRAIN | {"error": 101}, "train.error: "),
         (TRAIN | {"seconds": 1e308}, "train.seconds: "),
         ({key: value for key, value in TRAIN.items() if key != "time"}, "train.time: Field required"),
+        (TRAIN | {"data_wait_seconds": None}, "train.data_wait_seconds: "),
+        (EVAL | {"eval_seconds": None}, "eval.eval_seconds: "),
         (TRAIN | {"kind": "end", "status": "lost"}, "end.status: "),
         (PROBE | {"kind": "lesion", "a\nb": {"x": {}}}, "lesion.a?b.x: "),
         (PROBE | {"kind": "gradients"}, "gradients.units: Field required"),
