@@ -162,6 +162,8 @@ class Scenario:
     result: Callable[[Path], object]
     """What must be equal in the end."""
     ranks: int = 1
+    most_steps: int = 0
+    """Steps of all ranks in both sessions: more means that a checkpoint was lost, and the training began again."""
 
 
 def make_experiment(folder: Path) -> None:
@@ -233,8 +235,8 @@ def eval_result(folder: Path) -> object:
 
 
 SCENARIOS = {
-    "run": Scenario(make_experiment, ("run", "tiny.yaml"), run_result),
-    "ranks": Scenario(make_experiment, ("run", "tiny.yaml"), run_result, ranks=2),
+    "run": Scenario(make_experiment, ("run", "tiny.yaml"), run_result, most_steps=6 + 2),
+    "ranks": Scenario(make_experiment, ("run", "tiny.yaml"), run_result, ranks=2, most_steps=2 * (6 + 2)),
     "prepare": Scenario(
         make_images, ("prepare", "images", "packed", "--shard-images", "4", "--workers", "1"), packed_result
     ),
@@ -260,7 +262,7 @@ class Trial:
         return f"{self.scenario}/{self.call}/{self.number}/{self.fault}"
 
 
-def run_ranks(scenario: Scenario, folder: Path, faults: Faults | None) -> list[Outcome]:
+def run_ranks(scenario: Scenario, folder: Path, faults: Faults) -> list[Outcome]:
     """Run the command on each rank; their ends."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -270,8 +272,7 @@ def run_ranks(scenario: Scenario, folder: Path, faults: Faults | None) -> list[O
             os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(scenario.ranks)}
             os.environ |= {"LOCAL_WORLD_SIZE": str(scenario.ranks)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        if faults is not None:
-            faults.install()
+        faults.install()
         return forks.command(*scenario.arguments)
 
     started = [forks.start(partial(rank, number), folder) for number in range(scenario.ranks)]
@@ -295,12 +296,15 @@ def attempt(trial: Trial, folder: Path, expected: object, show: bool = False) ->
             said = outcome if scenario.ranks == 1 else replace(outcome, err="".join(other.err for other in outcomes))
             if wrong := said.complaint(codes):
                 return end, wrong
-    again = run_ranks(scenario, folder, None)
+    undisturbed = Faults(folder)
+    again = run_ranks(scenario, folder, undisturbed)
     if show:
         print(*(f"--- again: exit code {outcome.code}\n{outcome.out}{outcome.err}" for outcome in again), sep="\n")
     for outcome in again:
         if wrong := outcome.complaint((0,)):
             return end, f"run again: {wrong}"
+    if (steps := faults.counts["step"].value + undisturbed.counts["step"].value) > scenario.most_steps:
+        return end, f"run again: {steps} steps, more than {scenario.most_steps}: a checkpoint is lost"
     try:
         result = scenario.result(folder)
     except Exception as error:
