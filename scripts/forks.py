@@ -49,7 +49,7 @@ class Outcome:
         messages = [line for line in self.err.splitlines() if line.startswith("resnet-train:")]
         if self.code in (1, 2) and not messages:
             return f"exit code {self.code} without a message: {self.err.strip()[-200:]}"
-        if len(messages) > lines or any(len(line) > 2000 for line in self.err.splitlines()):
+        if len(messages) > lines or any(len(line) > 2100 for line in self.err.splitlines()):
             return f"a message of {len(self.err.splitlines())} lines and {len(self.err)} characters"
         return ""
 
