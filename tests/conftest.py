@@ -10,6 +10,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -38,6 +39,10 @@ from resnet_train.packing import jpeg_restart
 from resnet_train.runs import run_folder
 from resnet_train.runs.records import Record
 from resnet_train.runs.run_folder import TIMING_KEYS
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would every process that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY: dict[str, Any] = {
     "name": "tiny",
