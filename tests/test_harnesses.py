@@ -11,7 +11,7 @@ import pytest
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-@pytest.mark.parametrize(("script", "option", "count"), [("chaos.py", "--trials", 25), ("fuzz.py", "--inputs", 160)])
+@pytest.mark.parametrize(("script", "option", "count"), [("chaos.py", "--trials", 20), ("fuzz.py", "--inputs", 120)])
 def test_nothing_is_lost_and_nothing_breaks(script: str, option: str, count: int) -> None:
     command = [sys.executable, SCRIPTS / script, option, str(count), "--minutes", "1000", "--jobs", "1"]
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
