@@ -123,8 +123,8 @@ def advice(result: "Throughput", run: "Run", dataset: "Dataset") -> list[str]:
 
 def _step_changes(result: "Throughput", run: "Run", any_size: bool, cpu: bool) -> list[str]:
     train, changes = run.train, []
-    fastest = max(result.step_in, key=result.step_in.__getitem__)
-    if (gain := result.step_in[fastest] / result.step) > 1.05:
+    speed, fastest = max(((speed, precision) for precision, speed in result.step_in.items()), default=(0.0, ""))
+    if (gain := speed / result.step) > 1.05:
         changes.append(f"- train.precision={fastest}: {gain:.2f} times as fast here")
     if not cpu and not train.compile:
         changes.append("- train.compile=true fuses what is between convolutions, after a minute of compiling")

@@ -32,6 +32,9 @@ from resnet_train.runtime.regular_file import read_text
 
 logger = logging.getLogger(__name__)
 
+_RECORDS_LIMIT = 1 << 40
+"""Bytes of the largest metrics.jsonl: a line for each step of a long run is more text than people write."""
+
 TIMING_KEYS = frozenset(
     {
         *("time", "seconds", "images_per_second", "data_wait_seconds"),
@@ -142,7 +145,7 @@ def read_metrics(folder: Path) -> list[Record]:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
-    *lines, half = read_text(path).split("\n")
+    *lines, half = read_text(path, _RECORDS_LIMIT).split("\n")
     if half:
         with suppress(ValueError):
             parse_record(half)  # it lacks its end of line only

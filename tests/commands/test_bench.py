@@ -101,3 +101,5 @@ def test_advice_follows_the_limit(tiny_run: Callable[..., Run]) -> None:
     assert not any("precision" in line for line in advice)
     faster = bench.advice(replace(RESULT, loader=5000.0, step_in={"bf16": 1100.0, "fp16": 1300.0}), run, source)
     assert "- train.precision=fp16: 1.30 times as fast here" in faster  # what was measured, and the faster one
+    nothing_else = replace(RESULT, device="CPU", loader=5000.0, step_in={})  # in bf16 on a CPU
+    assert bench.advice(nothing_else, run, source)[0] == "the step is the limit:"

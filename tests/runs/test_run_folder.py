@@ -16,7 +16,7 @@ import pytest
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
 from resnet_train.runs import run_folder
-from resnet_train.runtime import file_lock
+from resnet_train.runtime import file_lock, regular_file
 
 OTHER = """
 import sys
@@ -102,6 +102,14 @@ def test_a_last_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     assert run_folder.read_metrics(tmp_path) == [START, TRAIN]
     metrics(tmp_path, START, rest=json.dumps(TRAIN))  # all but its end
     assert run_folder.read_metrics(tmp_path) == [START, TRAIN]
+
+
+def test_records_of_a_long_run_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for each step of a long run is more text than people write."""
+    monkeypatch.setattr(regular_file.read_text, "__defaults__", (200, "", "strict"))
+    train = [TRAIN | {"step": step} for step in range(1, 5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in (START, *train)))
+    assert run_folder.read_metrics(tmp_path) == [START, *train]
 
 
 @pytest.mark.parametrize(
