@@ -143,7 +143,7 @@ def read(folder: Path) -> RunRecord:
 def read_metrics(folder: Path) -> list[Record]:
     """The records so far. A last line that a crash cut short is left out. Raises `BadInput` if another is damaged."""
     path = folder / "metrics.jsonl"
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:  # a run that has just begun
         return []
     *lines, half = read_text(path, _RECORDS_LIMIT).split("\n")
     if half:

@@ -90,6 +90,11 @@ def end_status(folder: Path, run: Run) -> str | None:
     if record.end["status"] == "finished" and length != earlier_length:
         steps_per_epoch = record.records[0].get("train_images", 0) / run.train.batch_size
         if build_schedule(run, steps_per_epoch).total_steps != record.end["step"]:
+            if run_folder.last_checkpoint(folder / "checkpoints") is None:
+                raise BadInput(
+                    f"{folder} holds a finished run, and there is no checkpoint to train it further from: choose a "
+                    "name=… or --fresh"
+                )
             return None
     return str(record.end["status"])
 

@@ -97,6 +97,11 @@ def metrics(folder: Path, *records: object, rest: str = "") -> None:
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines) + rest)
 
 
+def test_a_run_that_has_just_begun_has_no_records(tmp_path: Path) -> None:
+    metrics(tmp_path)
+    assert run_folder.read_metrics(tmp_path) == []
+
+
 def test_a_last_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     metrics(tmp_path, START, TRAIN, rest='{"step": 2, "ki')
     assert run_folder.read_metrics(tmp_path) == [START, TRAIN]

@@ -1,5 +1,6 @@
 """What may change when a run goes on: when it is measured, and how long it is. Its weights stay those of one run."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,16 @@ def test_a_run_is_not_cut_to_fewer_steps_than_it_has(config: Config, program: Pr
     assert (Path("runs") / LAST).read_bytes() == before
     assert run(program, path, "train={epochs: 3.2}")[0] == 0  # 8 steps: finished already
     assert (Path("runs") / LAST).read_bytes() == before
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew_to_be_longer(config: Config, program: Program) -> None:
+    path = config()
+    finish(program, path, output="runs")
+    folder = Path("runs") / LAST.parents[1]
+    before = (folder / "metrics.jsonl").read_bytes()
+    shutil.rmtree(folder / "checkpoints")
+    code, err = run(program, path, "train.steps=12")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "there is no checkpoint to train it further from" in err
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert "finished already" in run(program, path)[1]
