@@ -76,12 +76,18 @@ def exhausted(error: BaseException) -> str | None:
         return "out of memory"
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.EMFILE, errno.ENFILE):
-        return f"too many open files, the limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} (ulimit -n)"
+        return f"too many open files{_limit(resource.RLIMIT_NOFILE, '', '-n')}"
     if number == errno.EAGAIN or str(error) == "can't start new thread":
-        return f"too many processes or threads, the limit is {resource.getrlimit(resource.RLIMIT_NPROC)[0]} (ulimit -u)"
+        return f"too many processes or threads{_limit(resource.RLIMIT_NPROC, '', '-u')}"
     if number == errno.EFBIG:
-        return f"the limit of a file's size is {resource.getrlimit(resource.RLIMIT_FSIZE)[0]} bytes (ulimit -f)"
+        return f"a file is too large{_limit(resource.RLIMIT_FSIZE, ' bytes', '-f')}"
     return None
+
+
+def _limit(kind: int, unit: str, option: str) -> str:
+    """The limit of this process in words. If it has none, the machine, a container or the file system has."""
+    number = resource.getrlimit(kind)[0]
+    return "" if number == resource.RLIM_INFINITY else f", the limit is {number}{unit} (ulimit {option})"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,13 +2,14 @@
 
 import errno
 import re
+import resource
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from resnet_train.errors import LONGEST_MESSAGE, BadInput, InvalidConfig, one_line, report
+from resnet_train.errors import LONGEST_MESSAGE, BadInput, InvalidConfig, exhausted, one_line, report
 from resnet_train.runtime.precision import out_of_memory_hint
 
 
@@ -78,7 +79,7 @@ def test_memory_that_ends_at_known_work_names_it(function: Callable[[], object])
     ("error", "line"),
     [
         (OSError(errno.EMFILE, "Too many open files"), r"too many open files, the limit is \d+ \(ulimit -n\): .*"),
-        (OSError(errno.EFBIG, "File too large"), r"the limit of a file's size is -?\d+ bytes \(ulimit -f\): .*"),
+        (OSError(errno.EFBIG, "File too large"), r"a file is too large.*: .*"),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), r"too many processes or threads, .*"),
         (RuntimeError("can't start new thread"), r"too many processes or threads, .*\(ulimit -u\): .*"),
     ],
@@ -88,6 +89,17 @@ def test_another_limit_is_one_line_that_names_it(
 ) -> None:
     assert report(error) == 2
     assert re.fullmatch(f"resnet-train: {line}\n", capsys.readouterr().err)
+
+
+def test_a_limit_that_this_process_does_not_have_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container limits processes, and a file system the size of files."""
+    for limit, processes, size in (
+        (resource.RLIM_INFINITY, "", ""),
+        (7, ", the limit is 7 (ulimit -u)", ", the limit is 7 bytes (ulimit -f)"),
+    ):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert exhausted(OSError(errno.EAGAIN, "")) == f"too many processes or threads{processes}"
+        assert exhausted(OSError(errno.EFBIG, "")) == f"a file is too large{size}"
 
 
 def test_another_error_is_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
