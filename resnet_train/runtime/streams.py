@@ -23,7 +23,9 @@ def prepare_streams() -> None:
         except OSError:  # /dev/null for reading only: writing fails as it did before
             os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)  # open() takes the lowest free number
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _text(io.BufferedWriter(_Results(1, "wb", closefd=False)), sys.stdout)
+        results = _Results(1, "wb", closefd=False)
+        unbuffered = sys.stdout is not None and sys.stdout.write_through  # python -u, or PYTHONUNBUFFERED
+        sys.stdout = _text(results if unbuffered else io.BufferedWriter(results), sys.stdout, unbuffered)
     if sys.stderr is sys.__stderr__:
         sys.stderr = _text(_Messages(2, "wb", closefd=False), sys.stderr, write_through=True)
 

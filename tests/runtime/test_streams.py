@@ -105,6 +105,22 @@ with open("file", "w") as file:
 """
 
 
+@pytest.mark.parametrize(("write_through", "written"), [(False, b""), (True, b"a result\n")])
+def test_python_without_buffers_writes_a_result_at_once(
+    write_through: bool, written: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container with PYTHONUNBUFFERED=1."""
+    before = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=write_through)
+    monkeypatch.setattr(sys, "stdout", before)
+    monkeypatch.setattr(sys, "__stdout__", before)
+    raw = streams._Results(os.open(tmp_path / "results", os.O_CREAT | os.O_WRONLY), "wb")
+    monkeypatch.setattr(streams, "_Results", lambda *_, **__: raw)
+    streams.prepare_streams()
+    print("a result")
+    assert (tmp_path / "results").read_bytes() == written
+    sys.stdout.close()
+
+
 def test_a_file_does_not_get_the_number_of_a_closed_stream() -> None:
     """Else it would receive what is printed."""
     script = f"exec 0>&- 1>&- 2>&-; exec '{sys.executable}' -c '{CLOSED}'"
