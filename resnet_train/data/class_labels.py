@@ -133,13 +133,14 @@ def _read_table(path: Path, prefix: str) -> dict[str, str]:
 
 
 def _split_row(line: str) -> list[str]:
-    """The fields of a row, between commas or tabs, or else between spaces. Kaggle adds a box to the class."""
+    """The fields of a row, between commas or tabs, or else between spaces. Kaggle adds boxes to the class."""
     separator = next((mark for mark in ",\t" if mark in line), None)
     if separator is None:
         return line.split()
     image, class_id, *_ = (field.strip().strip('"') for field in line.split(separator))
-    words = class_id.split()
-    return [image, words[0] if len(words) > 1 and words[1].isdecimal() else class_id]
+    name, *box = class_id.split()[:5] or [""]
+    # Four numbers, since the name of a class may end in one: Boeing 747.
+    return [image, name if len(box) == 4 and all(map(str.isdecimal, box)) else class_id]
 
 
 def _read_devkit(path: Path) -> ClassLabels:
@@ -173,7 +174,9 @@ def _load_synsets(data: bytes) -> list[Synset]:
 
 def _synsets_or_error(data: bytes, _: Count) -> list[Synset] | ValueError:
     # A damaged number of elements must not take the memory of the machine.
-    resource.setrlimit(resource.RLIMIT_DATA, (_MAX_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = _MAX_MEMORY if hard == resource.RLIM_INFINITY else min(_MAX_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     try:
         return parse_synsets(data)
     except ValueError as error:
@@ -267,8 +270,10 @@ def read_class_map(path: Path, classes: Sequence[str]) -> list[str]:
     """The classes in an order of the user's: one a line, alone or before its human-readable name. Raises BadInput."""
     prefix = f"data.class_map: {path}"
     text = read_text(path, prefix="data.class_map: ", errors="surrogateescape")
-    lines = [line for line in text.splitlines() if line.strip()]
-    names = lines if set(lines) == set(classes) else [line.split(maxsplit=1)[0] for line in lines]
+    known, names = set(classes), list[str]()
+    for line in filter(str.strip, text.splitlines()):
+        # A class may have spaces in its name, or before its human-readable one.
+        names.append(next((name for name in (line, line.strip()) if name in known), line.split(maxsplit=1)[0]))
     if missing := set(classes) - set(names):
         raise BadInput(f"{prefix} has no line for class {min(missing)}: it must name each class once, one a line")
     if unknown := set(names) - set(classes):

@@ -3,6 +3,7 @@
 import gzip
 import io
 import random
+import resource
 import struct
 import tarfile
 import zlib
@@ -14,7 +15,7 @@ import pytest
 from scipy.io import savemat
 
 from resnet_train.data import class_labels
-from resnet_train.data.class_labels import parse_synsets, read_class_labels
+from resnet_train.data.class_labels import parse_synsets, read_class_labels, read_class_map
 from resnet_train.errors import BadInput
 
 SYNSETS = [(2, "n01", "tench, Tinca tinca"), (1, "n02", "Thüng"), (1001, "n99", "fish")]
@@ -147,14 +148,32 @@ def test_a_meta_mat_that_crashes_its_reader_is_refused(monkeypatch: pytest.Monke
         read_class_labels(meta.parent)
 
 
+@pytest.mark.parametrize(("hard", "soft"), [(-1, 4 << 30), (8 << 30, 4 << 30), (1 << 30, 1 << 30)])
+def test_a_lower_limit_of_memory_is_kept(hard: int, soft: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    assert class_labels._synsets_or_error(meta_mat(), int) == parse_synsets(meta_mat())
+    assert limits == [(soft, hard)]
+
+
 def test_rows_of_labels_in_the_forms_that_people_have() -> None:
     """Kaggle's boxes, Tiny ImageNet's tabs, spaces alone, quotes, and names with spaces in them."""
     rows = ["image, class", "a.JPEG,n01 85 1 499 272 n01 3 4 5 6", "b.JPEG\tn02\t0\t32\t44\t62", "val/c.JPEG n03 7", ""]
-    rows += ['"my photo.jpg", "tabby cat"', "d.png\tGérard's dog"]
+    rows += ['"my photo.jpg", "tabby cat"', "d.png\tGérard's dog", "e.jpg,Boeing 747", "f.jpg,Boeing 737"]
     Path("labels.csv").write_bytes("\n".join(rows).encode())
     expected = {"a": "n01", "b": "n02", "c": "n03", "my photo": "tabby cat", "d": "Gérard's dog"}
+    expected |= {"e": "Boeing 747", "f": "Boeing 737"}
     assert read_class_labels(Path("labels.csv")).class_of_image == expected
     for row in ("a.jpg", "a.jpg,", ",n01", "a.jpg\t"):
         Path("labels.csv").write_text(row)
         with pytest.raises(BadInput, match=r"^labels.csv, line 1: expected an image and its class"):
             read_class_labels(Path("labels.csv"))
+
+
+def test_a_class_map_of_names_with_spaces() -> None:
+    Path("map").write_text("hot dog \ncat a pet\n")
+    assert read_class_map(Path("map"), ["cat", "hot dog"]) == ["hot dog", "cat"]
+    Path("map").write_text("hot dog\ncat\nbird\n")
+    with pytest.raises(BadInput, match="names bird, which is no class of the data"):
+        read_class_map(Path("map"), ["cat", "hot dog"])
