@@ -16,7 +16,7 @@ from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
 
 _PREFIX = "data.path: "
-_VAL_FOLDERS = ("val", "validation", "valid")
+VAL_FOLDERS = ("val", "validation", "valid")
 
 
 class ImageFolderDataset(ImageFileDataset):
@@ -108,7 +108,7 @@ def open_val_folder(path: Path, labeller: ValLabeller, classes: Sequence[str] | 
 
 def val_folder(path: Path) -> Path:
     """The folder of the validation images: `val`, or another word for it where there is no `val`."""
-    return next((path / name for name in _VAL_FOLDERS if (path / name).is_dir()), path / "val")
+    return next((path / name for name in VAL_FOLDERS if (path / name).is_dir()), path / "val")
 
 
 def _flat_images(root: Path) -> tuple[Path, list[str]] | None:

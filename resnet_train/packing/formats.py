@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +80,7 @@ def open_source(path: Path, val_labels: Path | None = None, class_names: Path | 
         raise BadInput(f"{path} holds nothing that can be packed; expected {EXPECTED}")
     if val_labels is not None and not labeller.used:
         raise BadInput(f"--val-labels has no effect: the {source.format} in {path} give the class of each image")
-    _check_all_read(path, source, [file for split_files in (files or {}).values() for file in split_files])
+    _check_all_read(path, source, {file for split_files in (files or {}).values() for file in split_files})
     for split, manifest in source.manifests.items():
         if not len(manifest):
             raise BadInput(f"{path} has no image in its {split} split")
@@ -223,7 +223,7 @@ def _split_of(path: Path, file: Path) -> str | None:
     return next((_SPLITS[word] for word in words if word in _SPLITS), None)
 
 
-def _check_all_read(path: Path, source: SourceDataset, files: Sequence[Path]) -> None:
+def _check_all_read(path: Path, source: SourceDataset, files: Collection[Path]) -> None:
     """Refuse a source of several kinds, if part of it would be passed over.
 
     files: the archives that were read; none if the source is of another kind.
@@ -231,7 +231,7 @@ def _check_all_read(path: Path, source: SourceDataset, files: Sequence[Path]) ->
     for file in sorted([*path.glob("*"), *path.glob("*/*")]):
         split = _split_of(path, file)
         is_archive = _ARCHIVE.search(file.name) and not file.name.startswith(".")
-        is_folder = file.parent == path and split == file.name and file.is_dir() and split not in source.manifests
+        is_folder = file.parent == path and file.name in ("train", *image_folder.VAL_FOLDERS) and file.is_dir()
         if split not in ("train", "val") or not (is_archive or is_folder) or file in files:
             continue
         if split not in source.manifests or (files and is_archive):

@@ -71,7 +71,7 @@ def read_parquet(files: Sequence[Path]) -> ParquetTable:
     locations = [np.zeros((3, 0), np.int64)]
     classes: list[str] | None = None
     for file_index, path in enumerate(files):
-        file = _open(path)
+        file, first = _open(path), len(names)
         columns = _find_columns(path, file.schema_arrow)
         classes = classes or _class_names(file.schema_arrow.metadata, columns.label)
         for group in range(file.num_row_groups):
@@ -84,7 +84,7 @@ def read_parquet(files: Sequence[Path]) -> ParquetTable:
             for row, (label, image_path) in enumerate(zip(group_labels, paths, strict=True)):
                 if not _is_label(label):
                     raise BadInput(
-                        f"{path}: row {len(names)} has label {label!r}: expected a number from 0 on, or a name"
+                        f"{path}: row {len(names) - first} has label {label!r}: expected a number from 0 on, or a name"
                     )
                 # A path may belong to the machine that wrote the file: only its last part names the image.
                 file_name = Path(image_path or "").name

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from resnet_train.data import shard_index, shards
+from resnet_train.data.image_folder import VAL_FOLDERS
 from resnet_train.data.shard_index import FORMAT, INDEX, PLAN, Index
 from resnet_train.errors import BadInput
 from resnet_train.packing.encode import PackOptions
@@ -107,7 +108,7 @@ def _repair(dest: Path, plan: Plan, jobs: dict[str, list[ShardJob]], options: Pa
 
 def _check_destination(path: Path, dest: Path) -> None:
     """Refuse a destination within a split of the source, where it would be a class or an image of the next run."""
-    for split in ("train", "val"):
+    for split in ("train", *VAL_FOLDERS):
         if Path(os.path.realpath(dest)).is_relative_to(os.path.realpath(path / split)):
             raise BadInput(f"{dest} lies in {path / split}, which holds images of the source: give another folder")
 

@@ -256,6 +256,8 @@ def test_a_source_of_which_a_part_would_be_passed_over_is_refused(photos: Path, 
         path.unlink() if path.suffix else shutil.rmtree(path)
     shutil.copy(tar, photos / "train-0.tar")
     assert "photos/val would be left out" in refusal(program, photos, "packed")
+    (photos / "val").rename(photos / "validation")
+    assert "photos/validation would be left out" in refusal(program, photos, "packed")
     (photos / "train-0.tar").unlink()
     (photos / "train.zip").write_bytes(b"")  # from which the folder was made
     assert program("prepare", photos, "packed")[0] == 0
@@ -317,6 +319,12 @@ def test_parquet_without_an_image_or_a_label_is_one_line(program: Program) -> No
         assert message in refusal(program, "hub", "packed")
         shutil.rmtree("packed", ignore_errors=True)
     Path("hub/train.parquet").unlink()
+    for number, labels in enumerate(([0, 0], [0, None])):
+        table = pa.table({"image": [good, good], "label": pa.array(labels, pa.int64())})
+        pq.write_table(table, f"hub/train-0000{number}-of-00002.parquet")
+    assert "hub/train-00001-of-00002.parquet: row 1 has label None" in refusal(program, "hub", "packed")
+    for path in Path("hub").iterdir():
+        path.unlink()
     os.mkfifo("hub/train.parquet")
     assert "cannot read hub/train.parquet: it is a pipe, not a file" in refusal(program, "hub", "packed")
 

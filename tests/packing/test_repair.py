@@ -246,7 +246,7 @@ def test_an_error_before_the_first_write_mentions_no_finished_shards(images: Pat
 
 def test_a_destination_within_the_source_is_refused(images: Path, program: Program) -> None:
     shutil.rmtree(images / "val")
-    for dest in (images / "train/packed", images / "val", images / "val/packed"):
+    for dest in (images / "train/packed", images / "val", images / "val/packed", images / "validation/packed"):
         assert f"{dest} lies in {images}" in refusal(program, images, dest)
     prepared(program, images, images / "packed")
     assert prepared(program, images, images / "packed").startswith("nothing to do")
