@@ -28,8 +28,10 @@ COMMANDS = {
 
 _EPILOG = """exit codes:
   0    done
-  1    training failed: the loss is no longer finite, or another rank stopped
+  1    training failed: the loss is no longer finite, or a bug
   2    bad input: one line on standard error names it and says what to do
+  69   another rank stopped, or its node or network was lost: see its message, or run again
+  73   another process works in the folder: run again once it has ended
   75   stopped by SIGTERM, SIGINT or SIGUSR1 after saving: run the same command again to continue
   130  stopped at once, by a second SIGINT
 """

@@ -1,6 +1,10 @@
-"""The reasons for which a command stops early: a message of one line and an exit code."""
+"""The reasons for which a command stops early: a message of one line and an exit code.
+
+What a scheduler may retry has a code of its own, of those that `sysexits.h` names: 69, 73, 75.
+"""
 
 import errno
+import os
 import resource
 import sys
 import traceback
@@ -46,6 +50,12 @@ class InvalidConfig(BadInput):
         return "\n".join(self.lines())
 
 
+class FolderInUse(BadInput):
+    """Another process works in the folder that the command needs: once that ends, the same command can succeed."""
+
+    exit_code = os.EX_CANTCREAT
+
+
 class Diverged(Stop):
     """The loss is no longer finite."""
 
@@ -53,7 +63,9 @@ class Diverged(Stop):
 
 
 class RankLost(Stop):
-    """Another rank has stopped, and has reported why."""
+    """Another rank has stopped, and has reported why; or its node or network was lost, so a retry can succeed."""
+
+    exit_code = os.EX_UNAVAILABLE
 
 
 class ReaderGone(Stop):
@@ -66,7 +78,7 @@ class ReaderGone(Stop):
 class Interrupted(Stop):
     """A signal asked the run to stop; its state is saved and the same command continues it."""
 
-    exit_code = 75
+    exit_code = os.EX_TEMPFAIL
     on_all_ranks = True
 
 

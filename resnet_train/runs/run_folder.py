@@ -256,7 +256,7 @@ def read_earlier(folder: Path, run: Run) -> RunRecord | None:
 def lock_run_folder(folder: Path, stack: ExitStack) -> None:
     """Lock a run folder, if it exists, until `stack` is closed. Call this before reading it.
 
-    Raises `BadInput` if another process trains in it.
+    Raises `FolderInUse` if another process trains in it, and `BadInput` if it cannot be written.
     """
     if folder.exists():
         try:
@@ -268,8 +268,8 @@ def lock_run_folder(folder: Path, stack: ExitStack) -> None:
 def open_run_folder(run: Run, folder: Path, fresh: bool, stack: ExitStack) -> list[Record]:
     """Make and lock the folder of a run that is about to start, and write its config; the records of earlier sessions.
 
-    `fresh` moves an older folder aside. Raises `BadInput` if the folder cannot be written, if it is another run's, or
-    if another process trains in it.
+    `fresh` moves an older folder aside. Raises `BadInput` if the folder cannot be written or is another run's,
+    `FolderInUse` if another process trains in it.
     """
     try:
         if fresh and folder.exists():

@@ -256,7 +256,7 @@ def test_a_destination_in_use_is_refused(images: Path, program: Program) -> None
     Path("packed/unfinished").mkdir(parents=True)
     with Path("packed/unfinished/lock").open("w") as lock:  # as another process holds it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another resnet-train prepare is at work on packed" in refusal(program, images, "packed")
+        assert "another resnet-train prepare is at work on packed" in refusal(program, images, "packed", code=73)
     prepared(program, images, "packed")
 
 
