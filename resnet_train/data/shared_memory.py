@@ -11,9 +11,8 @@ import numpy as np
 
 from resnet_train.data.decoding import ImageArray
 
-_SLOT_BYTES = 1 << 40
-"""The distance between slots: more than a result can take. Only pages that were written take memory."""
 _ALIGNMENT = 64
+_SMALLEST_ROOM = mmap.ALLOCATIONGRANULARITY
 
 
 class _SharedFile:
@@ -64,11 +63,19 @@ class Slots(_SharedFile):
     """Places where workers leave objects with NumPy arrays of any size for the process that started them.
 
     Each process keeps what it has mapped: writing to new pages would take longer than copying.
+
+    The file is of areas, each with room for every slot, and each of twice the room of the one before. So where a slot
+    of a size lies needs no agreement, and the file is at most about four times as long as what is in it, as a limit of
+    file sizes asks for. Only pages that were written take memory.
     """
 
-    def __init__(self, handle: int | None = None) -> None:
+    def __init__(self, count: int, handle: int | None = None) -> None:
         super().__init__(handle)
+        self.count = count
         self._mapped: dict[int, ImageArray] = {}
+
+    def _arguments(self) -> tuple[int, ...]:
+        return (self.count,)
 
     def write(self, slot: int, value: object) -> Parcel:
         """Overwrite a slot."""
@@ -95,10 +102,11 @@ class Slots(_SharedFile):
         """At least `size` bytes of a slot."""
         memory = self._mapped.get(slot, np.empty(0, np.uint8))
         if len(memory) < size:
-            size += size // 8  # since the next ones may be somewhat larger
-            os.posix_fallocate(self.handle, slot * _SLOT_BYTES, size)
-            mapping = mmap.mmap(self.handle, size, offset=slot * _SLOT_BYTES)
-            memory = self._mapped[slot] = np.frombuffer(mapping, np.uint8)
+            room = max(_SMALLEST_ROOM, 1 << (size - 1).bit_length())
+            size = min(size + size // 8, room)  # since the next ones may be somewhat larger
+            offset = self.count * (room - _SMALLEST_ROOM) + slot * room
+            os.posix_fallocate(self.handle, offset, size)
+            memory = self._mapped[slot] = np.frombuffer(mmap.mmap(self.handle, size, offset=offset), np.uint8)
         return memory
 
 

@@ -164,14 +164,14 @@ def _worker_pool(
     work: Callable[[Any, Note], Any], workers: int, name: Callable[[int], str]
 ) -> Iterator[_Pool[Any, Any]]:
     """Workers that end with the block."""
-    slots, board = Slots(), SharedMemory(workers * 8)
+    slots, board = Slots(BATCHES_AHEAD * _TASKS_PER_WORKER * workers), SharedMemory(workers * 8)
     samples = board.bytes.view(np.int64)
     samples[:] = -1
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # a packet goes to one reader, as a whole
     with Children(HINT) as children, ours:
         with theirs:
             for place in range(workers):
-                children.start("a data worker", _work, work, theirs, slots, workers, board, place)
+                children.start("a data worker", _work, work, theirs, slots, board, place)
         ours.setblocking(False)
         yield _Pool(children, ours, slots, samples, name)
 
@@ -181,7 +181,6 @@ def _work(
     work: Callable[[Any, Note], Any],
     tasks: socket.socket,
     slots: Slots,
-    workers: int,
     board: SharedMemory,
     place: int,
 ) -> None:
@@ -196,7 +195,7 @@ def _work(
         number, task = pickle.loads(packet)
         answer: Parcel | BadInput
         try:
-            answer = slots.write(number % (BATCHES_AHEAD * _TASKS_PER_WORKER * workers), work(task, note))
+            answer = slots.write(number % slots.count, work(task, note))
         except BadInput as error:
             answer = error
         note(-1)
