@@ -23,7 +23,10 @@ from resnet_train.config.yaml12 import DEPTH_LIMIT, Tree, parse_yaml, read_yaml
 from resnet_train.errors import BadInput, InvalidConfig, shorten
 
 _DURATION_UNITS = frozenset(Duration.model_fields)
-_CHANGES_NOTHING = "changes nothing: mappings are merged; {} resets the key to its default"
+_CHANGES_NOTHING = "changes nothing: mappings are merged; "
+_RESETS = "{} resets the key to its default"
+_REQUIRED = frozenset({"data", "train"})
+"""Sections without a default."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -190,14 +193,15 @@ def _experiment(files: Sequence[Layer], overrides: Sequence[str]) -> Experiment:
 
 
 def _check_mappings_change(files: Sequence[Layer], overrides: Sequence[str], experiment: Experiment) -> None:
-    """Raise `InvalidConfig` if an override is a mapping that changes nothing, such as `probes={}` over some probes.
+    """Raise `InvalidConfig` if an override is a bare mapping that changes nothing, such as `probes={}` over probes.
 
-    Who writes it expects it to replace the other. One that says again what is set is no misunderstanding.
+    Who writes `{}` or `{kind: KIND}` expects the default values of all other keys. One that says values, or again all
+    that is set, is no misunderstanding: a sweep passes its base value.
     """
     complaints: list[str] = []
     for i, override in enumerate(overrides):
         names, value = _parse_override(override)
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or not _is_bare(value):
             continue
         others = [*overrides[:i], *overrides[i + 1 :]]
         tree: Any = {}
@@ -211,9 +215,18 @@ def _check_mappings_change(files: Sequence[Layer], overrides: Sequence[str], exp
             continue
         if is_same and tree != value:
             key = ".".join(names)
-            complaints.append(f"{COMMAND_LINE}: {shorten(override)} {_CHANGES_NOTHING.format(f'{key}=null')}")
+            if "kind" in value:
+                advice = f"{key}=null {shorten(repr(override))} replaces it"
+            else:
+                advice = "remove it" if key in _REQUIRED else _RESETS.format(f"{key}=null")
+            complaints.append(f"{COMMAND_LINE}: {shorten(override)} {_CHANGES_NOTHING}{advice}")
     if complaints:
         raise InvalidConfig(*complaints)
+
+
+def _is_bare(mapping: Tree) -> bool:
+    """Whether a mapping sets nothing but kinds of sections."""
+    return all(key == "kind" or (isinstance(value, dict) and _is_bare(value)) for key, value in mapping.items())
 
 
 def _complaints_of_empty(base: Tree, changes: Tree, prefix: str = "") -> Iterator[str]:
@@ -227,7 +240,8 @@ def _complaints_of_empty(base: Tree, changes: Tree, prefix: str = "") -> Iterato
             if value:
                 yield from _complaints_of_empty(old, value, f"{name}.")
             else:
-                yield f"{name}: {{}} {_CHANGES_NOTHING.format(f'{name}: null')}"
+                advice = "remove it" if name in _REQUIRED else _RESETS.format(f"{name}: null")
+                yield f"{name}: {{}} {_CHANGES_NOTHING}{advice}"
 
 
 def _run(experiment: Experiment, network: NetConfig | VGGConfig, seed: int, layers: Sequence[Layer]) -> Run:

@@ -117,7 +117,6 @@ PROBES = {"gradients": {"every": {"steps": 4}}}
         "probes={}",
         "probes={gradients: {}}",
         "probes.gradients={}",
-        "schedule={kind: cosine}",
         "per_network={}",
         "eval={}",
     ],
@@ -129,6 +128,44 @@ def test_a_mapping_that_changes_nothing_is_refused(config: Callable[..., Path], 
         load.load(path, [override])
     with pytest.raises(BadInput, match="changes nothing"):
         load.load(config(), ["probes={}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("schedule={kind: cosine}", "schedule=null 'schedule={kind: cosine}' replaces it"),
+        ("data={kind: synthetic}", "data=null 'data={kind: synthetic}' replaces it"),
+        ("data={}", "remove it"),
+        ("train={}", "remove it"),
+    ],
+)
+def test_the_advice_can_be_followed(config: Callable[..., Path], override: str, advice: str) -> None:
+    """`data` and `train` have no default."""
+    path = config(data={"holdout": 100}, schedule={"kind": "cosine", "warmup": {"steps": 2}})
+    with pytest.raises(BadInput, match=f"command line: {override} changes nothing: mappings are merged; {advice}$"):
+        load.load(path, [override])
+    key = override.partition("=")[0]
+    if override.endswith("{}"):
+        over = path.with_name("over.yaml")
+        over.write_text(f"base: {path.name}\n{key}: {{}}\n")
+        with pytest.raises(BadInput, match=rf"over.yaml: {key}: {{}} changes nothing: .*; {advice}$"):
+            load.load(over)
+    else:
+        replaced = load.load(path, [f"{key}=null", override])
+        assert (replaced.data.holdout if key == "data" else replaced.schedule.warmup) in (0, None)
+
+
+def test_a_mapping_that_says_again_what_is_set_is_accepted(config: Callable[..., Path]) -> None:
+    """A sweep passes the values of the file, too."""
+    depth = Path(__file__).parents[2] / "configs" / "cifar10-depth.yaml"
+    for override in (
+        "optimizer={lr: 0.1}",
+        "optimizer={kind: sgd, lr: 0.1}",
+        "augment={crop: {kind: pad, padding: 4}}",
+        "train={batch_size: 128}",
+        "per_network={cifar-resnet-110: {schedule: {warmup: {lr: 0.01}}}}",
+    ):
+        assert load.load(depth, [override]) == load.load(depth)
 
 
 def test_a_mapping_that_changes_something_or_repeats_it_is_accepted(config: Callable[..., Path]) -> None:
