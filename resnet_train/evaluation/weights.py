@@ -1,6 +1,7 @@
 """Weights of other programs: state dicts of torchvision, timm and others, alone or in a checkpoint, and safetensors."""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 """What torch.compile, activation checkpoints and FSDP add to names, at any depth."""
-_PREFERRED = ("ema", "encoder_q", "teacher")
-"""Of several networks in a file the one whose name holds the first of these words: the average of the weights, MoCo's
-encoder that is trained, DINO's that is evaluated."""
+_PREFERRED = tuple(re.compile(rf"(?<![a-z0-9]){word}(?![a-z0-9])", re.I) for word in ("ema", "encoder_q", "teacher"))
+"""Of several networks in a file the one whose name holds the first of these, as a whole word: the average of the
+weights, MoCo's encoder that is trained, DINO's that is evaluated."""
 _DEEPEST = 100
 """Dots in a name."""
 
@@ -93,7 +94,7 @@ def _find_prefix(tensors: Mapping[str, Tensor], body: list[str], source: str) ->
         prefix = min(missing, key=lambda prefix: len(missing[prefix]))
         raise BadInput(f"{source}: weight {ascii(prefix)[1:-1][:100]}{missing[prefix][0]} is missing")
     for word in _PREFERRED:
-        preferred = [prefix for prefix in complete if word in prefix]
+        preferred = [prefix for prefix in complete if word.search(prefix)]
         if len(complete) > 1 and len(preferred) == 1:
             logger.info("%s: %s is read, of %s", source, preferred[0], ", ".join(complete))
             return preferred[0]

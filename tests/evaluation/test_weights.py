@@ -116,6 +116,18 @@ def test_safetensors_have_prefixes_too(theirs: models.ResNet) -> None:
         torch.testing.assert_close(load("w.safetensors", network="resnet-18").network(images), theirs(images))
 
 
+@pytest.mark.parametrize("average", ["ema.", "model_ema.module.", "EMA.net.", "net.ema_model."])
+def test_the_average_is_known_by_a_word_not_by_letters(average: str, theirs: models.ResNet) -> None:
+    """`semantic` and `schema` hold the letters of ema."""
+    weights = theirs.state_dict()
+    others = prefixed(zeros(weights), "semantic.") | prefixed(zeros(weights), "schema.")
+    torch.save(others | prefixed(weights, average), "w.pth")
+    assert torch.equal(load("w.pth", network="resnet-18").network.state_dict()["conv1.weight"], weights["conv1.weight"])
+    torch.save(prefixed(weights, "semantic.") | prefixed(weights, "instance."), "w.pth")
+    with pytest.raises(BadInput, match=r"several networks are in it, semantic\., instance\."):
+        load("w.pth", network="resnet-18")
+
+
 def without_head(weights: Weights) -> Weights:
     return {key: value for key, value in weights.items() if not key.startswith("fc.")}
 
