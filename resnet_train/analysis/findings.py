@@ -49,8 +49,11 @@ def _set(group: Group) -> tuple[str, str]:
 
 
 def _training_error(whose: str, one: Group, other: Group) -> list[str]:
-    """A sentence that compares the training error of `one` with that of `other`. None where either has no figure."""
-    clean = any(group.steps("clean_train_error") for group in (one, other))
+    """A sentence that compares the training error of `one` with that of `other`. None where either has no figure.
+
+    It is the clean error if both have it.
+    """
+    clean = all(group.steps("clean_train_error") for group in (one, other))
     column, kind = ("clean_train_error", "clean") if clean else ("train_error", "running")
     both_finished = one.is_finished and other.is_finished
     if not both_finished:

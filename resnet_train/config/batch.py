@@ -38,10 +38,7 @@ def batch_complaints(recipe: "Recipe", ranks: int, size: int | None) -> Iterator
             f"{train.grad_accum_steps} train.grad_accum_steps: use {max(1, micro_batch_size) * micro_batches}"
         )
     if recipe.augment.mixes and micro_batch_size <= 1:
-        yield (
-            "augment.mixup and cutmix need more than one image at a time: a larger train.batch_size, or less "
-            "train.grad_accum_steps or ranks"
-        )
+        yield f"augment.mixup and cutmix need more than one image at a time: {_larger_micro_batch(recipe, ranks)}"
     if crop is not None and crop.kind == "pad" and crop.mode == "reflect" and size is not None and crop.padding >= size:
         yield f"augment.crop.padding = {crop.padding}: reflection needs less than the image's {size} pixels"
 
@@ -60,10 +57,8 @@ def network_complaints(run: "Run", ranks: int, size: int | None) -> Iterator[str
     one_pixel = f"batch norm of {name} needs more than one value, and its last map has one pixel at "
     for pixels in trained:
         if together <= 1 and net.last_map(pixels) == 1:
-            yield (
-                f"{one_pixel}{pixels} pixels: raise train.batch_size, lower train.grad_accum_steps or the number of "
-                "ranks, or set train.sync_bn"
-            )
+            sync_bn = ", or set train.sync_bn" if ranks > 1 and not run.train.sync_bn else ""
+            yield f"{one_pixel}{pixels} pixels: {_larger_micro_batch(run, ranks)}{sync_bn}"
     if evaluated and net.last_map(min(evaluated)) == 1 and run.eval.protocol != "multi-scale":
         probes = {"gradients": run.probes.gradients, "responses": run.probes.responses}
         for kind, probe in probes.items():
@@ -71,6 +66,12 @@ def network_complaints(run: "Run", ranks: int, size: int | None) -> Iterator[str
                 yield f"{one_pixel}{min(evaluated)} pixels: raise probes.{kind}.images"
         if run.eval.recompute_bn and min(run.eval.recompute_bn, run.eval.batch_size) == 1:
             yield f"{one_pixel}{min(evaluated)} pixels: raise eval.recompute_bn and eval.batch_size"
+
+
+def _larger_micro_batch(recipe: "Recipe", ranks: int) -> str:
+    """How each rank sees more images at a time, in words."""
+    others = ["train.grad_accum_steps"] * (recipe.train.grad_accum_steps > 1) + ["the number of ranks"] * (ranks > 1)
+    return "raise train.batch_size" + (f", or lower {' or '.join(others)}" if others else "")
 
 
 def stem_complaints(run: "Run") -> Iterator[str]:

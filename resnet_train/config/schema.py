@@ -103,9 +103,9 @@ class EvalConfig(Section):
     """What is averaged over the views of an image and over the networks of an ensemble."""
     recompute_bn: CountOrZero = 0
     """Number of training images over which batch norm's statistics are computed again before an evaluation, as in the
-    release of He et al.; with 0 the running statistics are used."""
+    release of He et al., in whole batches of `batch_size`; with 0 the running statistics are used."""
     batch_size: Count = 256
-    """Number of samples that a rank evaluates at once. Results do not change."""
+    """Number of samples that a rank evaluates at once. Results do not change, except with `recompute_bn`."""
     clean_train_images: CountOrZero = 10_000
     """Number of training images, evenly spaced, for the clean training error: in evaluation mode, without augmentation;
     with 0 it is not measured."""

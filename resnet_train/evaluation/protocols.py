@@ -29,7 +29,9 @@ def describe(run: Run, changed: str | None = None) -> str:
     if changed:
         images += f", {changed}"
     weights = f"average of the weights (decay {run.train.ema_decay})" if run.train.ema_decay else "last weights"
-    statistics = f"BN statistics of {cfg.recompute_bn} training images" if cfg.recompute_bn else "running BN statistics"
+    statistics = "running BN statistics"
+    if count := cfg.recompute_bn:
+        statistics = f"BN statistics of {count - count % min(cfg.batch_size, count)} training images"
     return f"{images}; {_protocol(run.view, cfg).text}; {weights}; {statistics}; {run.train.precision}"
 
 

@@ -103,6 +103,14 @@ def test_chance_is_that_of_the_images_an_error_is_of(recorded: Callable[..., Pat
     assert "is not measurably different" in findings.findings(groups())[0]
 
 
+def test_running_errors_are_compared_where_one_network_has_no_clean_one(recorded: Callable[..., Path]) -> None:
+    recorded("cifar-resnet-20", 0, 5.0)
+    metrics = recorded("cifar-resnet-56", 0, 40.0) / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("clean_train_error_top1", "another"))
+    sentence = "is higher: cifar-resnet-56 42.00 %, cifar-resnet-20 7.00 % (running)"
+    assert sentence in findings.findings(groups())[0]
+
+
 def replaced(old: str, new: str) -> None:
     """In the record of every run."""
     for path in Path("runs").rglob("metrics.jsonl"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from resnet_train.config import zoo
+from resnet_train.config import load, zoo
 from resnet_train.config.batch import check_batch, check_network, stem_note
 from resnet_train.config.network import NetConfig
 from resnet_train.config.schema import Run
@@ -59,7 +59,7 @@ def test_batch_norm_of_one_value_is_refused_before_training(config: Config, prog
 def test_the_share_of_a_rank_is_what_counts(tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(**CIFAR, train={"batch_size": 4})
     check_network(run, 2, 32)
-    with pytest.raises(BadInput, match=r"lower train.grad_accum_steps or the number of ranks, or set train.sync_bn"):
+    with pytest.raises(BadInput, match=r"raise train.batch_size, or lower the number of ranks, or set train.sync_bn$"):
         check_network(run, 4, 32)
     check_network(tiny_run(**CIFAR, train={"batch_size": 4, "sync_bn": True}), 4, 32)
     crop = {"crop": {"kind": "random-resized", "size": 64}, "progressive_resizing": {0: 32, 0.5: 64}}
@@ -67,6 +67,18 @@ def test_the_share_of_a_rank_is_what_counts(tiny_run: Callable[..., Run]) -> Non
     check_network(files, 8, None)
     with pytest.raises(BadInput, match="one pixel at 32 pixels"):
         check_network(files, 16, None)
+
+
+def test_advice_is_what_can_be_changed(config: Config) -> None:
+    """One rank cannot be fewer, one accumulation step neither, and sync_bn needs several ranks."""
+    for train, advice in (
+        ({"batch_size": 1}, "raise train.batch_size"),
+        ({"batch_size": 2, "grad_accum_steps": 2}, "raise train.batch_size, or lower train.grad_accum_steps"),
+    ):
+        with pytest.raises(BadInput, match=f"one pixel at 32 pixels: {advice}$"):
+            load.load(config(**CIFAR, train=train))
+        with pytest.raises(BadInput, match=f"more than one image at a time: {advice}$"):
+            load.load(config(augment={"mixup": 0.2}, train=train))
 
 
 def test_all_that_a_batch_cannot_be_is_said_at_once(tiny_run: Callable[..., Run]) -> None:

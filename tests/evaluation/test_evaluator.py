@@ -236,8 +236,9 @@ def test_batch_norm_is_recomputed_over_training_images(runs: list[str], program:
     torch.testing.assert_close(net.bn1.running_var, out.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert net.bn1.momentum == 0.1
     assert not any(module.training for module in net.modules())
-    [record] = figures(program, runs[0], "--set", "eval.recompute_bn=12")
-    assert "BN statistics of 12 training images" in record["protocol"]
+    for batch_size, images in ((5, 10), (12, 12), (256, 12)):  # no batch is smaller than the others
+        [record] = figures(program, runs[0], "--set", "eval.recompute_bn=12", "--set", f"eval.batch_size={batch_size}")
+        assert f"BN statistics of {images} training images" in record["protocol"]
 
 
 def test_recomputing_statistics_does_not_change_the_training(config: Config, program: Program) -> None:
