@@ -11,11 +11,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from resnet_train.config import zoo
 from resnet_train.config.batch import stem_complaints
-from resnet_train.config.network import NetConfig, VGGConfig
+from resnet_train.config.expect import recipe_differences
+from resnet_train.config.network import ANY_NET, AnyNet, NetConfig, VGGConfig, canonical_fields
 from resnet_train.config.optim import Duration
 from resnet_train.config.schema import Experiment, Recipe, Run
 from resnet_train.config.validate import COMMAND_LINE, Layer, validate
@@ -189,7 +190,65 @@ def _experiment(files: Sequence[Layer], overrides: Sequence[str]) -> Experiment:
     if complaints:
         raise InvalidConfig(*complaints)
     check_runs(experiment, layers, names)
-    return experiment
+    return _with_differences(experiment, layers)
+
+
+def _with_differences(experiment: Experiment, layers: Sequence[Layer]) -> Experiment:
+    """The experiment with what changes, after the layer that states `expect`, the recipe that its figures are about.
+
+    Raises `InvalidConfig` if a figure is of a network that neither that layer lists nor the zoo has.
+    """
+    if not experiment.expect:
+        return experiment
+    last = max(i for i, layer in enumerate(layers) if "expect" in layer.tree)
+    tree: Tree = {}
+    for layer in layers[: last + 1]:
+        tree = merge(tree, layer.tree)
+    listed = {network.name: network for network in _networks_of(tree, layers)}
+    complaints, expect = [], []
+    for i, entry in enumerate(experiment.expect):
+        for name in entry.networks:
+            try:
+                listed[name] = listed.get(name) or zoo.network_config(name)
+            except BadInput as error:
+                complaints.append(f"{layers[last].name}: expect.{i}: {error}; this file lists {', '.join(listed)}")
+        differs = dict(entry.differs or {})
+        for network in experiment.networks:
+            if not complaints and network.name in entry.networks:
+                texts = _differences(experiment, network, tree, listed[network.name], layers[last].name)
+                differs[network.name] = tuple(dict.fromkeys([*differs.get(network.name, ()), *texts]))
+        expect.append(entry.model_copy(update={"differs": {k: v for k, v in differs.items() if v} or None}))
+    if complaints:
+        raise InvalidConfig(*complaints)
+    return experiment.model_copy(update={"expect": tuple(expect)})
+
+
+def _networks_of(tree: Tree, layers: Sequence[Layer]) -> list[AnyNet]:
+    """The networks that a layer lists with those under it; none if they are invalid there and replaced above."""
+    if not isinstance(tree.get("networks"), list):
+        return []
+    try:
+        _resolve_networks(tree, layers)
+        return [ANY_NET.validate_json(json.dumps(network)) for network in tree["networks"]]
+    except (BadInput, ValidationError):
+        return []
+
+
+def _differences(experiment: Experiment, network: AnyNet, tree: Tree, listed: AnyNet, source: str) -> list[str]:
+    """What distinguishes the runs of a network from those that the figures in `source`, merged to `tree`, are about."""
+    texts = []
+    if canonical_fields(network) != canonical_fields(listed):
+        texts.append(f"{network.name} is not that of {source}")
+    recipe = {key: value for key, value in tree.items() if key in Recipe.model_fields}
+    exceptions = tree.get("per_network")
+    if isinstance(exceptions, dict) and isinstance(exceptions.get(network.name), dict):
+        recipe = merge(recipe, exceptions[network.name])
+    try:
+        stated = dump(validate(Recipe, recipe, []))
+    except InvalidConfig:
+        return [*texts, f"{source} does not state the whole recipe"]
+    run = dump(_run(experiment, network, experiment.seeds[0], []))
+    return texts + recipe_differences(stated, {key: run[key] for key in run if key in Recipe.model_fields})
 
 
 def _check_mappings_change(files: Sequence[Layer], overrides: Sequence[str], experiment: Experiment) -> None:
@@ -259,6 +318,7 @@ def _run(experiment: Experiment, network: NetConfig | VGGConfig, seed: int, laye
         raise InvalidConfig(*complaints)
     tree = merge(recipe, changes)
     tree |= {"experiment": experiment.name, "network": network.model_dump(mode="json"), "seed": seed}
+    tree["expect"] = [part for entry in experiment.expect if (part := entry.of(network.name))]
     return validate(Run, tree, [*layers, Layer(source, changes)] if changes else layers)
 
 

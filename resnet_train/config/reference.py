@@ -21,6 +21,9 @@ _DURATIONS = """## Durations
 A duration is a mapping with exactly one of these keys, such as `{epochs: 1}`. On the command line:
 `eval.every.steps=500`.
 """
+_FIGURES = "## Figures"
+_SHARED = {"Duration": "duration", "FigureConfig": "figure"}
+"""Sections that several keys hold. Each is described once, under the plural of this word."""
 _ZOO = """### Names of networks
 
 `networks` lists names, or mappings that change a named network: `{base: resnet-34, name: narrow-34, widths: [32, 64,
@@ -53,6 +56,8 @@ def markdown() -> str:
     top = schema | {"properties": {"base": base, **schema["properties"]}}
     blocks = [_TITLE, "## Top level", _table("", [top], definitions)]
     blocks += [_DURATIONS, _table("", [definitions["Duration"]], definitions)]
+    figure = definitions["FigureConfig"]
+    blocks += [_FIGURES, figure["description"], _table("", [figure], definitions)]
     for path, variants in _sections("", [schema], definitions):
         blocks += _section(path, variants, definitions)
         if path == "networks":
@@ -64,7 +69,7 @@ def markdown() -> str:
 def _sections(prefix: str, variants: list[Tree], definitions: Tree) -> Iterator[tuple[str, list[Tree]]]:
     """Each nested section: the path of its key, and its variants, one for each of its classes."""
     for key, field in _fields(variants).items():
-        nested = [definitions[name] for name in _references(field) if name != "Duration"]
+        nested = [definitions[name] for name in _references(field) if name not in _SHARED]
         if nested:
             yield prefix + key, nested
             yield from _sections(f"{prefix}{key}.", nested, definitions)
@@ -134,8 +139,11 @@ def _references(field: Any) -> list[str]:
 
 def _type(path: str, field: Tree, definitions: Tree) -> str:
     references = _references(field)
-    if references == ["Duration"]:
-        return "list of [durations](#durations)" if field.get("type") == "array" else "[duration](#durations)"
+    if len(references) == 1 and references[0] in _SHARED:
+        word = _SHARED[references[0]]
+        if field.get("type") == "array":
+            return f"list of [{word}s](#{word}s)"
+        return f"[{word}](#{word}s)" if word == "duration" else f"mapping to [{word}s](#{word}s)"
     if references:
         return f"list of [{path}](#{path})" if field.get("type") == "array" else f"[{path}](#{path.replace('.', '')})"
     choices = _choices(field)

@@ -13,9 +13,10 @@ from pydantic import Field
 from resnet_train.config.augment import AugmentConfig
 from resnet_train.config.batch import batch_complaints, network_complaints
 from resnet_train.config.data import DataConfig
+from resnet_train.config.expect import ExpectConfig
 from resnet_train.config.network import AnyNet
 from resnet_train.config.optim import Duration, OptimizerConfig, ScheduleConfig, StepScheduleConfig
-from resnet_train.config.section import Count, CountOrZero, FilePath, Fraction, Name, Positive, Section
+from resnet_train.config.section import Count, CountOrZero, FilePath, Fraction, Name, Positive, Protocol, Section
 
 
 class TrainConfig(Section):
@@ -92,7 +93,7 @@ class EvalConfig(Section):
     view: ViewConfig | None = None
     """How image files are seen. By default the crop has the size of the training crop, and the shorter side is 256/224
     of that. Images of one size are evaluated whole."""
-    protocol: Literal["one-crop", "ten-crop", "multi-scale"] = "one-crop"
+    protocol: Protocol = "one-crop"
     """What is averaged for an image file: `one-crop` the centre; `ten-crop` corners, centre and their mirror images;
     `multi-scale` whole images at `short_sides`, fully convolutional (He et al. 2015, section 3.4)."""
     short_sides: Annotated[tuple[Count, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
@@ -265,6 +266,8 @@ class Experiment(Recipe):
     per_network: dict[str, dict[str, Any]] = Field(default={})
     """Changes to the recipe for one network and its twin, by its name, such as `cifar-resnet-110: {schedule: {warmup:
     {steps: 400}}}`."""
+    expect: tuple[ExpectConfig, ...] = ()
+    """What sources report of this recipe; an entry for each source and protocol."""
     output: FilePath = "runs"
     """The folder of all runs; a run's folder is OUTPUT/NAME/NETWORK/seed-N."""
 
@@ -291,6 +294,8 @@ class Run(Recipe):
     """The network."""
     seed: int
     """The seed of weights, data order, augmentation and dropout."""
+    expect: tuple[ExpectConfig, ...] = ()
+    """What sources report of this network under this recipe."""
 
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()

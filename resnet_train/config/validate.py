@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from resnet_train.config.expect import FIGURE_TAGS
 from resnet_train.config.yaml12 import Tree
 from resnet_train.errors import InvalidConfig, shorten
 
@@ -91,7 +92,9 @@ def _keys_of_file(location: Sequence[_Key], tree: Any) -> list[_Key]:
     """The keys that lead to an error. pydantic's location also has the names of union members and `[key]`."""
     keys: list[_Key] = []
     for part in location:
-        is_union_member = isinstance(tree, dict) and part not in tree and _kind(tree)[1] == part
+        is_union_member = (isinstance(tree, dict) and part not in tree and _kind(tree)[1] == part) or (
+            part in FIGURE_TAGS and not (isinstance(tree, dict) and part in tree)
+        )
         if not is_union_member and part != "[key]":  # [key]: the key itself is invalid, not its value
             keys.append(part)
             tree = _child(tree, part)

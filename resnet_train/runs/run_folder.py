@@ -12,7 +12,6 @@ lock             locked by the process that trains in the folder
 
 import logging
 import math
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,9 +20,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resnet_train.config.defining import flatten, is_defining
 from resnet_train.config.load import dump, read_run
 from resnet_train.config.schema import Run
-from resnet_train.config.yaml12 import Tree, read_yaml, to_yaml
+from resnet_train.config.yaml12 import read_yaml, to_yaml
 from resnet_train.errors import BadInput
 from resnet_train.runs.records import Record, check_follows, parse_record, parse_sessions
 from resnet_train.runtime.atomic import atomic_write_text
@@ -42,18 +42,6 @@ TIMING_KEYS = frozenset(
     }
 )
 """The keys of a record that depend on the clock. All others are the same for an uninterrupted and a resumed run."""
-
-RESUME_MAY_CHANGE = frozenset(
-    {
-        *("data.path", "data.class_map", "data.val_labels", "data.download", "data.workers"),
-        *("data.device_cache_gb", "train.device", "eval.batch_size", "train.on_divergence", "train.timeout"),
-    }
-)
-"""Keys that say where and how a run is trained, not what it is. They may change when it resumes."""
-
-_MAY_CHANGE_UNDER = ("checkpoint.", "eval.every.", "log.every.")
-_PROBE_INTERVAL = re.compile(r"probes\.\w+\.every\.")
-"""When a run is measured and saved changes no weight, so neither do these keys."""
 
 
 def folder_of(output: str, run: Run) -> Path:
@@ -212,20 +200,7 @@ def differences_from_earlier(earlier: Run, run: Run) -> Iterator[str]:
 
 def defining_keys(run: Run) -> Record:
     """The configuration as dotted keys, without those that may change when the run resumes."""
-    return {
-        key: value
-        for key, value in flatten(dump(run)).items()
-        if key not in RESUME_MAY_CHANGE and not key.startswith(_MAY_CHANGE_UNDER) and not _PROBE_INTERVAL.match(key)
-    }
-
-
-def flatten(tree: Tree, prefix: str = "") -> Record:
-    """Nested mappings as dotted keys."""
-    leaves: Record = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        leaves |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return leaves
+    return {key: value for key, value in flatten(dump(run)).items() if is_defining(key)}
 
 
 @contextmanager
