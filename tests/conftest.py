@@ -30,7 +30,7 @@ from resnet_train import cli
 from resnet_train.analysis.groups import Group, group_runs
 from resnet_train.config import load
 from resnet_train.config.data import DataConfig
-from resnet_train.config.load import merge
+from resnet_train.config.merge import merge
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets
 from resnet_train.data.decoding import ImageArray

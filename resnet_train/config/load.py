@@ -4,7 +4,6 @@ Three layers are merged: the file that `base:` names, then the file itself, then
 Everything invalid raises `BadInput` with a line for each complaint (see `validate.py`).
 """
 
-import copy
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -16,14 +15,13 @@ from pydantic import BaseModel, ValidationError
 from resnet_train.config import zoo
 from resnet_train.config.batch import stem_complaints
 from resnet_train.config.expect import recipe_differences
+from resnet_train.config.merge import merge
 from resnet_train.config.network import ANY_NET, AnyNet, NetConfig, VGGConfig, canonical_fields
-from resnet_train.config.optim import Duration
 from resnet_train.config.schema import Experiment, Recipe, Run
 from resnet_train.config.validate import COMMAND_LINE, Layer, validate
 from resnet_train.config.yaml12 import DEPTH_LIMIT, Tree, parse_yaml, read_yaml
 from resnet_train.errors import BadInput, InvalidConfig, shorten
 
-_DURATION_UNITS = frozenset(Duration.model_fields)
 _CHANGES_NOTHING = "changes nothing: mappings are merged; "
 _RESETS = "{} resets the key to its default"
 _REQUIRED = frozenset({"data", "train"})
@@ -83,40 +81,6 @@ def dump(model: BaseModel) -> Tree:
     """A model as plain data. Keys that are None are left out, except in `per_network`, where they reset a key."""
     tree: Tree = model.model_dump(mode="json", exclude_none=True)
     return tree
-
-
-class _Replacement(dict[str, Any]):
-    """A mapping that replaces the one that it is merged into: `null` was before it on the command line."""
-
-
-def merge(base: Tree, changes: Tree, keep_null: bool = False) -> Tree:
-    """`base` with `changes` merged into it, mapping by mapping.
-
-    A section of another `kind` replaces the section of `base`, and a duration in another unit replaces its unit. A
-    mapping from numbers (progressive resizing) replaces the other as a whole. `null` resets a key to its default;
-    with `keep_null` it stays, for changes that are merged into something else later.
-    """
-    merged = copy.deepcopy(base)
-    if "kind" in base and changes.get("kind") not in (None, base["kind"]):
-        merged = type(base)()
-    if _DURATION_UNITS & changes.keys():
-        merged = type(base)({key: value for key, value in merged.items() if key not in _DURATION_UNITS})
-    for key, value in changes.items():
-        old = merged.get(key)
-        if value is None and not keep_null:
-            merged.pop(key, None)
-        elif isinstance(old, dict) and _is_merged(value):
-            merged[key] = merge(old, value, keep_null)
-        elif isinstance(value, dict) and keep_null and key in merged and old is None:
-            merged[key] = _Replacement(copy.deepcopy(value))
-        else:
-            merged[key] = copy.deepcopy(value)
-    return merged
-
-
-def _is_merged(value: object) -> bool:
-    is_section = isinstance(value, dict) and all(isinstance(name, str) for name in value)
-    return is_section and not isinstance(value, _Replacement)
 
 
 def parse_overrides(overrides: Sequence[str]) -> Tree:

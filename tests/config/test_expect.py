@@ -10,7 +10,7 @@ from conftest import TINY, groups
 
 from resnet_train.analysis import findings
 from resnet_train.config import load
-from resnet_train.config.load import merge
+from resnet_train.config.merge import merge
 from resnet_train.config.yaml12 import to_yaml
 from resnet_train.errors import BadInput
 from resnet_train.runs import run_folder

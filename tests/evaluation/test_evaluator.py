@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from resnet_train import cli
-from resnet_train.config.load import merge
+from resnet_train.config.merge import merge
 from resnet_train.data import datasets
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.views import apply_views
