@@ -12,6 +12,7 @@ _NAMING_FIELDS = (
     "addition",
     "widths",
     "unit",
+    "kernels",
     "shortcut",
     "dropout",
     "expansion",

@@ -7,6 +7,9 @@ from pydantic import Field, TypeAdapter
 
 from resnet_train.config.section import Fraction, Name, NonNegative, Section
 
+BASIC_KERNELS = (3, 3)
+"""Sizes of the convolutions of a basic unit, unless a network sets them."""
+
 _MOST_UNITS = 10_000
 Width = Annotated[int, Field(ge=1, le=2**16)]
 
@@ -50,12 +53,15 @@ class NetConfig(Section):
     name: Name
     """Name of the network in run folders, figures and tables."""
     unit: Literal["basic", "bottleneck"]
-    """`basic`: two 3x3 convolutions. `bottleneck`: 1x1, 3x3 and 1x1 convolutions, the last one `expansion` times
-    wider."""
+    """`basic`: convolutions of one width, by default two of 3x3 (`kernels`). `bottleneck`: 1x1, 3x3 and 1x1
+    convolutions, the last one `expansion` times wider."""
+    kernels: Annotated[tuple[Literal[1, 3, 5, 7], ...], Field(min_length=1, max_length=16)] | None = None
+    """Only for basic units: the sizes of the convolutions of a unit, the first of which halves the image; by default
+    [3, 3]. [1, 3, 1] is B(1,3,1) of Zagoruyko and Komodakis 2016, section 2.2."""
     depths: Annotated[tuple[Annotated[int, Field(ge=1, le=_MOST_UNITS)], ...], Field(min_length=1, max_length=16)]
     """Number of units in each stage. Each stage but the first halves height and width."""
     widths: Annotated[tuple[Width, ...], Field(min_length=1)]
-    """Number of channels of the 3x3 convolutions in each stage."""
+    """Number of channels in each stage; of bottlenecks, that of the 3x3 convolutions."""
     stem: Literal["imagenet", "cifar"]
     """`imagenet`: 7x7 convolution of stride 2, then max pooling of stride 2. `cifar`: one 3x3 convolution."""
     stem_width: Width | None = None
@@ -86,10 +92,17 @@ class NetConfig(Section):
         for key in ("stride_on", "expansion"):
             if self.unit == "basic" and getattr(self, key) is not None:
                 yield f"{key} has no effect with unit basic: remove it"
+        if self.unit == "bottleneck" and self.kernels is not None:
+            yield "kernels has no effect with unit bottleneck: remove it"
         if self.unit == "bottleneck" and self.stride_on is None:
             yield "stride_on is missing: 1x1 (He et al. 2015) or 3x3 (torchvision)"
         if self.plain and self.addition is not None:
             yield "addition has no effect on a plain network, which adds nothing: remove it"
+
+    @property
+    def convolutions(self) -> int:
+        """Number of convolutions in a unit."""
+        return 3 if self.unit == "bottleneck" else len(self.kernels or BASIC_KERNELS)
 
     @property
     def output_channels(self) -> list[int]:
@@ -114,7 +127,7 @@ class NetConfig(Section):
 
         Zagoruyko and Komodakis count shortcuts, so their WRN-28-10 is two layers shallower here.
         """
-        return sum(self.depths) * (2 if self.unit == "basic" else 3) + 2
+        return sum(self.depths) * self.convolutions + 2
 
 
 class VGGConfig(Section):
@@ -153,4 +166,5 @@ def canonical_fields(network: NetConfig | VGGConfig) -> dict[str, Any]:
     if isinstance(network, NetConfig):
         fields["stem_width"] = network.output_channels[0]
         fields["expansion"] = None if network.unit == "basic" else network.expansion or 4
+        fields["kernels"] = None if network.kernels == BASIC_KERNELS else fields["kernels"]
     return fields

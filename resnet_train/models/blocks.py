@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_train.config.network import (
+    BASIC_KERNELS,
     AdditionConfig,
     ConstantScalingConfig,
     GatingConfig,
@@ -76,10 +77,10 @@ class Gate(nn.Conv2d):
 class Unit(nn.Module):
     """A residual unit, in the original order y = relu(F(x) + shortcut(x)); its plain twin is y = relu(F(x)).
 
-    F is conv1-bn1-relu-conv2-bn2 (basic) or conv1-bn1-relu-conv2-bn2-relu-conv3-bn3 (bottleneck); `ORDERS` has the
-    other orders. With pre-activation, bn1 is before conv1, bn2 before conv2, and so on. If such a unit changes the
-    shape, its shortcut reads the activated input, as F does. `first`: the unit reads the stem's output, which is
-    already activated.
+    F is conv1-bn1-relu-conv2-bn2 (basic, unless `kernels` says otherwise) or conv1-bn1-relu-conv2-bn2-relu-conv3-bn3
+    (bottleneck); `ORDERS` has the other orders. With pre-activation, bn1 is before conv1, bn2 before conv2, and so on.
+    If such a unit changes the shape, its shortcut reads the activated input, as F does. `first`: the unit reads the
+    stem's output, which is already activated.
 
     [N, w_in, H, W] -> [N, w_out, ceil(H / stride), ceil(W / stride)]
     """
@@ -91,7 +92,8 @@ class Unit(nn.Module):
         """Whether F is left out: a lesion."""
         order = ORDERS[cfg.order]
         if cfg.unit == "basic":
-            convs = [conv(w_in, width, 3, stride), conv(width, w_out, 3)]
+            kernels = cfg.kernels or BASIC_KERNELS
+            convs = [conv(width if i else w_in, width, k, 1 if i else stride) for i, k in enumerate(kernels)]
         else:
             first_stride, middle_stride = (stride, 1) if cfg.stride_on == "1x1" else (1, stride)
             convs = [

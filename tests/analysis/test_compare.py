@@ -448,6 +448,15 @@ def test_folders_without_runs_are_named(tmp_path: Path, recorded: Callable[..., 
             },
         ),
         (["wrn-16-4", "wrn-40-4", "wrn-40-4-dropout"], {"residual": [14, 38], "residual (dropout 0.3)": [38]}),
+        (
+            [
+                {"base": "wrn-16-2", "name": "said-again", "kernels": [3, 3]},
+                "wrn-40-2",
+                {"base": "wrn-40-2", "name": "straight", "kernels": [1, 3, 1]},
+                {"base": "wrn-40-2", "name": "one", "kernels": [3], "depths": [12, 12, 12]},
+            ],
+            {"residual": [14, 38], "residual (kernels 1/3/1)": [56], "residual (kernels 3)": [38]},
+        ),
     ],
 )
 def test_a_family_differs_in_nothing_but_depth(

@@ -121,14 +121,17 @@ FIGURE_4 = {
 }
 
 
+@pytest.mark.parametrize("kernels", [[3], [3, 3], [1, 3, 1]])
 @pytest.mark.parametrize(("order", "words"), FIGURE_4.items())
-def test_orders_are_those_of_figure_4(order: str, words: str) -> None:
-    """Each unit against figure 4 of He et al. 2016, followed word by word in float64."""
-    net = build_network(net_config("cifar-resnet-20", order=order, widths=(4, 6, 8)), classes=3).double().train()
+def test_orders_are_those_of_figure_4(order: str, words: str, kernels: list[int]) -> None:
+    """Each unit against figure 4 of He et al. 2016, followed word by word in float64; also with other kernels."""
+    changes: dict[str, Any] = {"order": order, "widths": (4, 6, 8), "kernels": tuple(kernels)}
+    net = build_network(net_config("cifar-resnet-20", **changes), classes=3).double().train()
     initialise(net, seed=2)
     unit = net.layer1[1]
     x = torch.randn(3, 4, 5, 5, dtype=torch.float64)
-    convs, out = iter((unit.conv1, unit.conv2)), x
+    convs, out = iter([getattr(unit, f"conv{i}") for i in range(1, len(kernels) + 1)]), x
+    words = words.replace("conv bn relu", " ".join(["conv bn relu"] * (len(kernels) - 1)), 1)
     for word in words.split():
         if word == "conv":
             out = next(convs)(out)
@@ -213,6 +216,48 @@ def test_figures_of_the_wide_and_the_pre_activation_papers() -> None:
         1001,
         200,
     ]
+
+
+@pytest.mark.parametrize(
+    ("base", "kernels", "units", "millions"),
+    [
+        ("wrn-40-2", [1, 3, 1], 6, 1.4),
+        ("wrn-40-2", [3, 1], 6, 1.2),
+        ("wrn-40-2", [1, 3], 6, 1.3),
+        ("wrn-40-2", [3, 1, 1], 6, 1.3),
+        ("wrn-28-2", [3, 3], 4, 1.5),
+        ("wrn-22-2", [3, 1, 3], 3, 1.1),
+        ("wrn-40-2", [3], 12, 2.2),
+        ("wrn-40-2", [3, 3], 6, 2.2),
+        ("wrn-40-2", [3, 3, 3], 4, 2.2),
+        ("wrn-40-2", [3, 3, 3, 3], 3, 2.2),
+    ],
+)
+def test_block_types_are_those_of_the_wide_paper(base: str, kernels: list[int], units: int, millions: float) -> None:
+    """Zagoruyko and Komodakis 2016, tables 2 and 3, parameters.
+
+    The depths of table 2 are those of two convolutions in a unit: its 40 means 6 units in each stage.
+    """
+    cfg = net_config(base, kernels=tuple(kernels), depths=(units,) * 3)
+    net = build_network(cfg, classes=10)
+    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 1) == millions
+    sizes = [m.kernel_size[0] for name, m in net.named_modules() if re.fullmatch(r"layer\d\.\d+\.conv\d", name)]
+    assert sizes == kernels * 3 * units
+    assert cfg.depth == len(sizes) + 2
+    assert complexity.network_complexity(cfg, 32, 10).macs == hand_counted_macs(kernels, units)
+    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert net.layer2[0].conv1.stride == (2, 2)
+
+
+def hand_counted_macs(kernels: list[int], units: int) -> int:
+    """Multiply-adds of a WRN of width 2 on 32x32 images: the paper's table 1, with 1x1 shortcuts where widths change."""
+    total, w_in = 3 * 16 * 9 * 32**2 + 128 * 10, 16
+    for width, pixels in ((32, 32**2), (64, 16**2), (128, 8**2)):
+        total += w_in * width * pixels  # the shortcut
+        for w_first in (w_in, *[width] * (units - 1)):
+            total += sum((width if i else w_first) * width * k * k * pixels for i, k in enumerate(kernels))
+        w_in = width
+    return total
 
 
 def test_figures_of_the_wide_networks_of_basic_units() -> None:
