@@ -52,27 +52,31 @@ def skip_hint(folder: Path) -> str:
 
 def open_image_folder(root: Path) -> ImageFolderDataset:
     """Classes and images are sorted by name, as in torchvision's `ImageFolder`. Raises `BadInput`."""
-    classes, tree = list_classes(root), ImageTree(root, _PREFIX)
+    classes, loose = list_classes(root)
+    tree = ImageTree(root, _PREFIX)
+    tree.loose = loose
     for name in classes:
         if not tree.visit(name):
             raise BadInput(f"data.path: class folder {root / name} links to another class, or to a folder above it")
     names: list[bytes] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
-        images = [os.fsencode(image) for image in tree.images(name)]
+    for label, (name, images) in enumerate(zip(classes, tree.images(classes), strict=True)):
         if not images:
             raise BadInput(f"data.path: class folder {root / name} holds no image")
-        names += images
+        names += map(os.fsencode, images)
         labels += [label] * len(images)
     tree.warn()
     return ImageFolderDataset(root, np.array(names), np.array(labels, np.int64), list(map(as_text, classes)))
 
 
-def list_classes(root: Path) -> list[str]:
-    """The names of the class folders, sorted. Raises `BadInput` where there are fewer than two."""
+def list_classes(root: Path) -> tuple[list[str], int]:
+    """The names of the class folders, sorted, and the number of images beside them.
+
+    Raises `BadInput` where there are fewer than two class folders.
+    """
     classes, files = list_folder(root, _PREFIX, "; expected CLASS/IMAGE files in it")
     if len(classes) > 1:
-        return classes
+        return classes, sum(map(is_image, files))
     expected = f"expected {root / 'CLASS' / 'IMAGE.jpg'}"
     if not classes:
         content = "images but no class folders" if any(map(is_image, files)) else "nothing to train on"
@@ -107,8 +111,12 @@ def open_val_folder(path: Path, labeller: ValLabeller, classes: Sequence[str] | 
 
 
 def val_folder(path: Path) -> Path:
-    """The folder of the validation images: `val`, or another word for it where there is no `val`."""
-    return next((path / name for name in VAL_FOLDERS if (path / name).is_dir()), path / "val")
+    """The folder of the validation images: `val`, or another word for it. Raises `BadInput` if there are two."""
+    first, *others = [path / name for name in VAL_FOLDERS if (path / name).is_dir()] or [path / "val"]
+    for other in others:
+        if not other.samefile(first):
+            raise BadInput(f"data.path: {path} holds {first.name} and {other.name}: move one of them away")
+    return first
 
 
 def _flat_images(root: Path) -> tuple[Path, list[str]] | None:
@@ -127,7 +135,7 @@ def _label_flat(
     """The images in the order of class folders: by class, then by name."""
     if classes is None:
         train = path / "train"
-        classes = list(map(as_text, list_classes(train))) if train.is_dir() else labeller.classes(root)
+        classes = list(map(as_text, list_classes(train)[0])) if train.is_dir() else labeller.classes(root)
     labels = labeller.label(list(map(as_text, images)), classes, root)
     order = np.argsort(labels, kind="stable")
     names = np.array([os.fsencode(image) for image in images])

@@ -1,9 +1,10 @@
 """Finding image files in folders: which names count, and what is left out."""
 
+import heapq
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -53,7 +54,10 @@ def list_folder(folder: Path | str, prefix: str, expected: str = "") -> tuple[li
 
 
 class ImageTree:
-    """The image files under a folder. Each folder is visited once, so that links cannot lead in circles."""
+    """The image files under a folder. Each folder is visited once, so that links cannot lead in circles.
+
+    Of a folder and the links to it, the folder is visited, wherever it lies.
+    """
 
     def __init__(self, root: Path, prefix: str = "") -> None:
         """prefix: begins the messages."""
@@ -63,6 +67,8 @@ class ImageTree:
         """Links to folders that were visited before."""
         self.left_out: Counter[str] = Counter()
         """Files that are not images, by the ends of their names."""
+        self.loose = 0
+        """Images that lie beside class folders, in none of them."""
 
     def visit(self, folder: str) -> bool:
         """Whether a folder below the root, such as `CLASS`, is visited for the first time."""
@@ -72,35 +78,40 @@ class ImageTree:
         self.visited.add(identity)
         return True
 
-    def images(self, folder: str) -> Iterator[str]:
-        """Paths of the images in and under a folder, both relative to the root, in the order of `sorted(os.walk())`.
+    def images(self, folders: Sequence[str]) -> list[list[str]]:
+        """For each folder below the root, the images in and under it: paths relative to the root.
 
-        Raises `BadInput` where a folder cannot be read.
+        They are in the order of `sorted(os.walk())`. Raises `BadInput` where a folder cannot be read.
         """
-        for path, files in sorted(self._walk(folder), key=lambda found: as_text(found[0])):
-            for name in files:
-                if is_image(name):
-                    yield f"{path}/{name}"
-                else:
-                    self.left_out[Path(name).suffix.lower() or "without an end"] += 1
-
-    def _walk(self, folder: str) -> Iterator[tuple[str, list[str]]]:
-        waiting = [folder]
+        found: list[list[tuple[str, list[str]]]] = [[] for _ in folders]
+        waiting = [(False, number, folder) for number, folder in enumerate(folders)]  # sorted, and so a heap
         while waiting:
-            path = waiting.pop()
-            folders, files = list_folder(self.root / path, self.prefix)
-            yield path, files
-            for below in (f"{path}/{name}" for name in reversed(folders)):
-                if self.visit(below):
-                    waiting.append(below)
+            is_link, number, path = heapq.heappop(waiting)  # links last
+            if is_link and not self.visit(path):
+                self.repeated.append(path)
+                continue
+            below, files = list_folder(self.root / path, self.prefix)
+            found[number].append((path, self._only_images(files)))
+            for folder in (f"{path}/{name}" for name in below):
+                if (self.root / folder).is_symlink() or self.visit(folder):
+                    heapq.heappush(waiting, ((self.root / folder).is_symlink(), number, folder))
                 else:
-                    self.repeated.append(below)
+                    self.repeated.append(folder)
+        in_order = (sorted(paths, key=lambda path_and_files: as_text(path_and_files[0])) for paths in found)
+        return [[f"{path}/{name}" for path, names in paths for name in names] for paths in in_order]
+
+    def _only_images(self, files: Sequence[str]) -> list[str]:
+        self.left_out.update(Path(name).suffix.lower() or "without an end" for name in files if not is_image(name))
+        return [name for name in files if is_image(name)]
 
     def warn(self) -> None:
         """Say what was left out, if anything."""
         if self.repeated:
             links = f"{self.root / self.repeated[0]}" + " and others" * (len(self.repeated) > 1)
             _warn_once(f"{self.prefix}left out {links}: a link to a folder that is read elsewhere")
+        if self.loose:
+            images = f"{self.loose:,} image" + "s" * (self.loose > 1)
+            _warn_once(f"{self.prefix}left out {images} in {self.root}, beside its class folders and in none of them")
         if self.left_out:
             counts = ", ".join(f"{count:,} {end}" for end, count in sorted(self.left_out.most_common(8)))
             ends = ", ".join(sorted(IMAGE_SUFFIXES))

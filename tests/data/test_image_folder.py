@@ -60,6 +60,20 @@ def test_samples_and_order_are_those_of_torchvision(folders: Folders) -> None:
     assert len(train) == 12 + 4 + 6
 
 
+def test_of_a_folder_and_links_to_it_the_folder_is_read(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever their names, and in whatever class: the folder says to which class its images belong."""
+    path = folders()
+    shutil.copytree(path / "train/apple", path / "train/pear/m/deep")
+    before = samples(open_folders(path)[0])
+    for link in ("train/apple/a", "train/pear/a", "train/pear/z", "train/pear/m/a", "train/pear/m/z"):
+        (path / link).symlink_to(path / "train/pear/m/deep")
+        assert samples(open_folders(path)[0]) == before
+        assert f"left out {path / link}: a link to a folder that is read elsewhere" in caplog.text
+        (path / link).unlink()
+    (path / "train/apple/link").symlink_to(shutil.copytree(path / "train/apple", path / "elsewhere"))
+    assert len(open_folders(path)[0]) == len(before) + 6
+
+
 @pytest.mark.parametrize("target", [".", "..", "../..", "../../pear", "../pear"])
 def test_a_link_in_circles_adds_no_sample(target: str, folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
     """Before, `ln -s ..` gave the images of each class to the others, many times."""
@@ -122,6 +136,18 @@ def test_files_that_are_left_out_are_counted_once(folders: Folders, caplog: pyte
     assert record.getMessage().endswith("): 1 .gif, 2 .jfif, 1 without an end")
 
 
+def test_images_beside_class_folders_are_counted(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
+    path = folders()
+    for name in ("0.jpg", "1.JPG", "labels.csv"):
+        (path / "train" / name).touch()
+    (path / "val/0.png").touch()
+    open_folders(path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"data.path: left out 2 images in {path}/train, beside its class folders and in none of them",
+        f"data.path: left out 1 image in {path}/val, beside its class folders and in none of them",
+    ]
+
+
 def test_a_single_class_is_refused_with_the_layout(folders: Folders) -> None:
     path = folders()
     shutil.move(path / "train", path / "images")
@@ -147,6 +173,14 @@ def test_val_has_other_names(name: str, folders: Folders) -> None:
     _, val = open_folders(path)
     assert [Path(name).name for name, _ in samples(val)] == expected
     assert len(open_source(path).manifests["val"]) == len(val)
+    (path / "val").symlink_to(name)
+    assert len(open_folders(path)[1]) == len(val)
+    (path / "val").unlink()
+    shutil.copytree(path / name, path / "val")
+    message = f"data.path: {path} holds val and {name}: move one of them away"
+    assert refusal(path) == message
+    with pytest.raises(BadInput, match=f"^{message}$"):
+        open_source(path)
 
 
 def flatten_val(path: Path, folder: str, separator: str = ",") -> list[str]:
