@@ -1,10 +1,15 @@
 """The environment of a rank, as torchrun or another launcher sets it. The only reader of its variables. No torch."""
 
+import logging
 import os
 import socket
+import time
 from dataclasses import dataclass
 
 from resnet_train.errors import BadInput
+from resnet_train.runtime import signals
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ def is_started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+_SECONDS_TO_RESOLVE = 60
 _HINT = "start the ranks with torchrun, or set it for each rank"
 
 
@@ -54,12 +60,18 @@ def _number(name: str, lowest: int, highest: int | None = None, default: int | N
 
 
 def _check_address() -> None:
-    """Check where the ranks meet. torch would try a name that does not resolve for a minute."""
+    """Check where the ranks meet. A cluster may know the name of a node only once that has started."""
     address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", 1, 65535)
     if not address:
         raise BadInput("MASTER_ADDR is not set: start the ranks with torchrun, or set it to the address of rank 0")
-    try:
-        socket.getaddrinfo(address, port)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"MASTER_ADDR = {address!r} cannot be resolved: {reason}") from None
+    for seconds_left in range(_SECONDS_TO_RESOLVE, -1, -1):
+        try:
+            socket.getaddrinfo(address, port)
+            return
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name of a node
+            reason = f"MASTER_ADDR = {address!r} cannot be resolved: {getattr(error, 'strerror', None) or error}"
+            if isinstance(error, UnicodeError) or not seconds_left or signals.stop_requested():
+                raise BadInput(reason) from None
+        if seconds_left == _SECONDS_TO_RESOLVE:
+            logger.warning("%s; waiting for it for %d seconds", reason, seconds_left)
+        time.sleep(1)

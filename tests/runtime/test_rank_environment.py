@@ -1,6 +1,7 @@
 """The environment of a rank: what is missing or wrong is named, before anything is opened."""
 
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,11 +82,26 @@ def test_what_is_wrong_is_named(
     assert not Path("runs").exists()
 
 
-def test_a_name_that_does_not_resolve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failures", [1, 60, 61])
+def test_a_name_may_be_known_a_minute_later(
+    failures: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cluster knows the name of a node once it has started. The other nodes may be earlier."""
+    answers, slept = [failures], list[float]()
+
     def resolve(*_: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        answers[0] -= 1
+        if answers[0] >= 0:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(time, "sleep", slept.append)
     set_environment(monkeypatch, MASTER_ADDR="node0")
-    with pytest.raises(BadInput, match=r"^MASTER_ADDR = 'node0' cannot be resolved: Name or service not known$"):
-        rank_environment.read()
+    message = "MASTER_ADDR = 'node0' cannot be resolved: Name or service not known"
+    if failures == 61:
+        with pytest.raises(BadInput, match=f"^{message}$"):
+            rank_environment.read()
+    else:
+        assert rank_environment.read().rank == 3
+    assert sum(slept) == min(failures, 60)
+    assert caplog.messages == [f"{message}; waiting for it for 60 seconds"]
