@@ -3,6 +3,7 @@
 import gzip
 import io
 import resource
+import signal
 import struct
 import tarfile
 import zlib
@@ -15,8 +16,8 @@ import numpy as np
 
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
-from resnet_train.runtime.processes import Count, run_jobs
-from resnet_train.runtime.regular_file import open_regular, read_bytes, read_text
+from resnet_train.runtime.processes import Count, Killed, run_jobs
+from resnet_train.runtime.regular_file import open_regular, read_bytes, read_lines
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 _ANNOTATIONS = "val_annotations.txt"
@@ -27,6 +28,8 @@ _MAX_BYTES = 64 << 20
 """The largest development kit, and the largest file of it, that is read. ImageNet's own is far smaller."""
 _MAX_MEMORY = 4 << 30
 """Bytes that the process which reads `meta.mat` may take."""
+_OF_OTHERS = (signal.SIGKILL, signal.SIGTERM)
+"""Signals by which the kernel, where memory runs out, or a person ends a process. A crash has others."""
 _COMPRESSED = 15
 """The type of a compressed element of a MATLAB file."""
 _HEADER_WORDS = ("imageid", "image", "filename", "file", "name")
@@ -116,7 +119,7 @@ def read_class_labels(path: Path, prefix: str = "") -> ClassLabels:
 def _read_table(path: Path, prefix: str) -> dict[str, str]:
     """Class by image name. Each line holds an image and its class; further columns are ignored, as in Kaggle's file."""
     class_of_image: dict[str, str] = {}
-    for number, line in enumerate(read_text(path, prefix=prefix, errors="surrogateescape").splitlines(), 1):
+    for number, line in enumerate(read_lines(path, prefix), 1):
         fields = _split_row(line)
         if not any(fields) or (number == 1 and fields[0].lower() in _HEADER_WORDS):
             continue
@@ -164,8 +167,10 @@ def _load_synsets(data: bytes) -> list[Synset]:
     """
     _check_inflated_size(data)
     try:
-        [result] = run_jobs(_synsets_or_error, [data], workers=1, count=int, hint="")
-    except BadInput:  # the process was killed
+        [result] = run_jobs(_synsets_or_error, [data], workers=1, count=int, hint="run again")
+    except Killed as killed:
+        if killed.signal in _OF_OTHERS:
+            raise
         raise ValueError(f"{_SYNSETS} is damaged") from None
     if isinstance(result, ValueError):
         raise result
@@ -269,9 +274,8 @@ def label_images(class_labels: ClassLabels, images: Sequence[str], classes: Sequ
 def read_class_map(path: Path, classes: Sequence[str]) -> list[str]:
     """The classes in an order of the user's: one a line, alone or before its human-readable name. Raises BadInput."""
     prefix = f"data.class_map: {path}"
-    text = read_text(path, prefix="data.class_map: ", errors="surrogateescape")
     known, names = set(classes), list[str]()
-    for line in filter(str.strip, text.splitlines()):
+    for line in filter(str.strip, read_lines(path, "data.class_map: ")):
         # A class may have spaces in its name, or before its human-readable one.
         names.append(next((name for name in (line, line.strip()) if name in known), line.split(maxsplit=1)[0]))
     if missing := set(classes) - set(names):

@@ -41,11 +41,11 @@ class Normalization(NamedTuple):
 
 
 def check_normalization(normalization: Normalization, source: str) -> None:
-    """Raise `BadInput` if statistics that a file holds are not of one size and finite."""
+    """Raise `BadInput` if statistics that a file holds are not of one size and finite, or divide by 0."""
     mean, std = normalization
     fits = mean.dim() == 3 and std.dim() == 1 and mean.shape[2] == len(std) in (1, 3)
     plain = all((t.dtype, t.layout, t.is_meta) == (torch.float32, torch.strided, False) for t in normalization)
-    if not (fits and plain and mean.isfinite().all() and std.isfinite().all()):
+    if not (fits and plain and mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
         raise BadInput(f"{source} is damaged: its mean and standard deviation are not those of images")
 
 

@@ -10,7 +10,7 @@ from resnet_train.data import decoding
 from resnet_train.data.image_paths import IMAGE_SUFFIXES, ImageTree
 from resnet_train.errors import BadInput
 from resnet_train.evaluation.pretrained import PretrainedModel
-from resnet_train.runtime.regular_file import read_text
+from resnet_train.runtime.regular_file import read_lines
 
 _IMAGES_AT_ONCE = 64
 
@@ -48,7 +48,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             files.append(path)
             continue
         tree = ImageTree(path)
-        images = [path / image for image in tree.images(".")]
+        images = [path / image for image in tree.images(["."])[0]]
         tree.warn()
         if not images:
             raise BadInput(f"{path}: no image in or under it, no name that ends in {', '.join(sorted(IMAGE_SUFFIXES))}")
@@ -58,8 +58,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 def read_class_names(path: Path, count: int) -> tuple[str, ...]:
     """The names of `count` classes, one a line. Raises `BadInput`."""
-    text = read_text(path, prefix="--classes: ", errors="surrogateescape").removesuffix("\n")
-    names = [line.removesuffix("\r") for line in text.split("\n")]  # a name may hold what `splitlines` splits at
+    names = read_lines(path, "--classes: ")
     if len(names) != count:
         raise BadInput(f"--classes: {path} has {len(names)} lines for {count} classes: give one name a line")
     return tuple(names)

@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet_train.data.rng import Ints
 from resnet_train.errors import BadInput
-from resnet_train.runtime.regular_file import read_text
+from resnet_train.runtime.regular_file import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +42,14 @@ def number_labels(
         if unknown:
             raise BadInput(f"validation images have the label {min(unknown)!r}, and no training image has it")
         if values and isinstance(values[0], int) and values != range(len(values)):
+            number = next(number for number, value in enumerate(values) if value != number)
+            last = len(values) - 1
             logger.warning(
-                "the labels are %s to %s, not 0 to %d: class 0 is label %s, and so on",
-                values[0],
-                values[-1],
-                len(values) - 1,
-                values[0],
+                "the labels are not 0 to %d: class %d is label %s%s",
+                last,
+                number,
+                values[number],
+                f", and so on: class {last} is label {values[-1]}" if number < last else "",
             )
     number_of = {value: number for number, value in enumerate(values)}
     numbers = {split: np.array([number_of[label] for label in column], np.int64) for split, column in labels.items()}
@@ -74,8 +76,7 @@ def read_class_names(path: Path | None, classes: list[str], by_line: bool = Fals
     """
     if path is None:
         return classes, classes
-    text = read_text(path, prefix="--class-names: ", errors="surrogateescape")
-    lines = [line.strip().split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    lines = [line.strip().split(maxsplit=1) for line in read_lines(path, "--class-names: ") if line.strip()]
     name_of_id = {words[0]: words[-1] for words in lines}
     if set(classes) <= name_of_id.keys():
         return list(classes), [name_of_id[class_id] for class_id in classes]

@@ -1,5 +1,6 @@
 """Write one shard: the whole or nothing, then a record of its samples, which says that it is finished."""
 
+import errno
 import functools
 import json
 import tarfile
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from pydantic import Field, TypeAdapter
 
 from resnet_train.data.shard_index import BLOCK, ENTRY, Size, Text, read_json
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, exhausted
 from resnet_train.packing.encode import PackOptions, encode_image
 from resnet_train.packing.manifest import Manifest
 from resnet_train.runtime.atomic import atomic_write, atomic_write_text
@@ -94,7 +95,7 @@ def write_shard(job: ShardJob, count: Count) -> ShardRecord:
     """Write a shard and its record. `count` is called with the number of samples that are done since the last call.
 
     Raises BadInput if an image cannot be decoded and may not be skipped, if the shard cannot be written, or if it is
-    not the one that the index lists.
+    not the one that the index lists; OSError if memory or open files ran out.
     """
     try:
         # A process that hangs at a disk may outlive its command. It must not touch the file that the next one writes.
@@ -106,6 +107,8 @@ def write_shard(job: ShardJob, count: Count) -> ShardRecord:
             record.size = file.tell()
         record.write(job.record_path)
     except OSError as error:
+        if exhausted(error) and error.errno != errno.EFBIG:  # perhaps while an image was read
+            raise
         raise BadInput(f"cannot write {job.path}: {error.strerror or error}; {CONTINUE_HINT}") from None
     return record
 

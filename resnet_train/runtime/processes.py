@@ -102,7 +102,7 @@ class Children:
     def receive(self, timeout: float | None = None) -> Iterator[tuple[Child, Any]]:
         """Messages of children; waits for the first, or until a child ends, for at most `timeout` seconds.
 
-        Raises `BadInput` if a child was killed; if it failed, a `Stop` of its exit code, since it has reported why.
+        Raises `Killed` if a child was killed; if it failed, a `Stop` of its exit code, since it has reported why.
         """
         children = {child.connection: child for child in self.running}
         for connection in wait(list(children), timeout):
@@ -163,11 +163,19 @@ def _check_file_limit() -> None:
             os.close(end)
 
 
+class Killed(BadInput):
+    """A process was ended by a signal."""
+
+    signal: signal.Signals
+
+
 def check_not_killed(name: str, exit_code: int, hint: str) -> None:
-    """Raise `BadInput` if a process was ended by a signal."""
+    """Raise `Killed` if a process was ended by a signal."""
     if exit_code < 0:
-        number = signal.Signals(-exit_code).name
-        raise BadInput(f"{name} was killed by {number}, perhaps because memory ran out: {hint}") from None
+        number = signal.Signals(-exit_code)
+        killed = Killed(f"{name} was killed by {number.name}, perhaps because memory ran out: {hint}")
+        killed.signal = number
+        raise killed from None
 
 
 def run_jobs(

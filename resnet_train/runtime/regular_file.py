@@ -70,3 +70,17 @@ def read_text(path: Path | str, limit: int = TEXT_LIMIT, prefix: str = "", error
         return read_bytes(path, limit, prefix).decode("utf-8-sig", errors)
     except UnicodeDecodeError:
         raise BadInput(f"{prefix}cannot read {path}: it is not a text file in UTF-8") from None
+
+
+def read_lines(path: Path | str, prefix: str = "") -> list[str]:
+    """The lines of a text file of names, which may be any bytes. Raises `BadInput` as `open_regular` does."""
+    return split_lines(read_text(path, prefix=prefix, errors="surrogateescape"))
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, each without its line feed and a carriage return before that.
+
+    `str.splitlines` also splits at eight other characters, which names may hold.
+    """
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]

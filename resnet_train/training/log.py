@@ -20,6 +20,7 @@ from resnet_train.runs.records import Record
 from resnet_train.runs.run_folder import named_write_errors
 from resnet_train.runtime.atomic import append_lines
 from resnet_train.runtime.distributed import World, all_reduce_sum
+from resnet_train.runtime.regular_file import split_lines
 from resnet_train.training.sinks import JsonLinesSink, ProgressSink, Sink, TensorBoardSink
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ class Log:
         for image in (image for batch in batches.micro_batches for image in batch.skipped):
             path = self.skipped_images
             with named_write_errors(self.folder):
-                listed = path.read_text("utf-8", "surrogateescape").splitlines() if path.exists() else []
+                text = path.read_bytes() if path.exists() else b""
+                listed = split_lines(text.decode("utf-8", "surrogateescape"))
                 if image in listed:
                     continue
                 append_lines(path, [image])

@@ -4,6 +4,7 @@ import gzip
 import io
 import random
 import resource
+import signal
 import struct
 import tarfile
 import zlib
@@ -17,6 +18,7 @@ from scipy.io import savemat
 from resnet_train.data import class_labels
 from resnet_train.data.class_labels import parse_synsets, read_class_labels, read_class_map
 from resnet_train.errors import BadInput
+from resnet_train.runtime.processes import check_not_killed
 
 SYNSETS = [(2, "n01", "tench, Tinca tinca"), (1, "n02", "Thüng"), (1001, "n99", "fish")]
 """ILSVRC2012_ID, WNID, words; the numbers are not in the order of the ids, and one is of an inner node."""
@@ -148,6 +150,31 @@ def test_a_meta_mat_that_crashes_its_reader_is_refused(monkeypatch: pytest.Monke
         read_class_labels(meta.parent)
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGSEGV, "cannot read the development kit data: meta.mat is damaged"),
+        (signal.SIGKILL, "a worker process was killed by SIGKILL, perhaps because memory ran out: run again"),
+        (None, "a worker process cannot be started: run again"),
+    ],
+)
+def test_what_ends_the_reader_of_meta_mat_need_not_be_the_file(
+    number: signal.Signals | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(write_devkit(meta_mat())) as tar:
+        tar.extractall(filter="data")
+    Path("ILSVRC2012_devkit_t12").rename("data")
+
+    def run_jobs(*_: object, hint: str, **__: object) -> None:
+        if number is not None:
+            check_not_killed("a worker process", -number, hint)
+        raise BadInput(f"a worker process cannot be started: {hint}")
+
+    monkeypatch.setattr(class_labels, "run_jobs", run_jobs)
+    with pytest.raises(BadInput, match=f"^{message}$"):
+        read_class_labels(Path("data"))
+
+
 @pytest.mark.parametrize(("hard", "soft"), [(-1, 4 << 30), (8 << 30, 4 << 30), (1 << 30, 1 << 30)])
 def test_a_lower_limit_of_memory_is_kept(hard: int, soft: int, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[tuple[int, int]] = []
@@ -161,9 +188,11 @@ def test_rows_of_labels_in_the_forms_that_people_have() -> None:
     """Kaggle's boxes, Tiny ImageNet's tabs, spaces alone, quotes, and names with spaces in them."""
     rows = ["image, class", "a.JPEG,n01 85 1 499 272 n01 3 4 5 6", "b.JPEG\tn02\t0\t32\t44\t62", "val/c.JPEG n03 7", ""]
     rows += ['"my photo.jpg", "tabby cat"', "d.png\tGérard's dog", "e.jpg,Boeing 747", "f.jpg,Boeing 737"]
-    Path("labels.csv").write_bytes("\n".join(rows).encode())
     expected = {"a": "n01", "b": "n02", "c": "n03", "my photo": "tabby cat", "d": "Gérard's dog"}
     expected |= {"e": "Boeing 747", "f": "Boeing 737"}
+    rows += ["g.jpg,a\x85b", "h\u2028i.jpg,n01"]  # no ends of lines
+    expected |= {"g": "a\x85b", "h\u2028i": "n01"}
+    Path("labels.csv").write_bytes("\n".join(rows).encode())
     assert read_class_labels(Path("labels.csv")).class_of_image == expected
     for row in ("a.jpg", "a.jpg,", ",n01", "a.jpg\t"):
         Path("labels.csv").write_text(row)
@@ -174,6 +203,8 @@ def test_rows_of_labels_in_the_forms_that_people_have() -> None:
 def test_a_class_map_of_names_with_spaces() -> None:
     Path("map").write_text("hot dog \ncat a pet\n")
     assert read_class_map(Path("map"), ["cat", "hot dog"]) == ["hot dog", "cat"]
+    Path("map").write_text("a\x0bb\ncat\n")
+    assert read_class_map(Path("map"), ["a\x0bb", "cat"]) == ["a\x0bb", "cat"]
     Path("map").write_text("hot dog\ncat\nbird\n")
     with pytest.raises(BadInput, match="names bird, which is no class of the data"):
         read_class_map(Path("map"), ["cat", "hot dog"])

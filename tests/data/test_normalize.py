@@ -1,5 +1,6 @@
 """Statistics of the training images, and the normalisation by them."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from resnet_train.config.schema import Run
 from resnet_train.data import datasets, normalize
 from resnet_train.data.batch import Batch
 from resnet_train.data.image_files import ImageFileDataset
+from resnet_train.data.normalize import Normalization, check_normalization
+from resnet_train.errors import BadInput
 
 
 @pytest.mark.parametrize("kind", ["pixel-mean", "channel-mean", "channel-mean-std"])
@@ -53,3 +56,11 @@ def test_statistics_of_image_files_equal_those_of_torchvisions_view(
     )
     std = pixels.std((0, 1, 2)) if kind == "channel-mean-std" else 255.0
     assert np.allclose(normalization.std, std, atol=1e-4)
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, math.nan, math.inf])
+def test_statistics_that_divide_by_nothing_are_refused(std: float) -> None:
+    mean = torch.zeros(1, 1, 3)
+    check_normalization(Normalization(mean, torch.tensor([1.0, 255.0, 0.1])), "a.pt")
+    with pytest.raises(BadInput, match=r"^a.pt is damaged: its mean and standard deviation are not those of images"):
+        check_normalization(Normalization(mean, torch.tensor([1.0, std, 1.0])), "a.pt")

@@ -194,7 +194,7 @@ def test_webdataset_as_people_write_it(program: Program) -> None:
     assert (code, err.splitlines()) == (
         0,
         [
-            "warning: the labels are 1 to 2, not 0 to 1: class 0 is label 1, and so on",
+            "warning: the labels are not 0 to 1: class 0 is label 1, and so on: class 1 is label 2",
             "warning: wds: left out 1 further image of a sample, 1 label without an image",
         ],
     )
@@ -228,9 +228,14 @@ def test_labels_are_classes_that_have_images_or_names(program: Program) -> None:
     assert classes() == [["7", "7"], ["1000000000", "1000000000"]]
     assert pack([b"1", b"2"], "x tench\ny shark") == (
         0,
-        "warning: the labels are 1 to 2, not 0 to 1: class 0 is label 1, and so on\n",
+        "warning: the labels are not 0 to 1: class 0 is label 1, and so on: class 1 is label 2\n",
     )
     assert classes() == [["x", "tench"], ["y", "shark"]]
+    for labels, warning in (
+        ((b"0", b"1", b"3", b"5"), "0 to 3: class 2 is label 3, and so on: class 3 is label 5"),
+        ((b"0", b"7"), "0 to 1: class 1 is label 7"),
+    ):
+        assert pack([*labels], None) == (0, f"warning: the labels are not {warning}\n")
     assert pack([b"1", b"2"], "x tench\ny shark\nz ray") == (0, "")  # no image has label 0
     assert classes() == [["x", "tench"], ["y", "shark"], ["z", "ray"]]
     assert opened(Path("packed"))[0].labels.tolist() == [1, 2]
@@ -463,3 +468,6 @@ def test_what_this_machine_lacks_is_no_fault_of_an_image(monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "pread", fail)
     with pytest.raises(OSError, match="Too many open files"):
         manifest.read(0)
+    job = ShardJob(Path("000000.tar"), Path("record.json"), manifest, 0, PackOptions(), skip_bad=True)
+    with pytest.raises(OSError, match="Too many open files"):  # nor of the shard
+        write_shard(job, int)

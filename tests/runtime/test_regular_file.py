@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from resnet_train.errors import BadInput
-from resnet_train.runtime.regular_file import read_bytes, read_text
+from resnet_train.runtime.regular_file import read_bytes, read_lines, read_text, split_lines
 
 
 def _socket(path: str) -> None:
@@ -57,3 +57,11 @@ def test_text_is_utf8_and_may_begin_with_a_mark_and_hold_bytes_of_names() -> Non
     assert read_text("names", errors="surrogateescape") == "日本\n\udce9\n"
     with pytest.raises(BadInput, match=r"^cannot read names: it is not a text file in UTF-8$"):
         read_text("names")
+
+
+def test_lines_end_at_line_feeds_alone() -> None:
+    """`str.splitlines` splits at each of these, too."""
+    names = [f"a{character}b" for character in "\v\f\x1c\x1d\x1e\x85\u2028\u2029\r"]
+    Path("names").write_bytes("\n".join([*names, "", "c\r\n"]).encode())
+    assert read_lines("names") == [*names, "", "c"]
+    assert [split_lines(text) for text in ("", "\n", "a", "a\n", "a\n\n")] == [[], [""], ["a"], ["a"], ["a", ""]]
