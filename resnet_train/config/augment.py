@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from resnet_train.config.section import Count, Fraction, Positive, Section
+from resnet_train.config.section import Count, Fraction, Pixels, Positive, Section
 
 
 class ScaleCropConfig(Section):
@@ -13,9 +13,9 @@ class ScaleCropConfig(Section):
 
     kind: Literal["scale"]
     """Random scale, then a random square."""
-    size: Count = 224
+    size: Pixels = 224
     """Height and width of the crop in pixels."""
-    short_side: tuple[Count, Count] = (256, 480)
+    short_side: tuple[Pixels, Pixels] = (256, 480)
     """Smallest and largest length of the shorter side in pixels."""
 
     def complaints(self) -> Iterator[str]:
@@ -28,7 +28,7 @@ class RandomResizedCropConfig(Section):
 
     kind: Literal["random-resized"]
     """Random rectangle, resized."""
-    size: Count = 224
+    size: Pixels = 224
     """Height and width of the crop in pixels."""
     scale: tuple[Positive, Positive] = (0.08, 1.0)
     """Smallest and largest area of the rectangle, as a fraction of the image."""
@@ -47,7 +47,7 @@ class PadCropConfig(Section):
 
     kind: Literal["pad"]
     """Random square of the padded image."""
-    padding: Count = 4
+    padding: Pixels = 4
     """Number of pixels added on every side."""
     mode: Literal["zero", "reflect"] = "zero"
     """What the padding shows: `zero` is black (He et al. 2015), `reflect` mirrors the border (Zagoruyko and Komodakis
@@ -89,7 +89,7 @@ class AugmentConfig(Section):
     number of samples, so it sees a part of the images; `repeated_augmentation` epochs see each image in one batch."""
     crop: CropConfig | None = None
     """The crop of the image that is trained on; without it the whole image."""
-    progressive_resizing: dict[Fraction, Count] | None = None
+    progressive_resizing: dict[Fraction, Pixels] | None = None
     """Smaller crops early in the training: fraction of the training to crop size in pixels, such as `{0: 128, 0.4: 160,
     0.8: 192}`. The last size is `crop.size`, which evaluation uses; the region of the image stays the same."""
     flip: bool = False

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from resnet_train.config.section import Count, CountOrZero, FilePath, Positive, Section
+from resnet_train.config.section import Count, CountOrZero, FilePath, Pixels, Positive, Section
 
 
 class BaseDataConfig(Section):
@@ -138,7 +138,7 @@ class SyntheticConfig(BaseDataConfig):
 
     kind: Literal["synthetic"]
     """Generated images."""
-    size: Count = 32
+    size: Pixels = 32
     """Height and width of an image in pixels."""
     channels: Literal[1, 3] = 3
     """Number of channels: 1 for grey images, 3 for colour."""

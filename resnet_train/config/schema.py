@@ -16,7 +16,17 @@ from resnet_train.config.data import DataConfig
 from resnet_train.config.expect import ExpectConfig
 from resnet_train.config.network import AnyNet
 from resnet_train.config.optim import Duration, OptimizerConfig, ScheduleConfig, StepScheduleConfig
-from resnet_train.config.section import Count, CountOrZero, FilePath, Fraction, Name, Positive, Protocol, Section
+from resnet_train.config.section import (
+    Count,
+    CountOrZero,
+    FilePath,
+    Fraction,
+    Name,
+    Pixels,
+    Positive,
+    Protocol,
+    Section,
+)
 
 
 class TrainConfig(Section):
@@ -75,9 +85,9 @@ class TrainConfig(Section):
 class ViewConfig(Section):
     """How evaluation sees an image of any size: its shorter side is resized, then the centre is cut out."""
 
-    resize: Count = 256
+    resize: Pixels = 256
     """Length of the shorter side in pixels."""
-    crop: Count = 224
+    crop: Pixels = 224
     """Height and width of the centre crop in pixels."""
 
     def complaints(self) -> Iterator[str]:
@@ -96,7 +106,7 @@ class EvalConfig(Section):
     protocol: Protocol = "one-crop"
     """What is averaged for an image file: `one-crop` the centre; `ten-crop` corners, centre and their mirror images;
     `multi-scale` whole images at `short_sides`, fully convolutional (He et al. 2015, section 3.4)."""
-    short_sides: Annotated[tuple[Count, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
+    short_sides: Annotated[tuple[Pixels, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
     """Only for `multi-scale`: lengths of the shorter side in pixels."""
     flip: bool = False
     """Also evaluate the mirror image of each view."""

@@ -8,8 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 LARGEST = 2**53
 """The largest number of anything: larger integers are not exact in JSON, nor as steps of a schedule."""
 
+LARGEST_IMAGE = 16_384
+"""The longest side of an image, in pixels, as a network sees it. Larger ones would not fit into memory."""
+
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
+Pixels = Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

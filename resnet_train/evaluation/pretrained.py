@@ -16,6 +16,7 @@ from resnet_train.config import zoo
 from resnet_train.config.default_run import default_run
 from resnet_train.config.load import dump, override_run, read_run
 from resnet_train.config.schema import Run, ViewConfig
+from resnet_train.config.section import Pixels
 from resnet_train.data import datasets, detect, normalize
 from resnet_train.data.batch import Batch
 from resnet_train.data.decoding import to_8_bits
@@ -26,7 +27,7 @@ from resnet_train.evaluation import protocols
 from resnet_train.evaluation import weights as weight_files
 from resnet_train.models.network import build_network, find_misfit, initialise
 from resnet_train.runs import run_folder
-from resnet_train.runs.checkpoint import MAX_IMAGE_SIZE, read_checkpoint
+from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runs.run_folder import check_checkpoint_exists
 
 logger = logging.getLogger(__name__)
@@ -270,7 +271,7 @@ class _ExportMetadata(BaseModel):
     std: Json[list[float]]
     run: Json[dict[str, Any] | None]
     step: Json[int | None]
-    image_size: Json[Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)] | None]
+    image_size: Json[Pixels | None]
     changed: Json[str | None]
 
 

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from resnet_train.config.load import read_run
 from resnet_train.config.schema import Run
+from resnet_train.config.section import Pixels
 from resnet_train.data.normalize import Normalization, check_normalization
 from resnet_train.errors import BadInput
 from resnet_train.models.network import find_misfit
 from resnet_train.runs.torch_file import read_torch_file
 
 FORMAT = 2
-MAX_IMAGE_SIZE = 16_384
-"""Of images that all have one size; for a file that says more, nothing is allocated."""
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
@@ -66,7 +65,7 @@ class _Payload(BaseModel):
     classes: Annotated[list[str], Field(min_length=1)]
     train_images: Annotated[int, Field(ge=0)]
     normalization: Annotated[list[Tensor], Field(min_length=2, max_length=2)]
-    image_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)] | None = None
+    image_size: Pixels | None = None
     changed: str | None = None
     step: Annotated[int, Field(ge=0, lt=2**63)]
     net: dict[str, Tensor]

@@ -114,6 +114,8 @@ def error_message(path: Path, *overrides: str) -> str:
         ("name=" + "[" * 40 + "]" * 40, "more than 32 mappings and lists within each other"),
         ("train.steps=" + "9" * 5000, "train.steps = Infinity: input should be a valid integer"),
         ("train.steps=" + "9" * 300, ": input should be less than or equal to 9007199254740992"),
+        ("data={kind: synthetic, size: 16385}", "size = 16385: input should be less than or equal to 16384"),
+        ("eval.view={resize: 2147483648}", "resize = 2147483648: input should be less than or equal to 16384"),
         (f"networks=[cifar-resnet-{'9' * 5000}]", "networks: unknown network 'cifar-resnet-99999"),
         (
             "networks=[{base: cifar-resnet-8, depths: [1, 1, 1000000000]}]",
