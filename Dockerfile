@@ -22,6 +22,7 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp USER=trainer
 
 COPY --chown=trainer pyproject.toml README.md LICENSE /tmp/source/
 COPY --chown=trainer resnet_train /tmp/source/resnet_train
+COPY --chown=trainer configs /tmp/source/configs
 RUN python3 -m venv /opt/venv && pip install --no-cache-dir /tmp/source && rm -rf /tmp/source
 COPY configs ./configs
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "summary": "print the stages of networks with parameters, multiply-adds and activations",
     "bench": "measure what limits the speed of a training on this machine, and what to change",
     "prepare": "pack a data set into shards, which load faster, or verify packed shards",
+    "configs": "list the experiments that are shipped, which `run` and `bench` find by name",
     "schema": "print the JSON Schema of experiment files, for editors",
     "completion": "print a completion script for a shell",
 }

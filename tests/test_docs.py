@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from resnet_train import __version__, cli
-from resnet_train.config import load, zoo
+from resnet_train.config import load, recipes, zoo
 from resnet_train.errors import BadInput
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +95,7 @@ def check(words: Words) -> None:
     """Parse a command with the program's own parser; check that the files, keys and networks in it exist."""
     args = cli.parse(words)
     if "config" in args and not is_placeholder(str(args.config)):
-        experiment = load.load(ROOT / args.config, args.overrides)
+        experiment = load.load(recipes.find(args.config, ROOT), args.overrides)
         only = [args.only] if isinstance(args.only, str) else args.only or []
         assert {name for name in only if not is_placeholder(name)} <= {net.name for net in experiment.networks}
     elif "overrides" in args and "config" not in args:

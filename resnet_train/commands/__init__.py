@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from resnet_train.config.schema import Experiment, Run
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The argument CONFIG."""
+    text = "the experiment: a YAML file, or the name of a shipped one (resnet-train configs)"
+    parser.add_argument("config", type=Path, metavar="CONFIG", help=text)
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The option `--json`."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

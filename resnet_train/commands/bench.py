@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_train.commands import add_json, positive_int, select_runs
+from resnet_train.commands import add_config, add_json, positive_int, select_runs
 
 if TYPE_CHECKING:
     from resnet_train.config.schema import Run
@@ -22,7 +22,7 @@ EXAMPLE = "resnet-train bench configs/imagenet-depth.yaml data.path=/data/imagen
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(words="overrides")
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the experiment")
+    add_config(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a key, such as data.workers=16")
     parser.add_argument("--only", metavar="NETWORK", help="the network to train (default: the first)")
     parser.add_argument(

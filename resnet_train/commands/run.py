@@ -4,10 +4,9 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_train.commands import add_json, positive_int, select_runs
+from resnet_train.commands import add_config, add_json, positive_int, select_runs
 
 if TYPE_CHECKING:
     from resnet_train.config.schema import Experiment, Run
@@ -17,7 +16,7 @@ EXAMPLE = "resnet-train run configs/cifar10-depth.yaml data.path=/data train.epo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(words="overrides")
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the experiment")
+    add_config(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a key, such as train.epochs=5")
     parser.add_argument(
         "--only", action="append", metavar="NETWORK", help="train only this network; may be repeated (default: all)"

@@ -1,6 +1,7 @@
 """From YAML to an `Experiment`, and from an experiment to its runs.
 
-Three layers are merged: the file that `base:` names, then the file itself, then `key=value` of the command line.
+Three layers are merged: the file or shipped experiment that `base:` names, then the file itself, then `key=value` of
+the command line.
 Everything invalid raises `BadInput` with a line for each complaint (see `validate.py`).
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from resnet_train.config import zoo
+from resnet_train.config import recipes, zoo
 from resnet_train.config.batch import stem_complaints
 from resnet_train.config.expect import recipe_differences
 from resnet_train.config.merge import merge
@@ -28,9 +29,9 @@ _REQUIRED = frozenset({"data", "train"})
 """Sections without a default."""
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment of a YAML file, changed by `key=value` overrides. Raises `BadInput`."""
-    files = _file_layers(path)
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a YAML file, or of the shipped one of this name, changed by `key=value`. Raises `BadInput`."""
+    files = _file_layers(recipes.find(path))
     experiment = _experiment(files, overrides)
     _check_mappings_change(files, overrides, experiment)
     return experiment
@@ -125,9 +126,10 @@ def _file_layers(path: Path, derived: tuple[str, ...] = ()) -> list[Layer]:
         return [layer]
     if not isinstance(base, str) or len(base) > 1000:
         raise BadInput(
-            f"{path}: base = {shorten(json.dumps(base))}: it is the name of a file, such as cifar10-depth.yaml"
+            f"{path}: base = {shorten(json.dumps(base))}: it is a file, or the name of a shipped experiment, such as "
+            "cifar10-depth"
         )
-    return [*_file_layers(path.parent / base, (*derived, real_path)), layer]
+    return [*_file_layers(recipes.find(base, path.parent), (*derived, real_path)), layer]
 
 
 def _experiment(files: Sequence[Layer], overrides: Sequence[str]) -> Experiment:

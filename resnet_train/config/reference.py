@@ -8,6 +8,7 @@ from resnet_train.config.schema import Experiment
 from resnet_train.config.yaml12 import Tree
 
 _BASE = {"type": "string", "description": "Name of the network of the zoo that this one starts from."}
+_BASE_FILE = "A file, beside this one, or the name of a shipped experiment, whose keys this file inherits."
 _TITLE = """# Configuration
 
 Every key of an experiment file. `resnet-train schema --markdown` generates this page from the schema;
@@ -43,7 +44,7 @@ def json_schema() -> Tree:
         definition["required"] = []  # `base` can provide any of them
     references = [{"$ref": f"#/$defs/{name}"} for name in networks]
     schema["properties"]["networks"]["items"] = {"anyOf": [{"type": "string"}, *references]}
-    schema["properties"]["base"] = {"type": "string", "description": "A file, beside this one, to start from."}
+    schema["properties"]["base"] = {"type": "string", "description": _BASE_FILE}
     schema["required"] = []  # the file of `base` can provide any of them
     return schema
 
@@ -52,7 +53,7 @@ def markdown() -> str:
     """docs/config.md: a table of keys for each section, durations, and the names of networks."""
     schema = Experiment.model_json_schema()
     definitions: Tree = schema["$defs"]
-    base = {"description": "A file, beside this one, whose keys this file inherits.", "type": "string", "default": None}
+    base = {"description": _BASE_FILE, "type": "string", "default": None}
     top = schema | {"properties": {"base": base, **schema["properties"]}}
     blocks = [_TITLE, "## Top level", _table("", [top], definitions)]
     blocks += [_DURATIONS, _table("", [definitions["Duration"]], definitions)]

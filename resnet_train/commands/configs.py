@@ -1,0 +1,26 @@
+"""`resnet-train configs`: the experiments that are shipped."""
+
+import argparse
+import json
+
+from resnet_train.commands import add_json
+
+EXAMPLE = "resnet-train configs --json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the name of each experiment and what it reproduces, then the folder of their files."""
+    from resnet_train.config import recipes
+
+    rows = [(name, recipes.description(name)) for name in recipes.names()]
+    if args.json:
+        records = [{"name": name, "description": text, "path": f"{recipes.FOLDER / name}.yaml"} for name, text in rows]
+        print(json.dumps(records, indent=2))
+        return
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:{width}}  {text}" for name, text in rows))
+    print(f"\nThe files, each with its cost and expected errors, are in {recipes.FOLDER}")
