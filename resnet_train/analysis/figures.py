@@ -10,6 +10,8 @@ import numpy as np
 
 from resnet_train.analysis.families import families
 from resnet_train.analysis.groups import Group, footnotes, protocols
+from resnet_train.analysis.published import published
+from resnet_train.config.expect import FigureConfig
 from resnet_train.runs.records import Record
 from resnet_train.runtime.tables import short
 
@@ -52,9 +54,12 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
             _curve(ax, group, "train", "error", linewidth=0.8, **style)
             _curve(ax, group, "eval", "clean_train_error_top1", linewidth=0.8, marker=".", markersize=4, **style)
             _curve(ax, group, "eval", "val_error_top1", linewidth=2.2, label=_label(group, groups), **style)
+            _mark_published(ax, group, "val_error_top1", group.step, style["color"])
+            _mark_published(ax, group, "clean_train_error", group.step, style["color"], markersize=6)
         ax.set(title=title, xlabel="iteration")
         ax.grid(alpha=0.3)
-        ax.legend(title="thin: training (dots: clean), bold: validation", fontsize=8, title_fontsize=8)
+        title = f"thin: training (dots: clean), bold: validation{', star: published' if _has_marks(groups) else ''}"
+        ax.legend(title=title, fontsize=8, title_fontsize=8)
     axes[0].set(ylabel="error (%)", ylim=(0, None))
     figure.supxlabel("\n".join(footnotes(groups)), fontsize=8)
     figure.savefig(path, dpi=140)
@@ -121,6 +126,20 @@ def _curve(ax: "Axes", group: Group, kind: str, key: str, over_hours: bool = Fal
         ax.fill_between(xs, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
+def _mark_published(ax: "Axes", group: Group, error: str, x: float | None, colour: Any, markersize: float = 10) -> None:
+    """A star at the published error, with its deviation or range, if it is of the group's protocol."""
+    for one in published([group]):
+        if one.error == error and not one.reasons and x is not None:
+            figure = one.figure if isinstance(one.figure, FigureConfig) else FigureConfig(mean=one.figure, n=1)
+            value, spread = figure.centre
+            style: dict[str, Any] = {"marker": "*", "markersize": markersize, "markeredgecolor": "black", "zorder": 4}
+            ax.errorbar([x], [value], [spread], color=colour, linestyle="none", capsize=2, **style)
+
+
+def _has_marks(groups: Sequence[Group]) -> bool:
+    return any(one.error in ("val_error_top1", "clean_train_error") and not one.reasons for one in published(groups))
+
+
 def _label(group: Group, groups: Sequence[Group]) -> str:
     """Its name, with the number of its protocol where there are several."""
     texts = protocols(groups)
@@ -138,14 +157,16 @@ def draw_costs(groups: Sequence[Group], path: Path) -> None:
 
     figure = Figure(figsize=(15, 8.6), layout="constrained")
     *panels, curves, key = figure.subplots(2, 3).flat
+    styles = _family_styles(groups)
     for ax, (cost, xlabel) in zip(panels, _COSTS.items(), strict=True):
         if cost == "depth":
             _draw_points(ax, groups, cost, "clean_train_error", fillstyle="none", linestyle=":")
         _draw_points(ax, groups, cost, "val_error_top1")
+        for group in groups:
+            _mark_published(ax, group, "val_error_top1", group.row()[cost], styles[group.label][0])
         _scale(ax, [x for group in groups if (x := group.row()[cost])], tick_each=cost == "depth")
         ax.set(xlabel=xlabel, ylabel="top-1 error (%)" if cost == "depth" else _VALIDATION)
         ax.margins(0.12, 0.12)
-    styles = _family_styles(groups)
     for group, style in zip(groups, _curve_styles(groups), strict=True):
         marker = {"marker": styles[group.label][1], "markersize": 4}
         _curve(curves, group, "eval", "val_error_top1", over_hours=True, label=_label(group, groups), **style, **marker)
@@ -236,6 +257,8 @@ def _draw_key(ax: "Axes", groups: Sequence[Group], curves: "Axes") -> None:
         Line2D([], [], color="0.3", marker="o", label="validation"),
         Line2D([], [], color="0.3", marker="o", fillstyle="none", linestyle=":", label="training (clean), by depth"),
     ]
+    if _has_marks(groups):
+        handles.append(Line2D([], [], color="0.3", marker="*", linestyle="none", markersize=10, label="published"))
     ax.axis("off")
     notes = "\n".join(footnotes(groups))
     ax.text(0.01, 0.0, notes, transform=ax.transAxes, fontsize=8, wrap=True)

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from resnet_train.config.expect import ExpectConfig
 from resnet_train.config.network import AnyNet
 from resnet_train.errors import BadInput
 from resnet_train.runs.records import Record
@@ -76,6 +77,17 @@ class Group:
     def protocol(self) -> str:
         """How its validation error and its clean training error were measured."""
         return str(self.runs[0].records[0].get("protocol"))
+
+    @property
+    def expect(self) -> tuple[ExpectConfig, ...]:
+        """What sources report of the network. What one of the runs changed in their recipe is changed."""
+        merged: dict[str, ExpectConfig] = {}
+        for run in self.runs:
+            for entry in run.run.expect:
+                key = entry.model_dump_json(exclude={"differs"})
+                texts = (entry.differs or {}).get(self.network.name, ())
+                merged[key] = merged.get(key, entry).with_differences(self.network.name, texts)
+        return tuple(merged.values())
 
     def steps(self, error: str) -> set[int]:
         """The steps at which every run has measured an error, one of `ERRORS` but the best."""
@@ -172,6 +184,7 @@ _IMAGES: dict[str, Callable[[RunRecord], int]] = {
     "train_error": lambda run: min(_samples_of_last_train_record(run), run.records[0]["train_images"]),
     "clean_train_error": lambda run: min(run.run.eval.clean_train_images, run.records[0]["train_images"]),
     "val_error_top1": lambda run: run.records[0]["val_images"],
+    "val_error_top5": lambda run: run.records[0]["val_images"],
 }
 
 

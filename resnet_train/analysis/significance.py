@@ -53,12 +53,24 @@ def _moments(by_seed: Mapping[int, float]) -> tuple[float, float, int]:
 
 
 def _exceeds_sampling_error(error: float, images: int, other_error: float, other_images: int) -> bool:
-    """Whether two errors, in percent, are more than two standard errors of their difference apart.
+    """Whether two errors, in percent, are more than two standard errors of their difference apart."""
+    p, q = _smoothed(error, images), _smoothed(other_error, other_images)
+    return abs(p - q) > 2 * sampling_error(error, images, other_error, other_images)
 
-    One wrong and one right image are added to each (Agresti and Caffo 2000): without them, no wrong image would mean no
-    uncertainty, and 0 against 4 wrong images would differ. Networks tend to get the same images wrong, so where both
-    were measured on the same images the true standard error is rather smaller.
+
+def sampling_error(error: float, images: int, other_error: float, other_images: int) -> float:
+    """The standard error of a difference of two errors, in percent, that were measured on so many images each.
+
+    As a fraction, not in percent. Networks tend to get the same images wrong, so where both were measured on the same
+    images the true standard error is rather smaller.
     """
-    p, q = ((e / 100 * n + 1) / (n + 2) for e, n in ((error, images), (other_error, other_images)))
-    standard_error = math.sqrt(p * (1 - p) / (images + 2) + q * (1 - q) / (other_images + 2))
-    return abs(p - q) > 2 * standard_error
+    p, q = _smoothed(error, images), _smoothed(other_error, other_images)
+    return math.sqrt(p * (1 - p) / (images + 2) + q * (1 - q) / (other_images + 2))
+
+
+def _smoothed(error: float, images: int) -> float:
+    """An error in percent as a fraction, with one more wrong and one more right image (Agresti and Caffo 2000).
+
+    Without them, no wrong image would mean no uncertainty, and 0 against 4 wrong images would differ.
+    """
+    return (error / 100 * images + 1) / (images + 2)

@@ -1,12 +1,14 @@
-"""The table of a comparison for a terminal, and its files: two figures, `compare.md` and `compare.csv`. No torch."""
+"""The table of a comparison for a terminal, and its files: two figures, `compare.md`, `.csv` and `.json`. No torch."""
 
 import csv
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from resnet_train.analysis import figures
 from resnet_train.analysis.findings import findings, warnings
 from resnet_train.analysis.groups import Group, error_columns, footnotes, protocols, rows
+from resnet_train.analysis.published import add_published, published, published_rows, reasons
 from resnet_train.errors import BadInput
 from resnet_train.runs.records import Record
 from resnet_train.runtime.tables import columns, percent, short
@@ -40,23 +42,24 @@ def _costs(row: Record) -> list[str]:
 
 
 def write_comparison(groups: Sequence[Group], out: Path) -> list[Path]:
-    """Write both figures, `compare.md` and `compare.csv` into a folder; their paths.
+    """Write both figures, `compare.md`, `compare.csv` and `compare.json` into a folder; their paths.
 
     Raises `BadInput` where the folder cannot be written.
     """
-    curves, costs, markdown, table = paths = [
-        out / name for name in ("compare.png", "compare-cost.png", "compare.md", "compare.csv")
+    curves, costs, markdown, table, as_json = paths = [
+        out / name for name in ("compare.png", "compare-cost.png", "compare.md", "compare.csv", "compare.json")
     ]
+    records = add_published(rows(groups), groups)
     try:
         out.mkdir(parents=True, exist_ok=True)
         figures.draw_curves(groups, curves)
         figures.draw_costs(groups, costs)
         markdown.write_text(_markdown(groups), "utf-8", "surrogateescape")
         with table.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            records = rows(groups)
             writer = csv.DictWriter(file, records[0].keys())
             writer.writeheader()
             writer.writerows(records)
+        as_json.write_text(json.dumps(records, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None
     return paths
@@ -74,5 +77,12 @@ def _markdown(groups: Sequence[Group]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Errors in percent, mean ± standard deviation over seeds.", ""]
     lines += [f"Validation protocol: {'; '.join(footnotes(groups) or protocols(groups))}.", ""]
-    lines += [f"- {line}" for line in [*findings(groups), *warnings(groups)]]
+    found = published(groups)
+    if found:
+        head, *body = published_rows(found)
+        lines += ["## Published and measured", "", f"| {' | '.join(head)} |"]
+        lines += ["| --- | --- | ---: | ---: | ---: | --- | --- |"]
+        lines += [f"| {' | '.join(row)} |" for row in body]
+        lines += ["", "In brackets the number of seeds, or of the source's trainings where there are several.", ""]
+    lines += [f"- {line}" for line in [*reasons(found), *findings(groups), *warnings(groups)]]
     return "\n".join(lines).rstrip() + "\n"

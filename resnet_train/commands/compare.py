@@ -11,7 +11,10 @@ EXAMPLE = """resnet-train compare runs/quickstart
 Two errors are called different if chance alone would make such a difference in less than 1 of 20 cases: over several
 seeds by a t-test, paired where both networks have the same seeds, else Welch's. With a single seed each, the difference
 must exceed two standard errors of the images that the errors were measured on; this does not account for seed-to-seed
-variation."""
+variation.
+
+What the recipe's sources report (`expect`) stands beside what was measured. They agree if they do not differ by more
+than chance, although a difference of a tenth of the published error, at least half a point, would have been seen."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="folder for compare.png, compare-cost.png, compare.md and compare.csv (default: the first FOLDER)",
+        help="folder for compare.png, compare-cost.png, compare.md, .csv and .json (default: the first FOLDER)",
     )
     add_json(parser)
 
@@ -30,13 +33,16 @@ def main(args: argparse.Namespace) -> None:
     """Write the figures and tables, and print a table, warnings and findings."""
     from resnet_train.analysis import findings, tables
     from resnet_train.analysis.groups import group_runs, rows
+    from resnet_train.analysis.published import add_published, published, published_table
     from resnet_train.runs import run_folder
 
     folders = [Path(folder) for folder in args.folders]
     groups = group_runs(run_folder.find(folders))
     paths = tables.write_comparison(groups, args.out or folders[0])
     if args.json:
-        print(json.dumps(rows(groups), indent=2))
+        print(json.dumps(add_published(rows(groups), groups), indent=2))
         return
     print(f"wrote {', '.join(map(str, paths))}", "", tables.text_table(groups), "", sep="\n")
+    if found := published(groups):
+        print(published_table(found), "", sep="\n")
     print("\n".join([*findings.warnings(groups), *findings.findings(groups)]))

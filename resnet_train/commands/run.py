@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> None:
 def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: int, as_json: bool) -> None:
     from resnet_train.analysis import findings, tables
     from resnet_train.analysis.groups import group_runs
+    from resnet_train.analysis.published import published, published_table
     from resnet_train.training import grid
 
     records = grid.train_all(runs, experiment.output, experiment.train, fresh, jobs)
@@ -57,7 +58,10 @@ def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: i
     if as_json:
         print(json.dumps([group.row() for group in groups], indent=2))
     else:
-        print("\n".join([tables.text_table(groups), *findings.warnings(groups), *findings.findings(groups)]))
+        print(tables.text_table(groups))
+        if found := published(groups):
+            print(f"\n{published_table(found)}\n")
+        print("\n".join([*findings.warnings(groups), *findings.findings(groups)]))
 
 
 def _print_plan(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, as_json: bool) -> None:
@@ -79,3 +83,22 @@ def _print_plan(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, as
         steps = "–" if e.steps is None else f"{e.steps:,}"
         rows.append((e.network, f"{e.depth:,}", f"{e.params:,}", f"{e.macs:,}", steps, f"{e.memory / 1e9:.2f} GB"))
     print(to_yaml(dump(experiment)), columns(rows), sep="\n")
+    if expected := _expected(runs):
+        print("", columns(expected), sep="\n")
+
+
+def _expected(runs: Sequence["Run"]) -> list[tuple[str, ...]]:
+    """What sources report of the networks, as rows of a table, the first of headings; none if they report nothing."""
+    from resnet_train.analysis.groups import ERRORS
+    from resnet_train.config.expect import EXPECTED_ERRORS, text
+
+    lines: dict[tuple[str, ...], None] = {}
+    for run in runs:
+        name = run.network.name
+        for entry in run.expect:
+            about = "; ".join((entry.differs or {}).get(name, ()))
+            source = f"{entry.source}{f', another protocol: {about}' if about else ''}"
+            for error in EXPECTED_ERRORS:
+                if (figure := entry.figures(error).get(name)) is not None:
+                    lines[name, ERRORS[error][1], f"{text(figure)} %", entry.protocol, source] = None
+    return [("expected", "error", "figure", "protocol", "source"), *lines] if lines else []

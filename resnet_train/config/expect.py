@@ -1,6 +1,6 @@
 """What a source reports of a recipe, and what has changed in the recipe since that was stated."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
@@ -46,6 +46,13 @@ class FigureConfig(Section):
             yield f"low {self.low:g} is not below high {self.high:g}"
         elif self.std is not None and self.n == 1:
             yield "std of n = 1: one training has no deviation"
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """The middle of the figure, and how far it reaches to each side: its deviation, or half its range."""
+        if self.low is not None and self.high is not None:
+            return (self.low + self.high) / 2, (self.high - self.low) / 2
+        return (self.mean if self.median is None else self.median) or 0.0, self.std or 0.0
 
     def __str__(self) -> str:
         if self.low is not None:
@@ -101,6 +108,13 @@ class ExpectConfig(Section):
     def networks(self) -> list[str]:
         """The networks with a figure, each once."""
         return list(dict.fromkeys(name for error in EXPECTED_ERRORS for name in self.figures(error)))
+
+    def with_differences(self, network: str, texts: Iterable[str]) -> "ExpectConfig":
+        """The same with more that differs, of one network."""
+        merged = dict.fromkeys([*(self.differs or {}).get(network, ()), *texts])
+        if not merged:
+            return self
+        return self.model_copy(update={"differs": {**(self.differs or {}), network: tuple(merged)}})
 
     def of(self, network: str) -> Tree | None:
         """The part about one network as plain data; None if there is no figure of it."""

@@ -178,12 +178,11 @@ def _with_differences(experiment: Experiment, layers: Sequence[Layer]) -> Experi
                 listed[name] = listed.get(name) or zoo.network_config(name)
             except BadInput as error:
                 complaints.append(f"{layers[last].name}: expect.{i}: {error}; this file lists {', '.join(listed)}")
-        differs = dict(entry.differs or {})
         for network in experiment.networks:
             if not complaints and network.name in entry.networks:
                 texts = _differences(experiment, network, tree, listed[network.name], layers[last].name)
-                differs[network.name] = tuple(dict.fromkeys([*differs.get(network.name, ()), *texts]))
-        expect.append(entry.model_copy(update={"differs": {k: v for k, v in differs.items() if v} or None}))
+                entry = entry.with_differences(network.name, texts)
+        expect.append(entry)
     if complaints:
         raise InvalidConfig(*complaints)
     return experiment.model_copy(update={"expect": tuple(expect)})

@@ -31,6 +31,7 @@ def test_figures_are_means_and_deviations_over_seeds(recorded: Callable[..., Pat
     assert sorted(path.name for path in Path("out").iterdir()) == [
         "compare-cost.png",
         "compare.csv",
+        "compare.json",
         "compare.md",
         "compare.png",
     ]

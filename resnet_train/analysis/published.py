@@ -1,0 +1,178 @@
+"""What sources report beside what was measured, and whether the two agree. No torch."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from resnet_train.analysis.groups import ERRORS, Group
+from resnet_train.analysis.significance import LEVEL, sampling_error
+from resnet_train.config.expect import EXPECTED_ERRORS, ExpectConfig, Figure, FigureConfig, text
+from resnet_train.runs.records import Record
+from resnet_train.runtime.tables import columns, percent
+
+_RELATIVE_MARGIN, _LEAST_MARGIN = 0.1, 0.5
+"""Figures agree only if a difference of a tenth of the published one, at least half a point, would be significant."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published error of one network beside the measured one."""
+
+    group: Group
+    error: str
+    """One of `EXPECTED_ERRORS`."""
+    entry: ExpectConfig
+    figure: Figure
+    measured: float | None
+    """Mean over seeds; where the source reports a median, the median. None before the first measurement."""
+    std: float | None
+    seeds: int
+    difference: float | None
+    """Measured minus published, in points of a percent; of a range, from its nearer end."""
+    verdict: str
+    """`agrees`, `better`, `worse`, `too few seeds to tell` or `another protocol`."""
+    reasons: tuple[str, ...]
+    """Why it is another protocol."""
+
+    @property
+    def measured_text(self) -> str:
+        if self.measured is not None and isinstance(self.figure, FigureConfig) and self.figure.median is not None:
+            return f"{self.measured:.2f} (median of {self.seeds})"
+        return percent(self.measured, self.std) + (f" ({self.seeds})" if self.seeds > 1 else "")
+
+
+def published(groups: Sequence[Group]) -> list[Published]:
+    """For each network and error, the published figure: the first that is of its protocol, else the first."""
+    found = []
+    for group in groups:
+        for error in EXPECTED_ERRORS:
+            entries = [entry for entry in group.expect if group.network.name in entry.figures(error)]
+            if entries:
+                found.append(_published(group, error, min(entries, key=lambda e: bool(_reasons(group, error, e)))))
+    return found
+
+
+def _published(group: Group, error: str, entry: ExpectConfig) -> Published:
+    figure, reasons = entry.figures(error)[group.network.name], _reasons(group, error, entry)
+    then = group.at(group.step)
+    values = list(then.by_seed(error).values())
+    measured = difference = half_width = None
+    if values:
+        measured, difference = _difference(values, figure)
+        half_width = _half_width(values, figure, then.images(error))
+    verdict = "another protocol" if reasons else _verdict(difference, half_width, figure)
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Published(group, error, entry, figure, measured, std, len(values), difference, verdict, reasons)
+
+
+def _reasons(group: Group, error: str, entry: ExpectConfig) -> tuple[str, ...]:
+    """Why a figure is not of the recipe or the protocol of a group."""
+    run, start = group.runs[0].run, group.runs[0].records[0]
+    reasons = list((entry.differs or {}).get(group.network.name, ()))
+    if error != "train_error" and run.eval.protocol != entry.protocol:
+        reasons.append(f"eval.protocol = {run.eval.protocol}, not {entry.protocol}")
+    if start["val_images"] != entry.val_images:
+        reasons.append(f"{start['val_images']:,} validation images, not {entry.val_images:,}")
+    if not group.is_finished:
+        reasons.append(f"step {group.step or 0:,} of {start['steps']:,}")
+    return tuple(reasons)
+
+
+def _difference(values: Sequence[float], figure: Figure) -> tuple[float, float]:
+    """What was measured, in the form of the figure, and its difference to the figure."""
+    mean = statistics.mean(values)
+    if not isinstance(figure, FigureConfig):
+        return mean, mean - figure
+    if figure.low is not None and figure.high is not None:
+        return mean, mean - min(max(mean, figure.low), figure.high)
+    if figure.median is not None:
+        return statistics.median(values), statistics.median(values) - figure.median
+    assert figure.mean is not None
+    return mean, mean - figure.mean
+
+
+def _half_width(values: Sequence[float], figure: Figure, images: int) -> float | None:
+    """Half the width of the 95 % confidence interval of the difference; None where one side or the other has no spread.
+
+    Both deviations known: Welch's. One of them known: Student's, with that deviation for both sides. The variance of a
+    median is pi / 2 times that of a mean (of normal values, for many of them). The ends of a range are exact. A single
+    seed must also differ by two standard errors of the images.
+    """
+    from scipy import stats
+
+    n, theirs = len(values), figure if isinstance(figure, FigureConfig) else FigureConfig(mean=figure, n=1)
+    variance = statistics.variance(values) if n > 1 else None
+    m, their_variance = theirs.n or math.inf, None if theirs.std is None else theirs.std**2
+    if variance is not None and their_variance is not None:
+        ours, others = variance / n, their_variance / m
+        total = ours + others
+        freedom = total**2 / (ours**2 / (n - 1) + others**2 / (m - 1)) if total else 1.0
+    elif variance is not None:
+        total, freedom = variance * (1 / n + 1 / m) * (1 if theirs.median is None else math.pi / 2), n - 1
+    elif their_variance is not None:
+        total, freedom = their_variance * (1 + 1 / m), m - 1
+    else:
+        return None
+    half_width = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * math.sqrt(total)
+    return half_width if n > 1 else max(half_width, 200 * sampling_error(values[0], images, values[0], images))
+
+
+def _verdict(difference: float | None, half_width: float | None, figure: Figure) -> str:
+    if difference is None or half_width is None:
+        return "too few seeds to tell"
+    if abs(difference) > half_width + 1e-9:
+        return "better" if difference < 0 else "worse"
+    return "agrees" if half_width <= _margin(figure) else "too few seeds to tell"
+
+
+def _margin(figure: Figure) -> float:
+    """The difference that an agreement excludes; within a range there is none."""
+    value, spread = figure.centre if isinstance(figure, FigureConfig) else (figure, 0.0)
+    within = spread if isinstance(figure, FigureConfig) and figure.low is not None else 0.0
+    return max(_LEAST_MARGIN, _RELATIVE_MARGIN * value, within)
+
+
+def published_rows(found: Sequence[Published], short: bool = False) -> list[tuple[str, ...]]:
+    """Rows of a table of published and measured errors, the first of headings. Empty where nothing is published."""
+    if not found:
+        return []
+    table: list[tuple[str, ...]] = [("network", "error", "measured", "published", "difference", "verdict", "source")]
+    for one in found:
+        difference = "–" if one.difference is None else f"{one.difference:+.2f}"
+        error = ERRORS[one.error][short]
+        row = (one.group.label, error, one.measured_text, text(one.figure), difference, one.verdict, one.entry.source)
+        table.append(row)
+    return table
+
+
+def published_table(found: Sequence[Published]) -> str:
+    """The table for a terminal, and why figures are of another protocol. Empty where nothing is published."""
+    return "\n".join([columns(published_rows(found, short=True)), *reasons(found)]) if found else ""
+
+
+def reasons(found: Sequence[Published]) -> list[str]:
+    """A sentence for each reason for which figures are of another protocol, with the networks."""
+    networks: dict[str, dict[str, None]] = {}
+    for one in found:
+        for reason in one.reasons:
+            networks.setdefault(reason, {})[one.group.label] = None
+    return [f"another protocol: {reason} ({', '.join(labels)})" for reason, labels in networks.items()]
+
+
+def add_published(records: Sequence[Record], groups: Sequence[Group]) -> list[Record]:
+    """Rows of groups with columns for what is published of any of them: `published_ERROR` as text, `difference_ERROR`,
+    `verdict_ERROR` and `source_ERROR`."""
+    found = published(groups)
+    errors = [error for error in EXPECTED_ERRORS if any(one.error == error for one in found)]
+    table = []
+    for record, group in zip(records, groups, strict=True):
+        row = dict(record)
+        for error in errors:
+            one = next((one for one in found if one.group is group and one.error == error), None)
+            row[f"published_{error}"] = one and text(one.figure)
+            row[f"difference_{error}"] = one and one.difference
+            row[f"verdict_{error}"] = one and one.verdict
+            row[f"source_{error}"] = one and one.entry.source
+        table.append(row)
+    return table
