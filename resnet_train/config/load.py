@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from resnet_train.config import recipes, zoo
 from resnet_train.config.batch import stem_complaints
 from resnet_train.config.expect import recipe_differences
-from resnet_train.config.merge import merge
+from resnet_train.config.merge import drop_outdated_exceptions, merge
 from resnet_train.config.network import ANY_NET, AnyNet, NetConfig, VGGConfig, canonical_fields
 from resnet_train.config.schema import Experiment, Recipe, Run
 from resnet_train.config.validate import COMMAND_LINE, Layer, validate
@@ -145,6 +145,7 @@ def _experiment(files: Sequence[Layer], overrides: Sequence[str]) -> Experiment:
     if isinstance(tree.get("networks"), list):
         try:
             names = _resolve_networks(tree, layers)
+            drop_outdated_exceptions(tree, layers)
         except InvalidConfig as invalid:
             complaints += invalid.args
             # To see what else is wrong.

@@ -1,9 +1,11 @@
 """Layers of a configuration, merged mapping by mapping."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from resnet_train.config.optim import Duration
+from resnet_train.config.validate import Layer
 from resnet_train.config.yaml12 import Tree
 
 _DURATION_UNITS = frozenset(Duration.model_fields)
@@ -41,3 +43,27 @@ def merge(base: Tree, changes: Tree, keep_null: bool = False) -> Tree:
 def _is_merged(value: object) -> bool:
     is_section = isinstance(value, dict) and all(isinstance(name, str) for name in value)
     return is_section and not isinstance(value, _Replacement)
+
+
+def drop_outdated_exceptions(tree: Tree, layers: Sequence[Layer]) -> None:
+    """Remove from `per_network` what an earlier layer says of a network that a later one no longer lists.
+
+    So `networks=[cifar-resnet-1202]` keeps those of a file's exceptions that apply. `tree` is what the layers were
+    merged to, with its networks resolved.
+    """
+    exceptions = tree.get("per_network")
+    setting = [i for i, layer in enumerate(layers) if isinstance(layer.tree.get("networks"), list)]
+    if not isinstance(exceptions, dict) or len(setting) < 2:
+        return
+    listed = {name for i in setting[:-1] for entry in layers[i].tree["networks"] for name in _names(entry)}
+    present = {name for network in tree["networks"] for name in _names(network)}
+    later = [layer.tree.get("per_network") for layer in layers[setting[-1] :]]
+    said = {name for mapping in later if isinstance(mapping, dict) for name in mapping}
+    for name in (listed - present - said) & exceptions.keys():
+        del exceptions[name]
+
+
+def _names(entry: object) -> tuple[str, ...]:
+    """The name of an entry of `networks` and that of its plain twin; none if the entry is invalid."""
+    name = (entry.get("name") or entry.get("base")) if isinstance(entry, dict) else entry
+    return (name, f"{name}-plain") if isinstance(name, str) else ()

@@ -275,7 +275,7 @@ class Experiment(Recipe):
     """The seeds that each network is trained with."""
     per_network: dict[str, dict[str, Any]] = Field(default={})
     """Changes to the recipe for one network and its twin, by its name, such as `cifar-resnet-110: {schedule: {warmup:
-    {steps: 400}}}`."""
+    {steps: 400}}}`. Those for networks that a later file or the command line no longer lists are dropped."""
     expect: tuple[ExpectConfig, ...] = ()
     """What sources report of this recipe; an entry for each source and protocol."""
     output: FilePath = "runs"
