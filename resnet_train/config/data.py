@@ -101,11 +101,12 @@ class ShardsConfig(ImageFilesConfig):
 class TorchvisionConfig(BaseDataConfig):
     """One of torchvision's small data sets, kept in memory."""
 
-    kind: Literal["cifar10", "cifar100", "fashion-mnist", "mnist"]
-    """One of torchvision's data sets."""
+    kind: Literal["cifar10", "cifar100", "fashion-mnist", "mnist", "svhn", "svhn-extra"]
+    """One of torchvision's data sets. `svhn` has the 73,257 training images of SVHN, `svhn-extra` the 531,131 extra
+    ones too, as papers use it."""
     path: FilePath
     """The folder of torchvision's files, or one above it: for CIFAR-10 `cifar-10-batches-py`, or where the packed
-    `cifar-10-python.tar.gz` is."""
+    `cifar-10-python.tar.gz` is; for SVHN that of `train_32x32.mat`."""
     download: bool = False
     """Download the files to `path` if they are not there."""
 

@@ -167,7 +167,7 @@ def open_torchvision(cfg: TorchvisionConfig, train: bool) -> InMemoryDataset:
                 f"({error})"
             ) from None
         try:
-            torchvision_files.reader_of(cfg.kind)(cfg.path, train=train, download=True)
+            torchvision_files.download(cfg.kind, cfg.path, train)
         except (RuntimeError, OSError, ValueError, EOFError) as failure:
             raise BadInput(f"data.path: cannot fetch {cfg.kind} into {path}: {failure}") from None
         data = torchvision_files.read(cfg.kind, path, train)

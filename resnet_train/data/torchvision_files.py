@@ -7,6 +7,7 @@ import pickle
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ _LAYOUTS = {
     "cifar100": _Layout("cifar-100-python", "cifar-100-python.tar.gz", ("train", "test", "meta")),
     "mnist": _Layout("MNIST", None, ("train-images-idx3-ubyte",)),
     "fashion-mnist": _Layout("FashionMNIST", None, ("train-images-idx3-ubyte",)),
+    "svhn": _Layout("SVHN", None, ("train_32x32.mat",)),
+    "svhn-extra": _Layout("SVHN", None, ("train_32x32.mat", "extra_32x32.mat")),
 }
 
 
@@ -59,10 +62,21 @@ def read(kind: str, path: Path, train: bool) -> SmallDataset:
     place = _locate(kind, path, sure=False)
     if place is None:
         raise BadInput(f"there is no {_LAYOUTS[kind].folder}")
+    if kind.startswith("svhn"):
+        return _read_svhn(place, _svhn_splits(kind, train))
     return _read_cifar(kind, place, train) if kind.startswith("cifar") else _read_mnist(kind, place, train)
 
 
-def reader_of(kind: str) -> Any:
+def download(kind: str, path: str, train: bool) -> None:
+    """Let torchvision download the training or the test images into `path`. Raises what it raises."""
+    if kind.startswith("svhn"):
+        for split in _svhn_splits(kind, train):
+            _reader_of(kind)(path, split=split, download=True)
+    else:
+        _reader_of(kind)(path, train=train, download=True)
+
+
+def _reader_of(kind: str) -> Any:
     """torchvision's class, which downloads the files and knows their names and checksums."""
     from torchvision import datasets
 
@@ -71,6 +85,8 @@ def reader_of(kind: str) -> Any:
         "cifar100": datasets.CIFAR100,
         "fashion-mnist": datasets.FashionMNIST,
         "mnist": datasets.MNIST,
+        "svhn": datasets.SVHN,
+        "svhn-extra": datasets.SVHN,
     }[kind]
 
 
@@ -80,15 +96,16 @@ def _locate(kind: str, path: Path, sure: bool) -> Path | None:
     sure: MNIST and Fashion-MNIST, which have the same files, only in a folder of that name.
     """
     layout = _LAYOUTS[kind]
+    is_unique = sum(other.files == layout.files for other in _LAYOUTS.values()) == 1
     if path.name == layout.archive and path.is_file():
         return path
     for base in (path, *_folders_in(path)):
         for place in (base / layout.folder / "raw", base / layout.folder):
             if place.is_dir():
                 return place
-        names = (kind,) if sure and layout.archive is None else (kind, None)
+        folders = (layout.folder,) if sure and not is_unique else (layout.folder, None)
         for place in (base / "raw", base):
-            if _holds(place, layout.files) and _kind_by_name(place) in names:
+            if _holds(place, layout.files) and _folder_by_name(place) in folders:
                 return place
         if layout.archive is not None and (base / layout.archive).is_file():
             return base / layout.archive
@@ -99,10 +116,10 @@ def _holds(place: Path, files: Sequence[str]) -> bool:
     return all((place / name).is_file() or (place / f"{name}.gz").is_file() for name in files)
 
 
-def _kind_by_name(place: Path) -> str | None:
-    """The kind whose folder a path leads through, the last one if there are several."""
-    kinds = {layout.folder: kind for kind, layout in _LAYOUTS.items()}
-    return next((kinds[part] for part in reversed(place.resolve().parts) if part in kinds), None)
+def _folder_by_name(place: Path) -> str | None:
+    """torchvision's folder that a path leads through, the last one if there are several."""
+    folders = {layout.folder for layout in _LAYOUTS.values()}
+    return next((part for part in reversed(place.resolve().parts) if part in folders), None)
 
 
 def _folders_in(path: Path) -> Iterator[Path]:
@@ -117,7 +134,7 @@ def _folders_in(path: Path) -> Iterator[Path]:
 
 
 def _read_cifar(kind: str, place: Path, train: bool) -> SmallDataset:
-    reader = reader_of(kind)
+    reader = _reader_of(kind)
     checksums = dict(reader.train_list if train else reader.test_list)
     meta = reader.meta["filename"]
     files = _read_files(place, [*checksums, meta])
@@ -159,7 +176,7 @@ def _read_mnist(kind: str, place: Path, train: bool) -> SmallDataset:
     part = "train" if train else "t10k"
     images = _read_idx(place / f"{part}-images-idx3-ubyte", 3)
     labels = _read_idx(place / f"{part}-labels-idx1-ubyte", 1).astype(np.int64)
-    classes = reader_of(kind).classes
+    classes = _reader_of(kind).classes
     if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max(initial=0) >= len(classes):
         raise BadInput(f"images and labels of {place} do not fit together")
     return SmallDataset(images, labels, classes)
@@ -181,3 +198,29 @@ def _read_idx(path: Path, dimensions: int) -> ImageArray:
     if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) != header + int(np.prod(shape, dtype=object)):
         raise BadInput(f"{path} is damaged")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
+
+
+# --- SVHN -------------------------------------------------------------------------------------------------------------
+
+
+def _svhn_splits(kind: str, train: bool) -> tuple[str, ...]:
+    if not train:
+        return ("test",)
+    return ("train", "extra") if kind == "svhn-extra" else ("train",)
+
+
+def _read_svhn(place: Path, splits: Sequence[str]) -> SmallDataset:
+    from scipy.io import loadmat
+
+    mats = []
+    for split in splits:
+        _, name, checksum = _reader_of("svhn").split_list[split]
+        with open_regular(place / name) as file:
+            if hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest() != checksum:
+                raise BadInput(f"{name} is damaged")
+            file.seek(0)
+            mats.append(loadmat(file))  # its checksum makes it safe
+    images = np.empty((sum(mat["X"].shape[3] for mat in mats), 32, 32, 3), np.uint8)
+    np.concatenate([mat["X"].transpose(3, 0, 1, 2) for mat in mats], out=images)
+    labels = np.concatenate([mat["y"][:, 0] for mat in mats]).astype(np.int64)
+    return SmallDataset(images, labels % 10, [str(digit) for digit in range(10)])  # the file calls 0 10

@@ -106,7 +106,11 @@ def test_exceptions_stay_behind_with_the_networks_that_are_replaced(config: Call
     over.write_text(f"base: {under.name}\nnetworks: [cifar-resnet-8, cifar-resnet-20]\n")
     for experiment in (load.load(under, ["networks=[cifar-resnet-8, cifar-resnet-20]"]), load.load(over)):
         rates = {run.network.name: run.optimizer.lr for run in load.runs(experiment)}
-        assert [rates[name] for name in ("cifar-resnet-8", "cifar-resnet-8-plain", "cifar-resnet-20")] == [0.5, 0.5, 0.1]
+        assert [rates[name] for name in ("cifar-resnet-8", "cifar-resnet-8-plain", "cifar-resnet-20")] == [
+            0.5,
+            0.5,
+            0.1,
+        ]
         assert experiment.per_network.keys() == {"cifar-resnet-8", "cifar-resnet-8-plain"}
     for mistaken in (  # a name that nothing listed, and an exception that is not older than the networks
         ["networks=[cifar-resnet-20]", "per_network.gated.optimizer.lr=0.3"],
@@ -114,7 +118,9 @@ def test_exceptions_stay_behind_with_the_networks_that_are_replaced(config: Call
     ):
         with pytest.raises(BadInput, match="has no effect: the networks are"):
             load.load(under, mistaken)
-    under.write_text(under.read_text().replace("gated: {optimizer", "gatde: {optimizer").replace("  gated:", "  gatde:"))
+    under.write_text(
+        under.read_text().replace("gated: {optimizer", "gatde: {optimizer").replace("  gated:", "  gatde:")
+    )
     with pytest.raises(BadInput, match="per_network.gatde has no effect"):
         load.load(over)
 

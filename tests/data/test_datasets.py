@@ -74,7 +74,7 @@ def test_bad_folders_are_named(folders: Folders) -> None:
     assert "train holds images but no class folders" in refusal(cfg)
 
 
-@pytest.mark.parametrize("kind", ["cifar10", "cifar100", "mnist", "fashion-mnist"])
+@pytest.mark.parametrize("kind", ["cifar10", "cifar100", "mnist", "fashion-mnist", "svhn", "svhn-extra"])
 def test_a_missing_data_set_is_not_downloaded_unless_requested(kind: Any, tmp_path: Path) -> None:
     message = refusal(TorchvisionConfig(kind=kind, path=str(tmp_path)))
     assert f"no complete {kind} in {tmp_path}" in message

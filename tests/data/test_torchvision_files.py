@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 from torchvision import datasets as theirs
 
 from resnet_train.config.data import TorchvisionConfig
@@ -102,6 +103,57 @@ def test_mnist_unpacked_or_not_a_folder_up_or_down(kind: str) -> None:
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     assert_read(kind, "root", expected)
+
+
+def write_svhn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a few images as SVHN's, whose checksums torchvision's class then has."""
+    random, lists = np.random.default_rng(0), {}
+    folder.mkdir(parents=True)
+    for split, count in (("train", 12), ("test", 3), ("extra", 4)):
+        url, name, _ = theirs.SVHN.split_list[split]
+        labels = random.integers(1, 11, (count, 1), dtype=np.uint8)
+        labels[0] = 10  # the digit 0
+        savemat(folder / name, {"X": random.integers(0, 256, (32, 32, 3, count), dtype=np.uint8), "y": labels})
+        lists[split] = [url, name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+    monkeypatch.setattr(theirs.SVHN, "split_list", lists)
+
+
+@pytest.mark.parametrize("folder", ["root", "root/SVHN", "root/mine"])
+def test_svhn_is_torchvisions_with_or_without_the_extra_images(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_svhn(Path(folder), monkeypatch)
+    expected = {split: theirs.SVHN(folder, split=split) for split in ("train", "test", "extra")}
+    for kind, splits in (("svhn", ["train"]), ("svhn-extra", ["train", "extra"])):
+        for path in {"root", folder}:
+            opened = datasets.open_data(TorchvisionConfig(kind=kind, path=path))  # type: ignore[arg-type]
+            for ours, names in zip(opened, (splits, ["test"]), strict=True):
+                assert isinstance(ours, datasets.InMemoryDataset)
+                images = np.concatenate([expected[name].data for name in names]).transpose(0, 2, 3, 1)
+                assert np.array_equal(ours.images, images)
+                assert ours.images.flags.c_contiguous
+                assert np.array_equal(ours.labels, np.concatenate([expected[name].labels for name in names]))
+                assert ours.classes == tuple("0123456789")
+    assert detect.data_section("root") == {"kind": "svhn", "path": "root"}
+    assert len(open_source(Path(folder)).manifests["val"]) == 3
+    Path(folder, "extra_32x32.mat").unlink()
+    assert len(datasets.open_data(TorchvisionConfig(kind="svhn", path="root"))[0]) == 12
+    with pytest.raises(BadInput, match=r"no complete svhn-extra in root; .*data.download=true"):
+        datasets.open_data(TorchvisionConfig(kind="svhn-extra", path="root"))
+    Path(folder, "test_32x32.mat").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"no complete svhn in root; .*\(test_32x32.mat is damaged\)"):
+        datasets.open_data(TorchvisionConfig(kind="svhn", path="root"))
+
+
+def test_svhn_downloads_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_svhn(Path("theirs"), monkeypatch)
+    asked: list[str] = []
+
+    def fetch(self: theirs.SVHN) -> None:
+        asked.append(self.split)
+        shutil.copy(Path("theirs", self.filename), Path(self.root).mkdir(exist_ok=True) or self.root)
+
+    monkeypatch.setattr(theirs.SVHN, "download", fetch)
+    train, val = datasets.open_data(TorchvisionConfig(kind="svhn-extra", path="new", download=True))
+    assert (asked, len(train), len(val)) == (["train", "extra", "test"], 16, 3)
 
 
 def test_mnist_and_fashion_are_not_taken_for_each_other() -> None:
