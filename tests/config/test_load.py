@@ -121,7 +121,7 @@ def test_exceptions_stay_behind_with_the_networks_that_are_replaced(config: Call
     under.write_text(
         under.read_text().replace("gated: {optimizer", "gatde: {optimizer").replace("  gated:", "  gatde:")
     )
-    with pytest.raises(BadInput, match="per_network.gatde has no effect"):
+    with pytest.raises(BadInput, match=r"per_network\.gatde has no effect"):
         load.load(over)
 
 
