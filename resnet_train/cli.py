@@ -13,6 +13,7 @@ from resnet_train.runtime.version import __version__
 
 COMMANDS = {
     "run": "train every network of an experiment, or continue what is unfinished",
+    "status": "print how far each run is: its state, step, errors, speed and time left",
     "compare": "tabulate and draw the errors of run folders across depths",
     "eval": "print the error of checkpoints, and of their ensemble",
     "probe": "measure gradients or responses by depth, or the error without each unit, and draw them",

@@ -38,6 +38,7 @@ TORCH_FREE = (
     "analysis",
     "runs/records",
     "runs/run_folder",
+    "runs/status",
     "runtime/atomic",
     "runtime/processes",
     "runtime/progress",

@@ -3,8 +3,10 @@
 import json
 import os
 import platform
+import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,13 @@ from resnet_train.runtime.distributed import World
 from resnet_train.runtime.version import __version__
 
 
-def add_session(folder: Path, step: int, world: World) -> None:
-    """Add this session, which starts at `step`, to the `env.json` of a run folder. Raises `OSError`."""
-    all_sessions = [*sessions(folder), {"from_step": step, **describe_session(world)}]
+def add_session(folder: Path, step: int, world: World, queue: Sequence[str] = ()) -> None:
+    """Add this session, which starts at `step`, to the `env.json` of a run folder. Raises `OSError`.
+
+    queue: the runs that the same command trains after this one, such as cifar-resnet-20/seed-0.
+    """
+    process = {"host": socket.gethostname(), "pid": os.getpid(), "queue": list(queue)}
+    all_sessions = [*sessions(folder), {"from_step": step, **describe_session(world), **process}]
     atomic_write_text(folder / "env.json", json.dumps({"sessions": all_sessions}, indent=2) + "\n")
 
 

@@ -81,6 +81,9 @@ class _Session(_Shape):
     ranks: PositiveInt
     device: str
     torch: str
+    host: str | None = None
+    pid: int | None = None
+    queue: list[Annotated[str, Field(pattern=r"/seed-\d+$")]] = []
 
 
 class _Environment(_Shape):

@@ -150,24 +150,25 @@ def read_metrics(folder: Path) -> list[Record]:
 
 def find(roots: Iterable[Path]) -> list[RunRecord]:
     """Every run folder in or under `roots`, each once. Raises `BadInput` if a root has none."""
-    return [read(folder) for folder in _folders(roots)]
+    return [read(folder) for folder in folders(roots)]
 
 
-def _folders(roots: Iterable[Path]) -> list[Path]:
-    folders: dict[Path, Path] = {}
+def folders(roots: Iterable[Path]) -> list[Path]:
+    """Every run folder in or under `roots`, each once. Raises `BadInput` if a root has none."""
+    by_place: dict[Path, Path] = {}
     for root in roots:
         under_root = sorted(p.parent for p in root.rglob("metrics.jsonl") if not p.parent.name.endswith(".old"))
         if not under_root:
             raise BadInput(f"{root}: no run folder in or under it (a run folder holds config.yaml and metrics.jsonl)")
         for folder in under_root:
-            folders.setdefault(folder.resolve(), folder)
-    return list(folders.values())
+            by_place.setdefault(folder.resolve(), folder)
+    return list(by_place.values())
 
 
 def last_checkpoints(root: Path) -> list[Path]:
     """The last checkpoint of every run in or under `root`. Raises `BadInput` if there is none."""
     checkpoints = []
-    for folder in _folders([root]):
+    for folder in folders([root]):
         path = last_checkpoint(folder / "checkpoints")
         if path is None:
             logger.warning("%s is left out: it has no checkpoint yet", folder)

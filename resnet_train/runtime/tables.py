@@ -1,5 +1,7 @@
 """Tables and numbers for a terminal."""
 
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 
 
@@ -8,6 +10,19 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
     table = list(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table)
+
+
+def terminal_width() -> int | None:
+    """Characters in a line of the terminal; None where standard output is a file or a pipe, whose lines are not cut."""
+    return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
+
+
+def fit_terminal(text: str) -> str:
+    """The text with each line cut to the width of the terminal."""
+    width = terminal_width()
+    if width is None:
+        return text
+    return "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in text.splitlines())
 
 
 def percent(mean: float | None, deviation: float | None = None) -> str:

@@ -38,6 +38,8 @@ class RunJob(NamedTuple):
     fresh: bool
     remaining_work: float
     """The multiply-adds of the runs that follow, in units of this run's."""
+    queue: tuple[str, ...]
+    """The runs that follow, such as cifar-resnet-20/seed-0."""
 
     def __str__(self) -> str:
         return f"{self.run.network.name} seed {self.run.seed}"
@@ -67,8 +69,10 @@ def train_all(runs: Sequence[Run], output: str, settings: TrainConfig, fresh: bo
             world, lambda: finetune.check_init_from((run for run, _ in pending), output, fresh)
         )
         macs = [_macs(run) for run, _ in pending]
+        names = [f"{run.network.name}/seed-{run.seed}" for run, _ in pending]
         queue = [
-            RunJob(run, folder, fresh, sum(macs[i + 1 :]) / macs[i] / jobs) for i, (run, folder) in enumerate(pending)
+            RunJob(run, folder, fresh, sum(macs[i + 1 :]) / macs[i] / jobs, tuple(names[i + 1 :]))
+            for i, (run, folder) in enumerate(pending)
         ]
         if jobs > 1:
             _train_several(queue, jobs, request)
@@ -112,7 +116,7 @@ def check_ranks(runs: Sequence[Run], ranks: int) -> None:
 
 
 def _train(job: RunJob, world: World, request: StopRequest) -> None:
-    run, folder, fresh, remaining_work = job
+    run, folder, fresh, remaining_work, following = job
     hint = (
         f"train.batch_size {run.train.batch_size} is over {world.size} ranks x {run.train.grad_accum_steps} passes: "
         "raise train.grad_accum_steps, lower train.batch_size (or eval.batch_size, if it was evaluating; or "
@@ -122,7 +126,7 @@ def _train(job: RunJob, world: World, request: StopRequest) -> None:
         hint += ", or lower --jobs"
     try:
         with out_of_memory_hint(str(job), world.device, hint):
-            train(run, folder, world, request, fresh, remaining_work)
+            train(run, folder, world, request, fresh, remaining_work, following)
     except Diverged as diverged:
         if run.train.on_divergence == "stop":
             raise

@@ -141,11 +141,13 @@ def open_log(
     total_steps: int,
     records: Sequence[Record],
     remaining_work: float,
+    queue: Sequence[str],
     world: World,
 ) -> Log:
     """The log of a run that continues at `step`; `records` are those of its earlier sessions.
 
-    remaining_work: the multiply-adds of the experiment's later runs, in units of this run's.
+    remaining_work: the multiply-adds of the experiment's later runs, in units of this run's. queue: those
+    runs, such as cifar-resnet-20/seed-0.
     """
     clock = Clock(
         images_per_step=run.train.batch_size,
@@ -156,7 +158,7 @@ def open_log(
     if not world.is_main:
         return Log([], clock, folder)
     with named_write_errors(folder):
-        environment.add_session(folder, step, world)
+        environment.add_session(folder, step, world, queue)
         sinks: list[Sink] = [
             JsonLinesSink(folder / "metrics.jsonl", records),
             TensorBoardSink(folder, run, records),

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,11 +61,18 @@ class Training:
 
 
 def train(
-    run: Run, folder: Path, world: World, request: StopRequest, fresh: bool = False, remaining_work: float = 0.0
+    run: Run,
+    folder: Path,
+    world: World,
+    request: StopRequest,
+    fresh: bool = False,
+    remaining_work: float = 0.0,
+    queue: Sequence[str] = (),
 ) -> None:
     """Train one run, from its last good checkpoint if it has one, else (or if `fresh`) from the start. For every rank.
 
     remaining_work: the multiply-adds of the experiment's later runs, in units of this run's; for the time left.
+    queue: those runs, such as cifar-resnet-20/seed-0.
     Raises `BadInput`; `Interrupted` if a signal came, after saving the state; `Diverged` if the loss is not finite.
     """
     with ExitStack() as locks:
@@ -73,7 +80,9 @@ def train(
         state, schedule = training.state, training.schedule
         with (
             manual_garbage_collection(),
-            open_log(folder, run, state.step, schedule.total_steps, training.records, remaining_work, world) as log,
+            open_log(
+                folder, run, state.step, schedule.total_steps, training.records, remaining_work, queue, world
+            ) as log,
         ):
             if not training.records:
                 log.write("start", 0, start_record(training))
