@@ -137,8 +137,9 @@ def test_a_graph_takes_the_same_steps(precision: str, changes: dict[str, Any], t
 
 
 @pytest.mark.usefixtures("exact")
-def test_dropout_in_a_graph_is_a_function_of_the_step(tiny_run: Callable[..., Run]) -> None:
-    run = tiny_run(networks=[NETWORK | {"dropout": 0.3}], train={"device": "cuda", "cuda_graph": True})
+@pytest.mark.parametrize("key", ["dropout", "drop_path_rate"])
+def test_dropout_in_a_graph_is_a_function_of_the_step(key: str, tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(networks=[NETWORK | {key: 0.3}], train={"device": "cuda", "cuda_graph": True})
     eager, graph = pair(run)
     take((eager, graph), run, range(STEPS))
     assert_close(eager, graph, "fp32")

@@ -83,6 +83,15 @@ class NetConfig(Section):
     ResNet-50-2 it is 2."""
     dropout: Fraction = 0.0
     """Dropout rate before the last convolution of each unit (Zagoruyko and Komodakis 2016, section 2.4)."""
+    drop_path_rate: Fraction = 0.0
+    """Stochastic depth: the probability that F of the last unit is left out in training. It rises in a line from 0 in
+    the first unit, as in timm; in Huang et al. 2016 from `drop_path_rate` / units."""
+    drop_path_mode: Literal["row", "batch"] = "row"
+    """What stochastic depth leaves F out for: `row`, each image by itself, or `batch`, all images of a pass together
+    (Huang et al. 2016)."""
+    zero_init_residual: bool = False
+    """Start with F(x) = 0 in each unit: the weight of its last batch norm, or of its last convolution where no batch
+    norm follows, is 0 at first (Goyal et al. 2017, section 5.1)."""
 
     def complaints(self) -> Iterator[str]:
         if len(self.depths) != len(self.widths):
@@ -96,8 +105,15 @@ class NetConfig(Section):
             yield "kernels has no effect with unit bottleneck: remove it"
         if self.unit == "bottleneck" and self.stride_on is None:
             yield "stride_on is missing: 1x1 (He et al. 2015) or 3x3 (torchvision)"
-        if self.plain and self.addition is not None:
-            yield "addition has no effect on a plain network, which adds nothing: remove it"
+        for key in sorted(KEYS_OF_ADDITION):
+            if self.plain and getattr(self, key) != NetConfig.model_fields[key].default:
+                yield f"{key} has no effect on a plain network, which adds nothing: remove it"
+        if self.drop_path_mode != "row" and not self.drop_path_rate:
+            yield "drop_path_mode has no effect without drop_path_rate: remove it"
+        if self.drop_path_rate and sum(self.depths) == 1:
+            yield "drop_path_rate has no effect on one unit, whose rate is 0: remove it"
+        if self.zero_init_residual and self.order == "relu-before-addition":
+            yield "zero_init_residual stops order relu-before-addition: no gradient passes a ReLU at 0, so remove it"
 
     @property
     def convolutions(self) -> int:
@@ -128,6 +144,12 @@ class NetConfig(Section):
         Zagoruyko and Komodakis count shortcuts, so their WRN-28-10 is two layers shallower here.
         """
         return sum(self.depths) * self.convolutions + 2
+
+
+KEYS_OF_ADDITION = frozenset({"addition", "drop_path_rate", "drop_path_mode", "zero_init_residual"})
+"""Fields without effect on a plain network."""
+KEYS_OF_TRAINING = frozenset({"dropout", "drop_path_rate", "drop_path_mode", "zero_init_residual"})
+"""Fields that change how a network trains, and not what it computes once it is trained."""
 
 
 class VGGConfig(Section):

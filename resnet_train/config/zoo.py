@@ -33,7 +33,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from resnet_train.config.network import ANY_NET, NetConfig, VGGConfig
+from resnet_train.config.network import ANY_NET, KEYS_OF_ADDITION, NetConfig, VGGConfig
 from resnet_train.errors import BadInput, shorten
 
 IMAGENET: dict[int, dict[str, Any]] = {
@@ -133,15 +133,19 @@ def with_twins(networks: Iterable[object]) -> list[object]:
     for fields in listed:
         result.append(fields)
         if isinstance(fields, Mapping) and fields.get("shortcut") in ("A", "B", "C"):
-            twin = {key: value for key, value in fields.items() if key != "addition"} | {"shortcut": "none"}
+            twin = _without_addition(fields) | {"shortcut": "none"}
             twin["name"] = f"{fields.get('name')}-plain"
-            if not any(_equal_but_for_name(twin, other) for other in (*listed, *result)):
+            if not any(_is_plain_twin(twin, other) for other in (*listed, *result)):
                 result.append(twin)
     return result
 
 
-def _equal_but_for_name(fields: Mapping[str, Any], other: object) -> bool:
-    return isinstance(other, Mapping) and {**fields, "name": None} == {**other, "name": None}
+def _is_plain_twin(fields: Mapping[str, Any], other: object) -> bool:
+    return isinstance(other, Mapping) and {**fields, "name": None} == {**_without_addition(other), "name": None}
+
+
+def _without_addition(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key not in KEYS_OF_ADDITION}
 
 
 def _cifar(name: str, family: str, depth: int, bottleneck: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from resnet_train.config import zoo
 from resnet_train.config.load import dump
-from resnet_train.config.network import NetConfig, VGGConfig
+from resnet_train.config.network import KEYS_OF_TRAINING, NetConfig, VGGConfig
 from resnet_train.errors import BadInput
 from resnet_train.evaluation.pretrained import Pipeline, PretrainedModel, load_safetensors
 from resnet_train.models.network import build_network
@@ -165,6 +165,7 @@ def torchvision_module(cfg: NetConfig | VGGConfig, classes: int, channels: int) 
 
 def _torchvision_name(cfg: NetConfig) -> str:
     names = {zoo.network_config(ours, name=cfg.name): theirs for ours, theirs in TORCHVISION.items()}
+    cfg = cfg.model_copy(update={key: NetConfig.model_fields[key].default for key in KEYS_OF_TRAINING})
     if cfg in names:
         return names[cfg]
     reason = f"it has {', '.join(TORCHVISION)}"

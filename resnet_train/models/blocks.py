@@ -74,18 +74,46 @@ class Gate(nn.Conv2d):
         return torch.sigmoid(super().forward(x))
 
 
+class StochasticDepth(nn.Module):
+    """Leaves out F at random in training, and else scales it by 1 / (1 - rate) (Huang et al. 2016).
+
+    As in torchvision and timm this factor keeps the mean of F; the paper scales F by 1 - rate in testing.
+    mode: `row` draws for each image, `batch` once for all. [N, C, H, W] -> [N, C, H, W]
+    """
+
+    def __init__(self, rate: float, mode: str) -> None:
+        super().__init__()
+        self.rate = rate
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = x.new_empty(len(x) if self.mode == "row" else 1, 1, 1, 1).bernoulli_(1 - self.rate)
+        return x * kept.div_(1 - self.rate)
+
+
 class Unit(nn.Module):
     """A residual unit, in the original order y = relu(F(x) + shortcut(x)); its plain twin is y = relu(F(x)).
 
     F is conv1-bn1-relu-conv2-bn2 (basic, unless `kernels` says otherwise) or conv1-bn1-relu-conv2-bn2-relu-conv3-bn3
     (bottleneck); `ORDERS` has the other orders. With pre-activation, bn1 is before conv1, bn2 before conv2, and so on.
     If such a unit changes the shape, its shortcut reads the activated input, as F does. `first`: the unit reads the
-    stem's output, which is already activated.
+    stem's output, which is already activated. `drop_path_rate`: of this unit.
 
     [N, w_in, H, W] -> [N, w_out, ceil(H / stride), ceil(W / stride)]
     """
 
-    def __init__(self, cfg: NetConfig, w_in: int, width: int, w_out: int, stride: int, first: bool = False) -> None:
+    def __init__(
+        self,
+        cfg: NetConfig,
+        w_in: int,
+        width: int,
+        w_out: int,
+        stride: int,
+        first: bool = False,
+        drop_path_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         self.w_out = w_out
         self.dropped = False
@@ -121,6 +149,12 @@ class Unit(nn.Module):
         if cfg.dropout:
             position = self.residual.index(f"conv{last}")
             self.residual = (*self.residual[:position], "dropout", *self.residual[position:])
+        if drop_path_rate:
+            self.drop_path = StochasticDepth(drop_path_rate, cfg.drop_path_mode)
+            self.residual = (*self.residual, "drop_path")
+        last_layer = f"bn{last}" if "bn" in order.end else f"conv{last}"
+        self.zero_init = last_layer if cfg.zero_init_residual else None
+        """The layer of F whose weight is 0 at first."""
         self.after = _layer_names(order.after, last)
         """Names of the layers after the addition."""
 

@@ -27,11 +27,14 @@ class Network(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.stages: list[str] = []
+        number = 0  # of the unit
         for i, (depth, inner, w_out) in enumerate(zip(cfg.depths, cfg.widths, outputs, strict=True)):
             units = OrderedDict[str, nn.Module]()
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                units[str(j)], width = Unit(cfg, width, inner, w_out, stride, first=i == j == 0), w_out
+                rate = cfg.drop_path_rate * number / max(1, sum(cfg.depths) - 1)
+                units[str(j)] = Unit(cfg, width, inner, w_out, stride, first=number == 0, drop_path_rate=rate)
+                width, number = w_out, number + 1
             self.stages.append(f"layer{i + 1}")
             self.add_module(self.stages[-1], nn.Sequential(units))
         # The sum of a pre-activated unit is activated by the next unit. The stem activates for the first unit, and
@@ -112,7 +115,8 @@ def initialise(net: nn.Module, seed: int) -> None:
 
     Convolutions: normal with variance 2 / (k * k * w_out), the backward form of He et al. 2015b, section 2.2, as in
     fb.resnet.torch and torchvision; their biases 0, except a gate's (`Gate.initial_bias`). Batch norms: weight 1, bias
-    0. Linear layers: uniform in +-1 / sqrt(w_in), biases 0.
+    0. Linear layers: uniform in +-1 / sqrt(w_in), biases 0. With `zero_init_residual` the last of these weights in
+    each F is 0.
     """
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -130,6 +134,9 @@ def initialise(net: nn.Module, seed: int) -> None:
             nn.init.zeros_(module.bias)
         else:
             assert not list(module.parameters(recurse=False)), f"{name} has parameters that are not initialised"
+    for unit in net.modules():
+        if isinstance(unit, Unit) and unit.zero_init is not None:
+            nn.init.zeros_(unit.get_parameter(f"{unit.zero_init}.weight"))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

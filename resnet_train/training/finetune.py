@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_train.config.network import NetConfig, VGGConfig, canonical_fields
+from resnet_train.config.network import KEYS_OF_TRAINING, NetConfig, VGGConfig, canonical_fields
 from resnet_train.config.schema import Run
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import pretrained
@@ -94,4 +94,4 @@ def _read_weights(
 
 def _trained_function(network: NetConfig | VGGConfig) -> dict[str, Any]:
     """The fields of a network that decide what it computes once it is trained."""
-    return {key: value for key, value in canonical_fields(network).items() if key != "dropout"}
+    return {key: value for key, value in canonical_fields(network).items() if key not in KEYS_OF_TRAINING}

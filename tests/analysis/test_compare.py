@@ -458,6 +458,14 @@ def test_folders_without_runs_are_named(tmp_path: Path, recorded: Callable[..., 
             ],
             {"residual": [14, 38], "residual (kernels 1/3/1)": [56], "residual (kernels 3)": [38]},
         ),
+        (
+            [
+                "cifar-resnet-20",
+                {"base": "cifar-resnet-56", "name": "dropped", "drop_path_rate": 0.5},
+                {"base": "cifar-resnet-56", "name": "zero", "zero_init_residual": True},
+            ],
+            {"residual": [20], "residual (drop path rate 0.5)": [56], "residual (zero init residual)": [56]},
+        ),
     ],
 )
 def test_a_family_differs_in_nothing_but_depth(

@@ -73,6 +73,7 @@ def test_grid_is_networks_by_seeds_with_exceptions(config: Callable[..., Path]) 
 
 def test_twins_are_added_beside_residual_networks_that_have_none(config: Callable[..., Path]) -> None:
     gated = {"base": "cifar-resnet-14", "name": "gated", "addition": {"kind": "shortcut-gating"}}
+    gated |= {"drop_path_rate": 0.5, "drop_path_mode": "batch", "zero_init_residual": True}
     path = config(networks=["cifar-resnet-8", "cifar-plain-8", gated], twins=True)
     networks = load.load(path).networks
     assert [network.name for network in networks] == ["cifar-resnet-8", "cifar-plain-8", "gated", "gated-plain"]

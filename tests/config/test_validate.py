@@ -51,6 +51,20 @@ def error_message(path: Path, *overrides: str) -> str:
         ("networks=[{unit: conv, name: x}]", "networks.0.unit: 'conv' is none of 'basic', 'bottleneck', 'vgg'"),
         ("networks=[{name: x}]", "networks.0.unit is missing"),
         ("networks=[{base: plain-18, addition: {kind: shortcut-gating}}]", "addition has no effect on a plain network"),
+        ("networks=[{base: plain-18, drop_path_rate: 0.1}]", "drop_path_rate has no effect on a plain network"),
+        (
+            "networks=[{base: plain-18, zero_init_residual: true}]",
+            "zero_init_residual has no effect on a plain network",
+        ),
+        ("networks=[{base: resnet-18, drop_path_mode: batch}]", "drop_path_mode has no effect without drop_path_rate"),
+        (
+            "networks=[{base: cifar-resnet-8, depths: [1], widths: [4], drop_path_rate: 0.1}]",
+            "drop_path_rate has no effect on one unit",
+        ),
+        (
+            "networks=[{base: resnet-18, order: relu-before-addition, zero_init_residual: true}]",
+            "zero_init_residual stops order relu-before-addition: no gradient passes a ReLU at 0, so remove it",
+        ),
         ("networks=[wrn-28-0]", "unknown network 'wrn-28-0'"),
         ("networks=[wrn-29-10]", "depths are 6n+4, the nearest wrn-28 and wrn-40"),
         ("networks=[resnet-18, {base: resnet-18}]", "network resnet-18 is listed twice"),

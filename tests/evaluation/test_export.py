@@ -88,6 +88,9 @@ def test_each_of_torchvisions_networks_is_found(name: str) -> None:
         ours = build_network(cfg, 5).state_dict()
     theirs = export.torchvision_module(cfg, 5, 3).state_dict()
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+    if cfg.unit != "vgg":  # what only training sees is none of torchvision's business
+        trained = zoo.network_config(name, drop_path_rate=0.05, zero_init_residual=True)
+        assert type(export.torchvision_module(trained, 5, 3)) is type(export.torchvision_module(cfg, 5, 3))
 
 
 def test_what_torchvision_does_not_have_is_refused(checkpoint: str, program: Program) -> None:

@@ -16,7 +16,7 @@ from resnet_train.config import zoo
 from resnet_train.config.network import NetConfig
 from resnet_train.errors import BadInput
 from resnet_train.models import complexity
-from resnet_train.models.blocks import ZeroPad
+from resnet_train.models.blocks import StochasticDepth, ZeroPad
 from resnet_train.models.network import build_network, initialise
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "complexity.json").read_text())
@@ -185,6 +185,54 @@ def test_additions_are_those_of_section_3(addition: dict[str, Any], on_shortcut:
         kept = unit(torch.ones(4, 16, 8, 8))
         assert set(kept.unique().tolist()) == {0.0, 4.0}
         assert (kept == 0).double().mean().item() == pytest.approx(0.75, abs=0.05)
+
+
+@pytest.mark.parametrize("mode", ["row", "batch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stochastic_depth_is_torchvisions(mode: str, dtype: torch.dtype) -> None:
+    x, layer = torch.randn(6, 3, 4, 4, dtype=dtype), StochasticDepth(0.3, mode)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        ours = layer(x)
+        torch.manual_seed(seed)
+        assert torch.equal(ours, torchvision.ops.stochastic_depth(x, 0.3, mode))
+    assert layer.eval()(x) is x
+
+
+def test_a_network_with_stochastic_depth_is_timms() -> None:
+    """Its rates, which rise in a line, and on the same weights and the same random numbers its outputs."""
+    net = build_network(net_config("resnet-50-v1.5", drop_path_rate=0.6), classes=4)
+    initialise(net, seed=1)
+    theirs = timm.create_model("resnet50", num_classes=4, drop_path_rate=0.6)
+    theirs.load_state_dict(net.state_dict())
+    rates = [m.drop_prob for m in theirs.modules() if isinstance(m, timm.layers.DropPath)]
+    assert [m.rate for m in net.modules() if isinstance(m, StochasticDepth)] == rates
+    assert (len(rates), rates[-1]) == (15, 0.6)
+    images = torch.randn(4, 3, 32, 32)
+    outputs = []
+    for one in (net.train(), theirs.train()):
+        torch.manual_seed(3)
+        outputs.append(one(images))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+def zeros(net: torch.nn.Module) -> set[str]:
+    return {name for name, parameter in net.named_parameters() if name.endswith("weight") and not parameter.any()}
+
+
+def test_residual_branches_start_at_zero_as_torchvisions_and_timms() -> None:
+    for ours, theirs in (("resnet-18", "resnet18"), ("resnet-50-v1.5", "resnet50")):
+        net = build_network(net_config(ours, zero_init_residual=True), classes=3)
+        initialise(net, seed=1)
+        assert zeros(net) == zeros(getattr(torchvision.models, theirs)(zero_init_residual=True)) != set()
+        assert torch.equal(net.eval().layer1[1](x := torch.rand(1, net.layer1[1].w_out, 4, 4)), x)
+    net = build_network(net_config("preact-resnet-50-v1.5", zero_init_residual=True), classes=3)
+    initialise(net, seed=1)
+    theirs = timm.create_model("resnetv2_50", zero_init_last=True)
+    assert {timms(name) for name in zeros(net)} == zeros(theirs) != set()
+    initialise(net := build_network(net_config("resnet-18"), classes=3), seed=1)
+    assert zeros(net) == set()
 
 
 def test_wide_dropout_is_between_the_convolutions_of_a_unit() -> None:

@@ -96,6 +96,20 @@ def test_a_graph_erases_and_mixes_as_each_batch_says(kind: str, tiny_run: TinyRu
     assert graph.launch.calls == 6  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("mode", ["row", "batch"])
+def test_a_graph_leaves_out_what_the_step_says(mode: str, tiny_run: TinyRun) -> None:
+    """Stochastic depth draws on the device, from the seed of each step."""
+    network = {"base": "cifar-resnet-8", "widths": [4, 8, 8], "drop_path_rate": 0.5, "drop_path_mode": mode}
+    run = tiny_run(networks=[network])
+    eager, graph = states(run)
+    for step in range(8):
+        batches = step_batches(random_batch())._replace(seeds=[step])
+        for state in (eager, graph):
+            train_step(state, batches, IDENTITY, 0.1, run.train)
+        assert_same(eager, graph)
+    assert graph.launch.calls == 8  # type: ignore[attr-defined]
+
+
 def test_a_graph_resumes_where_it_was_saved(tiny_run: TinyRun, tmp_path: Any) -> None:
     run = tiny_run(train={"precision": "fp16", **EVERYTHING})
     eager, graph = states(run)

@@ -121,7 +121,8 @@ def test_a_source_that_fits_one_network_of_several_is_refused_before_any_is_trai
 
 def test_what_is_unset_is_what_it_stands_for(config: Config, program: Program) -> None:
     bottleneck = {"base": "cifar-resnet-11-bottleneck", "name": "net", "widths": [4, 8, 8]}
-    assert program("run", config(networks=[bottleneck], train={"steps": 1}))[0] == 0
+    dropped = bottleneck | {"drop_path_rate": 0.5, "zero_init_residual": True}  # as it was trained
+    assert program("run", config(networks=[dropped], train={"steps": 1}))[0] == 0
     train = {"steps": 1, "init_from": LAST.format("net")}
     assert (
         program("run", config(name="new", networks=[bottleneck | {"expansion": 4, "stem_width": 4}], train=train))[0]

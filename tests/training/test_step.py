@@ -128,13 +128,14 @@ def test_accumulation_is_one_larger_batch_but_for_batch_norm(tiny_run: TinyRun) 
     assert states[0].sums[0].item() == pytest.approx(states[1].sums[0].item(), rel=1e-5)
 
 
-def test_dropout_is_a_function_of_the_step_and_the_share(tiny_run: TinyRun) -> None:
+@pytest.mark.parametrize("key", ["dropout", "drop_path_rate"])
+def test_dropout_is_a_function_of_the_step_and_the_share(key: str, tiny_run: TinyRun) -> None:
     """Not of what was drawn before: two passes on one rank drop what two ranks drop, and a repeated step repeats."""
     assert Sampler(7, 40, 16, grad_accum_steps=2).seeds(5) == [
         Sampler(7, 40, 16, rank=r, ranks=2).seeds(5)[0] for r in (0, 1)
     ]
     assert len({seed for step in range(9) for seed in Sampler(7, 40, 16, grad_accum_steps=2).seeds(step)}) == 18
-    run = tiny_run(networks=[{"base": "cifar-resnet-8", "widths": [4, 8, 8], "dropout": 0.5}])
+    run = tiny_run(networks=[{"base": "cifar-resnet-8", "widths": [4, 8, 8], key: 0.5}])
     nets = []
     for before in (0, 3):
         state = create_train_state(run, 4, 3, CPU)
