@@ -1,0 +1,121 @@
+"""The results that the repository keeps: the table is generated from them, and each can still be trained."""
+
+import importlib.util
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from PIL import Image
+
+from resnet_train.config import load
+from resnet_train.errors import BadInput
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def results() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("results", ROOT / "scripts" / "results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_generated_from_the_studies(results: ModuleType) -> None:
+    text = (ROOT / "docs/results/README.md").read_text()
+    assert text == results.table(ROOT / "docs/results"), "run `python scripts/results.py table`"
+
+
+def test_studies_are_complete_and_small(results: ModuleType) -> None:
+    """The page of a study begins with its command, which test_docs parses."""
+    for folder in results.studies(ROOT / "docs/results"):
+        study = json.loads((folder / "study.json").read_text())
+        assert f"```bash\n{study['command']}\n```" in (folder / "README.md").read_text()
+        assert load.load(folder / "experiment.yaml").name == results.experiment_of(study["command"]).name
+        for name in ("compare", "compare-cost"):
+            assert (folder / f"{name}.png").stat().st_size < results.PNG_LIMIT
+            assert (folder / f"{name}.svg").exists()
+        assert study["commits"]
+        assert study["hardware"]
+
+
+@pytest.fixture
+def finished(recorded: Callable[..., Path]) -> str:
+    """Runs of two networks with two seeds, one of them with a published error, and the command that they are of."""
+    expect = [{"source": "a paper", "val_images": 10_000, "val_error_top1": {"cifar-resnet-8": 8.75}}]
+    sessions = {"sessions": [{"ranks": 1, "device": "a processor", "torch": "2", "threads": 2, "commit": "0123456789"}]}
+    for network in ("cifar-plain-8", "cifar-resnet-8"):
+        for seed in (0, 1):
+            folder = recorded(network, seed, 4.0 + seed / 10, file="study.yaml")
+            (folder / "env.json").write_text(json.dumps(sessions))
+    path = Path("study.yaml")
+    tree = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(tree | {"networks": ["cifar-plain-8", "cifar-resnet-8"], "expect": expect}))
+    return f"resnet-train run {path.resolve()} seeds=[0,1] --jobs 2"
+
+
+def test_a_finished_experiment_becomes_a_study(results: ModuleType, finished: str) -> None:
+    """With what is expected of it today, even if its runs were made before."""
+    results.collect(Path("runs"), finished, Path("kept/tiny"), "A note.")
+    kept = {path.name for path in Path("kept/tiny").iterdir()}
+    pictures = {f"compare{name}.{kind}" for name in ("", "-cost") for kind in ("png", "svg")}
+    assert kept == {"README.md", "compare.csv", "compare.json", "experiment.yaml", "study.json", *pictures}
+    text = results.table(Path("kept"))
+    cells = ["[tiny](tiny/README.md)", "cifar-resnet-8", "2", "20", "4.05 ± 0.07", "8.05 ± 0.07", "8.75, a paper"]
+    assert f"| {' | '.join(cells)} | too few seeds to tell | 0.2 | a processor, 2 threads | 0123456 |" in text
+    page = Path("kept/tiny/README.md").read_text()
+    assert f"```bash\n{finished}\n```" in page
+    assert "A note." in page
+    assert "0.8 hours in all; commit 0123456789." in page
+    assert "| cifar-resnet-8 | validation top-1 | 8.05 ± 0.07 (2) | 8.75 | -0.70 |" in page
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("resnet-train run quickstart", "cifar-plain-8/seed-0: 'resnet-train run quickstart' does not train it"),
+        ("{} optimizer.lr=0.2", "optimizer.lr = 0.1, and 0.2 with"),
+        ("{} seeds=[0]", "seed-1: "),
+        ("{} train.step=3", "train.step: unknown key"),
+        ("{} --job 2 --unknown", "is not understood"),
+        ("resnet-train eval x.pt", "is not a resnet-train run"),
+        ("make all", "is not a resnet-train run"),
+    ],
+)
+def test_runs_that_the_command_would_not_make_are_refused(
+    command: str, message: str, results: ModuleType, finished: str
+) -> None:
+    with pytest.raises(BadInput) as error:
+        results.collect(Path("runs"), command.format(finished), Path("kept/tiny"), None)
+    assert message in str(error.value)
+    assert not Path("kept").exists()
+
+
+def test_an_unfinished_run_is_refused(results: ModuleType, finished: str) -> None:
+    path = next(Path("runs").rglob("metrics.jsonl"))
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"end"' not in line))
+    with pytest.raises(BadInput, match="is not finished"):
+        results.collect(Path("runs"), finished, Path("kept/tiny"), None)
+
+
+def test_a_study_whose_command_is_no_longer_valid_fails(results: ModuleType, finished: str) -> None:
+    results.collect(Path("runs"), finished, Path("kept/tiny"), None)
+    path = Path("kept/tiny/study.json")
+    for wrong in (f"{finished} train.step=3", shlex.join(["resnet-train", "run", "none.yaml"])):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"command": wrong}))
+        with pytest.raises(BadInput):
+            results.table(Path("kept"))
+
+
+def test_a_large_picture_is_made_small(results: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "noise.png"
+    Image.effect_noise((900, 900), 100).convert("RGB").save(path)
+    assert path.stat().st_size > results.PNG_LIMIT
+    results._shrink(path)
+    assert path.stat().st_size < results.PNG_LIMIT
