@@ -6,7 +6,7 @@
 A new data set is a subclass of one of them, and a case in `datasets.open_data`.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -68,8 +68,9 @@ class Dataset(Protocol):
 
     def view_batches(
         self, batches: Sequence[Ints], views: Sequence[View], options: LoaderOptions
-    ) -> Iterator[ViewBatch]:
-        """The samples of each of `batches` in each of `views`. Raises `BadInput` as `training_batches` does."""
+    ) -> Generator[ViewBatch]:
+        """The samples of each of `batches` in each of `views`. Closing it ends its workers, and it raises `BadInput`,
+        as with `training_batches`."""
 
     def check_device_memory(self, ranks: int) -> None:
         """Raise `BadInput` where the images take more memory of each rank's device than the user allows.

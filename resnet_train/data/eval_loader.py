@@ -1,6 +1,6 @@
 """Evaluation batches on the device: samples in dataset order, each exactly once over all ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,17 +32,22 @@ class EvaluationData:
         """The number of samples, over all ranks."""
         return len(self.dataset)
 
-    def view_batches(self) -> Iterator[ViewBatch]:
+    @property
+    def rounds(self) -> int:
+        """The number of batches of the rank that has most of them: of the first."""
+        return -(-len(self) // (self.batch_size * self.ranks))
+
+    def view_batches(self) -> Generator[ViewBatch]:
         """This rank's batches, in each view. Raises `BadInput` where an image cannot be decoded."""
         return self._batches(self.views)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch]:
         """This rank's batches in the first view alone, whose images must have one shape. Raises `BadInput` as above."""
         for view_batch in self._batches(self.views[:1]):
             [group] = view_batch.groups
             yield group.batch
 
-    def _batches(self, views: tuple[View, ...]) -> Iterator[ViewBatch]:
+    def _batches(self, views: tuple[View, ...]) -> Generator[ViewBatch]:
         n = len(self.dataset)
         starts = range(self.rank * self.batch_size, n, self.ranks * self.batch_size)
         batches = [np.arange(start, min(start + self.batch_size, n)) for start in starts]

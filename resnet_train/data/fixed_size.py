@@ -1,7 +1,7 @@
 """Images of one size, which are cropped and mirrored on the device."""
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class FixedSizeDataset(Dataset):
 
     def view_batches(
         self, batches: Sequence[Ints], views: Sequence[View], options: LoaderOptions
-    ) -> Iterator[ViewBatch]:
+    ) -> Generator[ViewBatch]:
         return (self._view_batch(indices, views, options.device) for indices in batches)
 
     def _view_batch(self, indices: Ints, views: Sequence[View], device: torch.device) -> ViewBatch:

@@ -78,7 +78,7 @@ class ImageFileDataset(Dataset):
 
     def view_batches(
         self, batches: Sequence[Ints], views: Sequence[View], options: LoaderOptions
-    ) -> Iterator[ViewBatch]:
+    ) -> Generator[ViewBatch]:
         count = min(options.workers, sum(map(len, batches)))
         tasks = (
             [_ViewTask(number, rows) for rows in workers.rows_of_tasks(len(indices), count)]

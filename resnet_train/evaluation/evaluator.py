@@ -5,9 +5,11 @@ p(x) is the mean of softmax over views and networks. Ten crops, many scales and 
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +20,13 @@ from resnet_train.data.batch import Batch
 from resnet_train.data.dataset import Dataset
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.normalize import Normalization
+from resnet_train.errors import Interrupted
 from resnet_train.evaluation.protocols import views_of
 from resnet_train.models.batch_norm import revert_sync_batchnorm
 from resnet_train.runtime.distributed import World, all_gather
 from resnet_train.runtime.precision import autocast, no_cudnn_benchmark
+
+_T = TypeVar("_T")
 
 
 class EnsembleMember(NamedTuple):
@@ -72,20 +77,31 @@ class EvalSets:
     normalization: Normalization
 
 
-def errors(net: nn.Module, run: Run, sets: EvalSets, world: World) -> dict[str, float]:
+StopRequested = Callable[[], bool]
+"""Whether a signal asks to stop. It is called before each batch, on every rank equally often; all get one answer."""
+
+
+def never() -> bool:
+    """The `StopRequested` of an evaluation that is not to be stopped."""
+    return False
+
+
+def errors(
+    net: nn.Module, run: Run, sets: EvalSets, world: World, stop_requested: StopRequested = never
+) -> dict[str, float]:
     """Errors in percent and loss of a network: `val_error_top1`, `val_loss`, …, `clean_train_error_top1`, …
 
     The network is unchanged, also where `eval.recompute_bn` is set. For every rank. Raises `BadInput` where a
-    validation image cannot be decoded.
+    validation image cannot be decoded, `Interrupted` between two batches once `stop_requested`.
     """
     if run.eval.recompute_bn:
-        net = recompute_bn_statistics(copy.deepcopy(net), run, sets.train, sets.normalization, world)
+        net = recompute_bn_statistics(copy.deepcopy(net), run, sets.train, sets.normalization, world, stop_requested)
     members = [EnsembleMember(net, sets.normalization, run.train.precision)]
     all_errors: dict[str, float] = {}
     for name, dataset in (("val", sets.val), ("clean_train", sets.clean_train)):
         if len(dataset):
             data = evaluation_data(run, dataset, world, training=name == "clean_train")
-            [results] = evaluate(members, data, run.eval.average, world)
+            [results] = evaluate(members, data, run.eval.average, world, stop_requested=stop_requested)
             all_errors |= {f"{name}_{key}": value for key, value in results.errors().items() if key != "images"}
     return all_errors
 
@@ -114,14 +130,16 @@ def evaluate(
     average: str,
     world: World,
     stored_logits: list[Tensor] | None = None,
+    stop_requested: StopRequested = never,
 ) -> list[SampleResults]:
     """Results of each network, then of their ensemble where there are several. Every rank gets those of all samples.
 
     average: "softmax" or "logits", what is averaged over views and networks. stored_logits: a list to which the logits
-    of this rank's batches are appended, float32 [members, n, views, classes] on the CPU.
+    of this rank's batches are appended, float32 [members, n, views, classes] on the CPU. Raises `Interrupted` between
+    two batches once `stop_requested`.
     """
     scores = []
-    for labels, logits in _batch_logits(members, data):
+    for labels, logits in _batch_logits(members, data, stop_requested):
         scores.append(score_logits(labels, logits, average))
         if stored_logits is not None:
             stored_logits.append(logits.cpu())
@@ -132,11 +150,13 @@ def evaluate(
 
 
 @torch.inference_mode()
-def _batch_logits(members: Sequence[EnsembleMember], data: EvaluationData) -> Iterator[tuple[Tensor, Tensor]]:
+def _batch_logits(
+    members: Sequence[EnsembleMember], data: EvaluationData, stop_requested: StopRequested
+) -> Iterator[tuple[Tensor, Tensor]]:
     """For each of this rank's batches the labels [n] and the logits, float32 [members, n, views, classes]."""
     for member in members:
         member.net.eval()
-    for view_batch in data.view_batches():
+    for view_batch in _until_stop(data.view_batches(), data.rounds, stop_requested):
         logits = None
         smallest = min(group.batch.images[0].numel() for group in view_batch.groups)
         for view, rows, batch in view_batch.groups:
@@ -150,6 +170,15 @@ def _batch_logits(members: Sequence[EnsembleMember], data: EvaluationData) -> It
             logits[:, rows, view] = group_logits
         assert logits is not None
         yield view_batch.labels, logits
+
+
+def _until_stop(batches: Generator[_T], rounds: int, stop_requested: StopRequested) -> Iterator[_T]:
+    """A batch in each round, but for the last one of a rank that has fewer. Raises `Interrupted` once asked to stop."""
+    with closing(batches):
+        for _ in range(rounds):
+            if stop_requested():
+                raise Interrupted("stopped within an evaluation")
+            yield from islice(batches, 1)
 
 
 def _split(batch: Batch, size: int) -> list[Batch]:
@@ -196,20 +225,24 @@ def gather_in_dataset_order(world: World, local: Tensor, data: EvaluationData) -
 
     Sums over them are then added in one order, so they are the same to the last bit at any number of ranks.
     """
-    rounds = math.ceil(len(data) / (data.batch_size * world.size))
-    padded = torch.cat([local, local.new_zeros(rounds * data.batch_size - len(local), *local.shape[1:])])
-    by_rank = all_gather(world, padded).reshape(world.size, rounds, data.batch_size, *local.shape[1:])
+    padded = torch.cat([local, local.new_zeros(data.rounds * data.batch_size - len(local), *local.shape[1:])])
+    by_rank = all_gather(world, padded).reshape(world.size, data.rounds, data.batch_size, *local.shape[1:])
     return by_rank.transpose(0, 1).flatten(0, 2)[: len(data)]
 
 
 @torch.no_grad()
 def recompute_bn_statistics(
-    net: nn.Module, run: Run, train_set: Dataset, normalization: Normalization, world: World
+    net: nn.Module,
+    run: Run,
+    train_set: Dataset,
+    normalization: Normalization,
+    world: World,
+    stop_requested: StopRequested = never,
 ) -> nn.Module:
     """Replace the running statistics of batch norm by their mean over batches of `eval.recompute_bn` training images.
 
     The images are seen as in evaluation, in random order. Every rank takes all of them, so that the result does not
-    depend on the number of ranks. Returns the network, in evaluation mode.
+    depend on the number of ranks. Returns the network, in evaluation mode. Raises `Interrupted` as `errors` does.
     """
     batch_size = min(run.eval.batch_size, run.eval.recompute_bn, len(train_set))
     count = min(run.eval.recompute_bn, len(train_set)) // batch_size * batch_size
@@ -223,7 +256,7 @@ def recompute_bn_statistics(
         norm.reset_running_stats()
         norm.momentum = None  # torch then keeps the mean over all batches
         norm.train()
-    for batch in data.batches():
+    for batch in _until_stop(data.batches(), data.rounds, stop_requested):
         with no_cudnn_benchmark(), autocast(run.train.precision, world.device):
             net(normalization(batch))
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -9,7 +9,7 @@ from resnet_train.data.datasets import evenly_spaced
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.normalize import Normalization
 from resnet_train.evaluation import evaluator
-from resnet_train.evaluation.evaluator import EnsembleMember
+from resnet_train.evaluation.evaluator import EnsembleMember, StopRequested, never
 from resnet_train.evaluation.protocols import views_of
 from resnet_train.probes.gradients import gradient_norms
 from resnet_train.probes.hooks import ProbeResult
@@ -27,10 +27,12 @@ def run_probe(
     images: int,
     normalization: Normalization,
     device: torch.device,
+    stop_requested: StopRequested = never,
 ) -> ProbeResult:
     """Measure `gradients`, `responses` or `lesion` on `images` evenly spaced samples, seen as evaluation's first view.
 
-    Raises `BadInput` where they are too many for the memory of the device, or where the network is a VGG.
+    Raises `BadInput` where they are too many for the memory of the device, or where the network is a VGG; of lesions,
+    whose evaluations take long, `Interrupted` between two batches once `stop_requested`.
     """
     samples = dataset.subset(evenly_spaced(len(dataset), images))
     views = views_of(run.view, run.eval)[:1]
@@ -38,7 +40,8 @@ def run_probe(
     def error(net: nn.Module) -> float:
         data = EvaluationData(samples, views, run.eval.batch_size, device)
         members = [EnsembleMember(net, normalization, run.train.precision)]
-        return evaluator.evaluate(members, data, "softmax", World(device))[0].errors()["error_top1"]
+        [results] = evaluator.evaluate(members, data, "softmax", World(device), stop_requested=stop_requested)
+        return results.errors()["error_top1"]
 
     hint = f"lower probes.{kind}.images (of the command: --images), now {images}"
     with out_of_memory_hint(f"{run.network.name}, {kind}", device, hint):

@@ -74,6 +74,7 @@ class _Payload(BaseModel):
     scaler: dict[str, float | int]
     ranks: _Ranks
     best: float
+    unmeasured: list[str] = Field(default_factory=list)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

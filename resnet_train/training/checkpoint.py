@@ -61,6 +61,7 @@ def _write(
         "scaler": state.scaler.state_dict(),
         "ranks": per_rank,
         "best": state.best_val_error,
+        "unmeasured": list(state.unmeasured),
     }
     try:
         folder.mkdir(exist_ok=True)
@@ -154,6 +155,7 @@ def restore(state: TrainState, saved: Checkpoint, world: World) -> None:
     elif world.is_main:
         state.sums.copy_(per_rank["sums"].sum(0))
     state.best_val_error, state.step = payload["best"], saved.step
+    state.unmeasured = tuple(payload.get("unmeasured", ()))  # earlier versions measured all before they saved
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from resnet_train.data.dataset import Dataset
 from resnet_train.data.loader import TrainingData
 from resnet_train.errors import BadInput, Diverged, Interrupted
 from resnet_train.evaluation import evaluator, protocols
-from resnet_train.evaluation.evaluator import EvalSets
+from resnet_train.evaluation.evaluator import EvalSets, StopRequested
 from resnet_train.models import batch_norm, complexity
 from resnet_train.runs import run_folder
 from resnet_train.runs.checkpoint import Checkpoint, CheckpointMeta
@@ -88,9 +88,9 @@ def train(
                 log.write("start", 0, start_record(training))
                 for kind in schedule.probes:
                     if kind != "lesion":  # an untrained network has nothing to lose
-                        probing.probe(kind, state, run, training.sets, log, world)
+                        probing.probe(kind, state, run, training.sets, log, world, request)
             train_loop(training, request, log)
-            is_finished = state.step == schedule.total_steps
+            is_finished = state.step == schedule.total_steps and not state.unmeasured
             if is_finished:
                 log.flush()
                 probing.draw_heat_map(folder, world)  # before the line that says that nothing is left to do
@@ -104,17 +104,29 @@ def train(
 
 
 def train_loop(training: Training, request: StopRequest, log: Log) -> None:
-    """Train to the last step; or, if a signal came to any rank, to the next step, whose state is saved."""
+    """Train to the last step; or, if a signal came to any rank, to the next step, whose state is saved.
+
+    A signal within an evaluation ends it. What is then unmeasured is measured first when the run is continued.
+    """
     run, world, sets, state = training.run, training.world, training.sets, training.state
     schedule = training.schedule
     stop_flag = AnyRankFlag(world)
+
+    def stop_requested() -> bool:
+        return stop_flag.any(request.signal_name is not None)
+
+    if state.unmeasured:
+        is_best = measure(training, request, stop_requested, log)
+        save_checkpoint(training, is_best, log)
+        if state.unmeasured:
+            stop_flag.settle()
+            return
 
     with closing(training.data.from_step(state.step, schedule.total_steps, schedule.image_size_at)) as steps:
         for batches in steps:
             metrics = train_step(state, batches, sets.normalization, schedule.lr_at(state.step), run.train)
             log.note_loading(batches)
-            stop = stop_flag.any(request.signal_name is not None)
-            is_best = False
+            stop = stop_requested()
 
             if stop or schedule.is_anything_due(state.step):
                 gc.collect()
@@ -124,16 +136,9 @@ def train_loop(training: Training, request: StopRequest, log: Log) -> None:
                 averages = running_averages(world, state.sums) | {"lr": schedule.lr_at(state.step - 1)}
                 log.write("train", state.step, averages | metrics | log.clock.speed(state.step))
 
-            if schedule.eval.is_due(state.step):
-                averaged_stats = batch_norm.averaged_running_stats(world, state.net, state.ema)
-                with log.clock.paused(world) as pause, averaged_stats:
-                    errors = evaluator.errors(state.eval_net, run, sets, world)
-                is_best = state.update_best(errors["val_error_top1"])
-                log.write("eval", state.step, errors | {"eval_seconds": pause.seconds})
-
-            for kind, interval in schedule.probes.items():
-                if interval.is_due(state.step):
-                    probing.probe(kind, state, run, sets, log, world)
+            state.unmeasured = schedule.measurements_due(state.step)
+            is_best = measure(training, request, stop_requested, log)
+            stop = stop or bool(state.unmeasured)
 
             if stop or is_best or schedule.checkpoint.is_due(state.step) or schedule.keep_checkpoint.is_due(state.step):
                 save_checkpoint(training, is_best, log)
@@ -163,6 +168,7 @@ def set_up(run: Run, folder: Path, world: World, fresh: bool, locks: ExitStack) 
     schedule = build_schedule(run, data.steps_per_epoch)
     state = create_train_state(run, len(train_set.classes), train_set.channels, world)
 
+    remeasured: set[tuple[int, str]] = set()
     saved = None if fresh else checkpoint.load_latest(folder / "checkpoints", world)
     if saved is None:
         meta = create_meta(run, train_set, world)
@@ -178,11 +184,14 @@ def set_up(run: Run, folder: Path, world: World, fresh: bool, locks: ExitStack) 
             )
         meta = replace(saved.meta, run=run)
         checkpoint.restore(state, saved, world)
+        remeasured = {(state.step, kind) for kind in state.unmeasured}
+        state.unmeasured = tuple(kind for kind in schedule.measurements_due(state.step) if kind in state.unmeasured)
         if schedule.keep_checkpoint.is_due(state.step):
             checkpoint.save_missing_copy(state, meta, folder / "checkpoints", f"step-{state.step}.pt", world)
 
     records = distributed.broadcast_from_main(world, lambda: run_folder.open_run_folder(run, folder, fresh, locks))
     records = [record for record in records if 0 < state.step >= record["step"] and record["kind"] != "end"]
+    records = [record for record in records if (record["step"], record["kind"]) not in remeasured]
     if records:
         records[0] |= {"steps": schedule.total_steps}  # of the start: the training may be longer now
     if world.is_main and (note := stem_note(run, data.image_size)):
@@ -276,6 +285,30 @@ def check_not_diverged(training: Training, log: Log) -> None:
         f"{', '.join(samples[:4])}, … ({len(samples)}, listed in {sample_list}); "
         + run_folder.describe_last_checkpoint(training.checkpoints)
     )
+
+
+def measure(training: Training, request: StopRequest, stop_requested: StopRequested, log: Log) -> bool:
+    """Evaluate and probe as `state.unmeasured` lists, until a signal comes; it then lists what is left.
+
+    Returns whether the validation error is the lowest so far.
+    """
+    run, world, sets, state = training.run, training.world, training.sets, training.state
+    is_best = False
+    try:
+        for kind in state.unmeasured:
+            if kind == "eval":
+                averaged_stats = batch_norm.averaged_running_stats(world, state.net, state.ema)
+                with log.clock.paused(world) as pause, averaged_stats:
+                    errors = evaluator.errors(state.eval_net, run, sets, world, stop_requested)
+                is_best = state.update_best(errors["val_error_top1"])
+                log.write("eval", state.step, errors | {"eval_seconds": pause.seconds})
+            else:
+                probing.probe(kind, state, run, sets, log, world, request)
+            state.unmeasured = state.unmeasured[1:]
+    except Interrupted as interrupted:
+        if world.size > 1 and not interrupted.on_all_ranks:  # the others are within the evaluation
+            raise
+    return is_best
 
 
 def save_checkpoint(training: Training, is_best: bool, log: Log) -> None:

@@ -52,6 +52,10 @@ class TrainSchedule:
         intervals = (self.log, self.eval, self.checkpoint, self.keep_checkpoint, *self.probes.values())
         return any(interval.is_due(step) for interval in intervals)
 
+    def measurements_due(self, step: int) -> tuple[str, ...]:
+        """What is to be measured after `step` steps: "eval", and kinds of probes."""
+        return tuple(kind for kind, interval in {"eval": self.eval, **self.probes}.items() if interval.is_due(step))
+
     def lr_at(self, step: int) -> float:
         """The learning rate of the step that follows `step` steps; the first step's is `lr_at(0)`."""
         schedule, warmup = self.lr_schedule, self.lr_schedule.warmup

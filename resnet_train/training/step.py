@@ -57,6 +57,8 @@ class TrainState:
     """int64 []: `step`, where kernels can read it."""
     step: int = 0
     """The number of steps that have been taken."""
+    unmeasured: tuple[str, ...] = ()
+    """What is due after `step` steps and not yet recorded, of "eval" and the kinds of probes, in this order."""
     best_val_error: float = math.inf
     """The lowest `val_error_top1` of an evaluation so far."""
 

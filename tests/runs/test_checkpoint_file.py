@@ -82,9 +82,10 @@ def test_content_of_another_type_or_shape_is_refused(checkpoint: str) -> None:
         assert message or place in valid, place
 
     # Any number of steps, say; a mapping of the optimizer, which is compared with the run when it is resumed.
-    valid = {"train_images", "step", "best", "ema", "changed", "image_size", "optimizer", "scaler", "ranks"}
+    optional = {"changed", "image_size", "unmeasured"}
+    valid = {"train_images", "step", "best", "ema", "optimizer", "scaler", "ranks", *optional}
     for key, value in payload.items():
-        check("" if key not in ("changed", "image_size") else key, {k: v for k, v in payload.items() if k != key})
+        check(key if key in optional else "", {k: v for k, v in payload.items() if k != key})
         for other in OTHERS:
             check(key, payload | {key: other})
         for name in [*value][:1] if isinstance(value, dict) and key in ("run", "net") else []:
