@@ -6,6 +6,7 @@ import pytest
 
 from resnet_train.config import load
 from resnet_train.config.expect import text
+from resnet_train.models.complexity import network_complexity
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -76,3 +77,52 @@ def test_cifar_recipe_is_the_papers() -> None:
             assert (warmup.kind, warmup.lr, warmup.steps) == ("constant", 0.01, 400)
         else:
             assert warmup is None
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "millions"),
+    [
+        ("cifar10-wide-units", 32, [1.4, 1.2, 1.3, 1.3, 1.5, 1.1, 2.2, 2.2, 2.2, 2.2]),
+        ("cifar10-wide-depths", 32, [0.6, 2.2, 8.9, 35.7, 36.5, 52.5, 17.2, 26.8, 11.0, 17.1]),
+        ("imagenet-wide-basic", 224, [11.7, 25.9, 45.6, 101.8, 21.8, 48.6, 86.0]),
+        ("cifar10-orders", 32, [1.7] * 10),
+        ("svhn-wide", 32, [0.8, 0.8, 2.7, 2.7, 11.0, 11.0]),
+    ],
+)
+def test_networks_have_the_papers_parameters(name: str, size: int, millions: list[float]) -> None:
+    """Zagoruyko and Komodakis 2016, tables 2, 3, 4, 7; He et al. 2016; each network has a figure of its source."""
+    experiment = load.load(CONFIGS / f"{name}.yaml")
+    classes = 1000 if size == 224 else 10
+    params = [network_complexity(network, size, classes).params / 1e6 for network in experiment.networks]
+    assert [round(count, 1) for count in params] == millions
+    figures = {network for entry in experiment.expect for network in entry.networks}
+    assert {network.name for network in experiment.networks} == figures
+
+
+def test_svhn_recipe_is_the_papers() -> None:
+    """Zagoruyko and Komodakis 2016, section 3: no augmentation, 0.01 divided by 10 at 80 and 120 of 160 epochs."""
+    for run in load.runs(load.load(CONFIGS / "svhn-wide.yaml")):
+        assert (run.augment.crop, run.augment.flip, run.data.kind) == (None, False, "svhn-extra")
+        assert (run.optimizer.lr, run.optimizer.weight_decay, run.optimizer.nesterov) == (0.01, 5e-4, True)
+        assert run.schedule.kind == "step"
+        assert ([m.epochs for m in run.schedule.milestones], run.schedule.gamma) == ([80, 120], 0.1)
+        assert (run.train.epochs, run.train.batch_size) == (160, 128)
+        assert run.network.dropout == (0.4 if run.network.name.endswith("-dropout") else 0)
+
+
+def test_the_batch_of_64_is_that_of_the_authors_code() -> None:
+    """github.com/KaimingHe/resnet-1k-layers; fb.resnet.torch divides the rate at 81 and 122 epochs, counted from 1."""
+    *_, run = load.runs(load.load(CONFIGS / "cifar10-preact.yaml"))
+    assert (run.network.depth, run.train.batch_size, run.train.steps, run.train.epochs) == (1001, 64, None, 200)
+    assert run.schedule.kind == "step"
+    assert [m.epochs for m in run.schedule.milestones] == [80, 121]
+
+
+def test_the_networks_that_only_the_text_of_a_paper_has_are_trained_by_name() -> None:
+    networks = "networks=[cifar-resnet-1202, cifar-plain-110]"
+    deepest, plain = load.runs(load.load(CONFIGS / "cifar10-depth.yaml", [networks]))
+    assert (deepest.network.depth, deepest.schedule.warmup, plain.network.plain) == (1202, None, True)
+    assert [entry.source for run in (deepest, plain) for entry in run.expect] == [
+        "He et al. 2015, table 6",
+        "He et al. 2015, figure 6",
+    ]

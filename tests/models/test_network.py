@@ -235,6 +235,18 @@ def test_residual_branches_start_at_zero_as_torchvisions_and_timms() -> None:
     assert zeros(net) == set()
 
 
+def test_a_plain_network_is_one_whose_shortcuts_are_scaled_by_0() -> None:
+    """The row "0, 1" of He et al. 2016, table 1."""
+    addition = {"kind": "constant-scaling", "shortcut": 0, "residual": 1}
+    plain, scaled = (
+        build_network(net_config(f"cifar-{kind}-20", **changes), classes=3).eval()
+        for kind, changes in (("plain", {}), ("resnet", {"addition": addition}))
+    )
+    initialise(plain, seed=1), initialise(scaled, seed=1)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(plain(images), scaled(images))
+
+
 def test_wide_dropout_is_between_the_convolutions_of_a_unit() -> None:
     unit = build_network(net_config("wrn-16-2-dropout"), classes=3).layer1[1]
     assert unit.residual == ("conv1", "bn2", "relu", "dropout", "conv2")
