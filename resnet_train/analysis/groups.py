@@ -28,7 +28,7 @@ COLUMNS = (
     "depth",
     "seeds",
     "step",
-    *(name + suffix for name in ERRORS for suffix in ("", "_std")),
+    *(name + suffix for name in ERRORS for suffix in ("", "_std", "_median")),
     "params",
     "macs",
     "images_per_second",
@@ -118,6 +118,7 @@ class Group:
             if name in ERRORS:
                 values = then.by_seed(name).values()
                 row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+                row[f"{name}_median"] = statistics.median(values) if len(values) > 1 else None
         return {column: row[column] for column in COLUMNS}
 
     def mean(self, figure: str) -> float | None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -49,6 +50,9 @@ def test_figures_are_means_and_deviations_over_seeds(recorded: Callable[..., Pat
     assert float(residual["train_error"]) == 7.0
     assert float(residual["val_error_top1"]) == 9.0
     assert float(residual["best_val_error_top1"]) == 8.5
+    assert (float(residual["val_error_top1_median"]), plain["val_error_top1_median"]) == (8.0, "")
+    assert "| 9.00 ± 2.65 | 8.00 |" in Path("out/compare.md").read_text()
+    assert re.search(r"val top-1 +median .*\n.*60.00.* – .*\n.* 9.00 ± 2.65 +8.00 ", out)
     assert (float(residual["images_per_second"]), float(residual["hours"])) == (750.0, 0.2)
     assert "| cifar-resnet-20 | 20 | 3 | 20 | 7.00 ± 2.65 | 5.00 ± 2.65 |" in Path("out/compare.md").read_text()
     assert "cifar-resnet-20" in out
@@ -359,6 +363,7 @@ def test_figures_of_different_protocols_never_share_a_column(recorded: Callable[
     code, out, err = program("compare", "runs")
     assert code == 0, err
     assert "clean train [1]" in out
+    assert "median" not in out  # of two seeds it is the mean
     assert "val top-1 [1]" in out
     assert "val top-1 [2]" in out
     assert "[1] whole image\n[2] ten crops" in out
