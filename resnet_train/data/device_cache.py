@@ -13,6 +13,7 @@ from resnet_train.data.fixed_size import STEPS_PER_PLAN, FixedSizeDataset
 from resnet_train.data.image_files import ImageFileDataset
 from resnet_train.data.rng import Ints
 from resnet_train.data.sampler import Sampler
+from resnet_train.data.workers import Note, watched
 from resnet_train.errors import BadInput
 
 _IMAGES_PER_COPY = 4096
@@ -85,16 +86,20 @@ class DeviceCachedDataset(FixedSizeDataset):
 
     def _read(self, indices: Ints, device: torch.device) -> Tensor:
         images = torch.empty(len(indices), self.size, self.size, self.channels, dtype=torch.uint8, device=device)
-        with ThreadPoolExecutor(self.threads) as pool:
+        with watched(self.name) as note, ThreadPoolExecutor(self.threads) as pool:
             for first in range(0, len(indices), _IMAGES_PER_COPY):
-                decoded = np.stack(list(pool.map(self._pixels, indices[first : first + _IMAGES_PER_COPY].tolist())))
+                chunk = indices[first : first + _IMAGES_PER_COPY].tolist()
+                decoded = np.stack(list(pool.map(lambda index: self._pixels(index, note), chunk)))
                 images[first : first + len(decoded)] = torch.from_numpy(decoded).to(device)
         return images
 
-    def _pixels(self, index: int) -> ImageArray:
+    def _pixels(self, index: int, note: Note) -> ImageArray:
+        note(index)
         image = self.files.encoded(index)
         _check_square(image.size, self.size, self.name(index))
-        return image.region((0, 0, *image.size)).pixels
+        pixels = image.region((0, 0, *image.size)).pixels
+        note(-1)
+        return pixels
 
 
 def device_cached(files: ImageFileDataset, gigabytes: float, threads: int) -> DeviceCachedDataset:

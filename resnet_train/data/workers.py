@@ -8,6 +8,7 @@ memory.
 import logging
 import pickle
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -40,6 +41,7 @@ _SECONDS_TO_WARNING = 30.0
 _SECONDS_TO_STOP = 10.0
 """How long no worker may answer until a signal ends the wait: the step or the evaluation will not end soon."""
 _SECONDS_TO_LOOK = 0.5
+_SECONDS_TO_NAME = 1.0
 
 Note = Callable[[int], object]
 """Called with the index of a sample before it is read, so that a worker that waits for a disk can be named."""
@@ -64,8 +66,11 @@ def in_order(
     that batch, and where a worker was killed; `Interrupted` if a signal asks to stop while the workers do not answer.
     """
     if not workers:
-        for tasks in batches:
-            yield [work(task, _ignore) for task in tasks]
+        with watched(name) as note:
+            for tasks in batches:
+                results = [work(task, note) for task in tasks]
+                note(-1)
+                yield results
         return
     remaining = iter(batches)
     numbered = 0
@@ -87,8 +92,47 @@ def in_order(
             send(1)
 
 
-def _ignore(_: int) -> None:
-    """The `Note` of work in this process."""
+@contextmanager
+def watched(name: Callable[[int], str]) -> Iterator[Note]:
+    """A note for threads of this process that read samples: -1 after the last one. Warns where none ends for long."""
+    reading: dict[int, int] = {}
+    last = [time.monotonic()]
+    is_done = threading.Event()
+
+    def note(sample: int) -> None:
+        last[0] = time.monotonic()
+        reading[threading.get_ident()] = sample
+
+    def watch() -> None:
+        patience = _SECONDS_TO_WARNING
+        while not is_done.wait(_SECONDS_TO_LOOK):
+            seconds, samples = time.monotonic() - last[0], [sample for sample in list(reading.values()) if sample >= 0]
+            if seconds < _SECONDS_TO_WARNING:
+                patience = _SECONDS_TO_WARNING
+            elif seconds >= patience and samples:
+                names = ", ".join(_name_if_quick(name, sample) for sample in samples[:8])
+                logger.warning("no images for %.0f seconds: at %s: does the disk answer?", seconds, names)
+                patience *= 2
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield note
+    finally:
+        is_done.set()
+
+
+def _name_if_quick(name: Callable[[int], str], sample: int) -> str:
+    """The file of a sample, or its number: the name may be on the disk that does not answer."""
+    names: list[str] = []
+
+    def ask() -> None:
+        with suppress(BadInput, OSError):
+            names.append(name(sample))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_SECONDS_TO_NAME)
+    return names[0] if names else f"sample {sample}"
 
 
 class _Pool(Generic[_Task, _Result]):
@@ -147,7 +191,7 @@ class _Pool(Generic[_Task, _Result]):
         """Which workers have been at one sample since `before` was noted, in words."""
         pids = [child.process.pid for child in self.children.running]
         stuck = [
-            f"data worker {pid} is at {self.name(now)}"
+            f"data worker {pid} is at {_name_if_quick(self.name, now)}"
             for pid, now, then in zip(pids, self.samples.tolist(), before.tolist(), strict=True)
             if now == then >= 0
         ]

@@ -1,5 +1,6 @@
 """Image files of one size that stay on the device."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from loading import CPU, equal, run_batches, training_data
 from PIL import Image
 
 from resnet_train.config.schema import Run
-from resnet_train.data import datasets, normalize
+from resnet_train.data import datasets, normalize, workers
+from resnet_train.data.decoding import EncodedImage
 from resnet_train.data.device_cache import DeviceCachedDataset
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.views import View
@@ -31,6 +33,30 @@ def test_cached_files_give_the_batches_of_images_in_memory(tiny_run: Callable[..
     assert train.subset(np.arange(9)) is train.subset(np.arange(9))  # read once
     [batch] = EvaluationData(val, (View(),), 9, CPU).batches()
     assert np.array_equal(batch.images[3].numpy(), np.asarray(Image.open(squares / "train/class-3/27.png")))
+
+
+def test_files_that_are_read_for_long_are_named(
+    tiny_run: Callable[..., Run], squares: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(data={"kind": "imagefolder", "path": str(squares), "device_cache_gb": 1, "workers": 2})
+    train, _ = datasets.open_data(run.data)
+    assert isinstance(train, DeviceCachedDataset)
+    encoded, answers, messages = train.files.encoded, threading.Event(), list[str]()
+
+    def wait_for_disk(index: int) -> EncodedImage:
+        assert index != 3 or answers.wait(300)
+        return encoded(index)
+
+    def go_on(_: str, *values: object) -> None:
+        messages.append(str(values[1]))
+        answers.set()
+
+    monkeypatch.setattr(workers, "_SECONDS_TO_WARNING", 0.05)
+    monkeypatch.setattr(workers, "_SECONDS_TO_LOOK", 0.01)
+    monkeypatch.setattr(workers.logger, "warning", go_on)
+    monkeypatch.setattr(train.files, "encoded", wait_for_disk)
+    assert len(train.batch(np.arange(4), CPU)[0]) == len(train)
+    assert train.name(3) in messages[0]
 
 
 def test_images_that_cannot_be_cached_are_refused(tiny_run: Callable[..., Run], squares: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -102,6 +103,7 @@ def on_warning(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[
     monkeypatch.setattr(workers, "_SECONDS_TO_WARNING", 0.02)
     monkeypatch.setattr(workers, "_SECONDS_TO_STOP", 0.0)
     monkeypatch.setattr(workers, "_SECONDS_TO_LOOK", 0.01)
+    monkeypatch.setattr(workers, "_SECONDS_TO_NAME", 300.0)
     handlers: list[logging.Handler] = []
 
     def install(function: Callable[[str], None]) -> None:
@@ -130,6 +132,36 @@ def test_a_worker_that_hangs_is_named_again_and_again_until_a_signal_comes(
     assert not stop.value.on_all_ranks
     assert "no images for" in named[0]
     assert not multiprocessing.active_children()
+
+
+def test_what_this_process_reads_for_long_is_named(
+    on_warning: Callable[[Callable[[str], None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without workers, too. A name may lie on the disk that does not answer; then it is a number."""
+    answers, messages = threading.Event(), list[str]()
+
+    def wait_for_disk(number: int, note: Note) -> int:
+        note(number)
+        assert answers.wait(300)
+        return number
+
+    def go_on(message: str) -> None:
+        messages.append(message)
+        monkeypatch.setattr(workers, "_SECONDS_TO_NAME", 0.01)
+        if len(messages) == 2:
+            answers.set()
+
+    def name(number: int) -> str:
+        if len(messages) == 1:
+            assert answers.wait(300)
+        return f"file-{number}"
+
+    on_warning(go_on)
+    assert list(workers.in_order(wait_for_disk, [[7]], 0, name)) == [[7]]
+    assert [message.partition(": ")[2] for message in messages] == [
+        "at file-7: does the disk answer?",
+        "at sample 7: does the disk answer?",
+    ]
 
 
 def test_stopped_workers_are_waited_for(on_warning: Callable[[Callable[[str], None]], None]) -> None:
