@@ -127,10 +127,17 @@ EVERYTHING = {"clip_grad_norm": 0.5, "ema_decay": 0.9, "label_smoothing": 0.1}
 
 
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("changes", [{}, EVERYTHING, {"compile": True}], ids=["plain", "everything", "compiled"])
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [({}, "sgd"), (EVERYTHING, "sgd"), ({"compile": True}, "sgd"), (EVERYTHING, "lars")],
+    ids=["plain", "everything", "compiled", "lars"],
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_graph_takes_the_same_steps(precision: str, changes: dict[str, Any], tiny_run: Callable[..., Run]) -> None:
-    run = tiny_run(networks=[NETWORK], train={"device": "cuda", "cuda_graph": True, "precision": precision, **changes})
+def test_a_graph_takes_the_same_steps(
+    precision: str, changes: dict[str, Any], kind: str, tiny_run: Callable[..., Run]
+) -> None:
+    train = {"device": "cuda", "cuda_graph": True, "precision": precision, **changes}
+    run = tiny_run(networks=[NETWORK], train=train, optimizer={"kind": kind})
     eager, graph = pair(run)
     take((eager, graph), run, range(STEPS))
     assert_close(eager, graph, precision)

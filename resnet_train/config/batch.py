@@ -1,11 +1,12 @@
 """What cannot be trained: batches that ranks cannot share, and images that are too small for a network."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from resnet_train.errors import InvalidConfig
 
 if TYPE_CHECKING:
+    from resnet_train.config.network import NetConfig, VGGConfig
     from resnet_train.config.schema import Recipe, Run
 
 _SMALLEST_FOR_VGG = 32
@@ -72,6 +73,16 @@ def _larger_micro_batch(recipe: "Recipe", ranks: int) -> str:
     """How each rank sees more images at a time, in words."""
     others = ["train.grad_accum_steps"] * (recipe.train.grad_accum_steps > 1) + ["the number of ranks"] * (ranks > 1)
     return "raise train.batch_size" + (f", or lower {' or '.join(others)}" if others else "")
+
+
+def batch_norm_complaints(recipe: "Recipe", networks: Sequence["NetConfig | VGGConfig"]) -> Iterator[str]:
+    """Which keys have no effect, one text for each, where no network has batch norm."""
+    keys = {"train.sync_bn": recipe.train.sync_bn, "eval.recompute_bn": recipe.eval.recompute_bn}
+    if not any(network.batch_norm for network in networks):
+        names = ", ".join(network.name for network in networks)
+        yield from (
+            f"{key} has no effect without batch norm, and {names} has none: remove it" for key in keys if keys[key]
+        )
 
 
 def stem_complaints(run: "Run") -> Iterator[str]:

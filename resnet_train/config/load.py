@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from resnet_train.config import recipes, zoo
-from resnet_train.config.batch import stem_complaints
+from resnet_train.config.batch import batch_norm_complaints, stem_complaints
 from resnet_train.config.expect import recipe_differences
 from resnet_train.config.merge import drop_outdated_exceptions, merge
 from resnet_train.config.network import ANY_NET, AnyNet, NetConfig, VGGConfig, canonical_fields
@@ -75,7 +75,11 @@ def read_run(tree: Tree, source: str) -> Run:
 def override_run(run: Run, overrides: Sequence[str]) -> Run:
     """The same run with `key=value` overrides. Raises `BadInput`."""
     changes = parse_overrides(overrides)
-    return validate(Run, merge(dump(run), changes), [Layer(COMMAND_LINE, changes)])
+    changed = validate(Run, merge(dump(run), changes), [Layer(COMMAND_LINE, changes)])
+    known = set(batch_norm_complaints(run, [run.network]))  # other networks of its experiment may have batch norm
+    if complaints := set(batch_norm_complaints(changed, [run.network])) - known:
+        raise InvalidConfig(*(f"{COMMAND_LINE}: {complaint}" for complaint in sorted(complaints)))
+    return changed
 
 
 def dump(model: BaseModel) -> Tree:
@@ -311,13 +315,11 @@ def _resolve_networks(tree: Tree, layers: Sequence[Layer]) -> set[str]:
     }
     tree["networks"] = networks
     if tree.get("twins") is True:
-        tree["networks"] = zoo.with_twins(networks)
+        tree["networks"], partners = zoo.with_twins(networks)
         per_network = tree.get("per_network")
-        for twin in tree["networks"]:
-            if twin in networks or not isinstance(per_network, dict):
-                continue
-            partner = per_network.get(twin["name"].removesuffix("-plain"))
-            own = per_network.get(twin["name"], {})
-            if isinstance(partner, dict) and isinstance(own, dict):
-                per_network[twin["name"]] = merge(partner, own, keep_null=True)
+        if isinstance(per_network, dict):
+            for twin, partner in partners.items():
+                changes, own = per_network.get(partner), per_network.get(twin, {})
+                if isinstance(changes, dict) and isinstance(own, dict):
+                    per_network[twin] = merge(changes, own, keep_null=True)
     return names

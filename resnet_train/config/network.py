@@ -133,6 +133,11 @@ class NetConfig(Section):
         return size
 
     @property
+    def batch_norm(self) -> bool:
+        """Whether the network has batch norm."""
+        return True
+
+    @property
     def plain(self) -> bool:
         """Whether this is a plain network: without shortcuts."""
         return self.shortcut == "none"

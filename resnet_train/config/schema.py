@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from resnet_train.config.augment import AugmentConfig
-from resnet_train.config.batch import batch_complaints, network_complaints
+from resnet_train.config.batch import batch_complaints, batch_norm_complaints, network_complaints
 from resnet_train.config.data import DataConfig
 from resnet_train.config.expect import ExpectConfig
 from resnet_train.config.network import AnyNet
@@ -203,11 +203,6 @@ class Recipe(Section):
             yield from self._complaints_of_files_of_any_size()
         else:
             yield from self._complaints_of_images_of_one_size()
-        if self.train.cuda_graph and self.train.precision == "fp16" and self.optimizer.kind == "lars":
-            yield (
-                "train.cuda_graph needs precision bf16 with optimizer.kind lars: fp16's loss scaler would wait for the "
-                "device"
-            )
         if self.train.batch_size % self.augment.repeated_augmentation:
             yield (
                 f"train.batch_size {self.train.batch_size} is not divisible by "
@@ -288,6 +283,7 @@ class Experiment(Recipe):
         for entry, count in listed.items():
             if count > 1:
                 yield f"{entry} is listed twice: a run folder holds one run"
+        yield from batch_norm_complaints(self, self.networks)
         if self.twins and all(network.plain for network in self.networks):
             yield "twins has no effect: no network has shortcuts"
         for name in self.per_network:

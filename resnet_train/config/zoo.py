@@ -123,21 +123,26 @@ def resolve(entry: object) -> object:
     return entry
 
 
-def with_twins(networks: Iterable[object]) -> list[object]:
+def with_twins(networks: Iterable[object]) -> tuple[list[object], dict[str, str]]:
     """The networks, each residual one followed by its plain twin: the same network without shortcuts.
 
-    A twin is left out if the same network is there under any name.
+    A twin is left out if the same network is there under any name. Also returns the name of each twin's partner, by the
+    name of the twin.
     """
     listed = list(networks)
     result: list[object] = []
+    partners: dict[str, str] = {}
     for fields in listed:
         result.append(fields)
         if isinstance(fields, Mapping) and fields.get("shortcut") in ("A", "B", "C"):
             twin = _without_addition(fields) | {"shortcut": "none"}
             twin["name"] = f"{fields.get('name')}-plain"
-            if not any(_is_plain_twin(twin, other) for other in (*listed, *result)):
+            same = next((other for other in (*listed, *result) if _is_plain_twin(twin, other)), None)
+            if same is None:
                 result.append(twin)
-    return result
+            name = same.get("name") if isinstance(same, Mapping) else twin["name"]
+            partners.setdefault(str(name), str(fields.get("name")))
+    return result, partners
 
 
 def _is_plain_twin(fields: Mapping[str, Any], other: object) -> bool:

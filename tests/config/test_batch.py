@@ -100,6 +100,24 @@ def test_vgg_needs_images_that_its_poolings_can_halve(config: Config, program: P
     assert (code, "vgg-16 needs images of at least 32 pixels, and here are 8" in err) == (2, True)
 
 
+def test_keys_of_batch_norm_are_refused_where_no_network_has_it(config: Config, tiny_run: Callable[..., Run]) -> None:
+    keys = ["train.sync_bn=true", "eval.recompute_bn=8"]
+    data = {"size": 32}
+    for key in keys:
+        name = key.partition("=")[0]
+        message = f"{name} has no effect without batch norm, and vgg-16 has none: remove it"
+        with pytest.raises(BadInput, match=f": {message}$"):
+            load.load(config(networks=["vgg-16"], data=data), [key])
+        with pytest.raises(BadInput, match=f"^command line: {message}$"):
+            load.override_run(tiny_run(networks=["vgg-16"], data=data), [key])
+    for networks in (["vgg-16-bn"], ["vgg-16", "cifar-resnet-8"]):
+        load.load(config(networks=networks, data=data), keys)
+    run = tiny_run(networks=["vgg-16", "cifar-resnet-8"], data=data, train={"sync_bn": True})
+    assert load.override_run(run, ["eval.batch_size=3"]).train.sync_bn
+    with pytest.raises(BadInput, match=r"^command line: eval.recompute_bn has no effect"):
+        load.override_run(run, keys)
+
+
 def test_a_stem_for_images_of_another_size_is_noted(tiny_run: Callable[..., Run]) -> None:
     """Of images that have one size, this is known when they are opened. An error would be too late to ask for it."""
     small, large = tiny_run(), tiny_run(networks=["wrn-34-2"])

@@ -97,6 +97,24 @@ def test_a_twin_is_trained_under_its_partners_exceptions(config: Callable[..., P
         assert list(load.runs(load.load(Path("again.yaml")))) == [residual, twin]
 
 
+def test_a_listed_network_that_is_the_twin_is_trained_under_its_partners_exceptions(
+    config: Callable[..., Path],
+) -> None:
+    """As the twin that would be added in its absence."""
+    changes = {"cifar-resnet-8": {"optimizer": {"lr": 0.5, "momentum": 0.5}}, "own": {"optimizer": {"momentum": 0.8}}}
+    own = {"base": "cifar-plain-8", "name": "own"}
+    for networks in (["cifar-resnet-8", own, "cifar-plain-14"], [own, "cifar-plain-14", "cifar-resnet-8"]):
+        path = config(networks=networks, twins=True, per_network=changes)
+        runs = {run.network.name: run.optimizer for run in load.runs(load.load(path))}
+        assert {name: (run.lr, run.momentum) for name, run in runs.items()} == {
+            "cifar-resnet-8": (0.5, 0.5),
+            "own": (0.5, 0.8),
+            "cifar-plain-14": (0.1, 0.9),
+        }
+        alone = {run.network.name: run.optimizer.lr for run in load.runs(load.load(path, ["twins=false"]))}
+        assert alone["own"] == 0.1
+
+
 def test_exceptions_stay_behind_with_the_networks_that_are_replaced(config: Callable[..., Path]) -> None:
     under = config(
         networks=["cifar-resnet-8", {"base": "cifar-resnet-14", "name": "gated"}],

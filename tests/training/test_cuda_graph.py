@@ -67,10 +67,12 @@ def assert_same(one: TrainState, other: TrainState) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
-def test_a_graph_takes_the_same_steps(precision: str, changes: dict[str, Any], tiny_run: TinyRun) -> None:
+@pytest.mark.parametrize(
+    ("changes", "kind"), [({}, "sgd"), (EVERYTHING, "sgd"), (EVERYTHING, "lars")], ids=["plain", "everything", "lars"]
+)
+def test_a_graph_takes_the_same_steps(precision: str, changes: dict[str, Any], kind: str, tiny_run: TinyRun) -> None:
     """Weights, running statistics, momentum, average, sums and loss scale, bit for bit, at a rate that moves."""
-    run = tiny_run(train={"precision": precision, **changes})
+    run = tiny_run(train={"precision": precision, **changes}, optimizer={"kind": kind})
     eager, graph = states(run)
     for step in range(9):
         batch, lr = step_batches(random_batch(seed=step)), 0.2 / (1 + step)
@@ -135,8 +137,9 @@ def test_the_step_that_diverged_is_that_of_the_graph(tiny_run: TinyRun) -> None:
     assert graph.diverged_at.item() == 7
 
 
-def test_a_loss_scale_falls_within_the_graph(tiny_run: TinyRun) -> None:
-    run = tiny_run(train={"precision": "fp16"})
+@pytest.mark.parametrize("kind", ["sgd", "lars"])
+def test_a_loss_scale_falls_within_the_graph(kind: str, tiny_run: TinyRun) -> None:
+    run = tiny_run(train={"precision": "fp16"}, optimizer={"kind": kind})
     eager, graph = states(run)
     for step in range(8):
         batch = random_batch(seed=step)
