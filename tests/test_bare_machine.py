@@ -25,8 +25,8 @@ if __name__ == "__main__":
 
 
 def test_every_command_works_on_a_bare_machine(config: Callable[..., Path], images: Path, tmp_path: Path) -> None:
-    """No programs (git, compilers, fc-list, jpegtran), no HOME, no locale, no folder for matplotlib's cache of fonts, and
-    a Python that was built without some libraries. In a new Python, since all of that is read at its start."""
+    """No programs (git, compilers, fc-list, jpegtran), no HOME, no locale, no folder for matplotlib's cache of fonts, no
+    window for its figures, and a Python that was built without some libraries. In a new Python, since all of that is read at its start."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys; sys.modules.update(dict.fromkeys(['_bz2', '_curses', '_lzma', '_sqlite3', '_tkinter', 'readline']))"
     )
@@ -46,6 +46,7 @@ def test_every_command_works_on_a_bare_machine(config: Callable[..., Path], imag
         ["prepare", str(images), "packed"],
     ]
     bare = {
+        "MPLBACKEND": "nonsense",
         "MPLCONFIGDIR": "/proc/nothing",
         "OMP_NUM_THREADS": "1",
         "PATH": "/proc/nothing",
