@@ -111,6 +111,32 @@ def test_cudas_synchronised_batch_norm_is_batch_norm(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("group_of_one")
+def test_cudas_synchronised_batch_norm_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one graph with the layers around it, though torch knows no shapes of its operators. They get kernels here."""
+    names = [name for name in vars(torch) if name.startswith("batch_norm_")]
+    theirs = {name: getattr(torch, name) for name in names}
+    replace_sync_batch_norm_kernels(monkeypatch)
+    kernels = torch.library.Library("aten", "IMPL", "CPU")
+    for name in names:
+        if (kernel := getattr(torch, name)) is not theirs[name]:
+            kernels.impl(name, kernel)
+            monkeypatch.setattr(torch, name, theirs[name])
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), CUDASyncBatchNorm(4), nn.ReLU())
+    compiled = copy.deepcopy(net)
+    torch.compiler.reset()
+    for forward in (net, torch.compile(compiled, dynamic=False, fullgraph=True, backend="aot_eager")):
+        (forward(x) ** 3).sum().backward()
+    for one, other in zip(
+        (*net.parameters(), *net.buffers()), (*compiled.parameters(), *compiled.buffers()), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+    kernels._destroy()
+
+
+@pytest.mark.usefixtures("group_of_one")
 def test_cudas_synchronised_batch_norm_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without values whatever reads one raises. torch's own reads a mask in each layer."""
     replace_sync_batch_norm_kernels(monkeypatch)
