@@ -9,6 +9,7 @@ from resnet_train.config.network import AnyNet, NetConfig, canonical_fields
 
 _NAMING_FIELDS = (
     "order",
+    "norm",
     "addition",
     "widths",
     "unit",

@@ -44,6 +44,17 @@ def fraction(text: str) -> float:
     return number
 
 
+def positive_numbers(text: str) -> list[float]:
+    """The type of an option that is one or more numbers above 0, separated by commas."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0.0]
+    if not all(0 < number < float("inf") for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers above 0, such as 1,0.1")
+    return numbers
+
+
 def select_runs(config: Path, experiment: "Experiment", only: Sequence[str]) -> list["Run"]:
     """The runs of an experiment, or of some of its networks. Raises `BadInput`."""
     from resnet_train.config import load

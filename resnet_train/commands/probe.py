@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_train.commands import add_json, positive_int
+from resnet_train.commands import add_json, positive_int, positive_numbers
 from resnet_train.errors import BadInput
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of untrained weights (default: %(default)s)"
     )
+    parser.add_argument(
+        "--weight-scale",
+        type=positive_numbers,
+        metavar="S,...",
+        help="gradients of networks without batch norm, such as cifar-plain-56-nobn, for weights S times as large",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="the figure (default: KIND.png)")
     add_json(parser)
 
@@ -48,10 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Print a table and write a figure."""
     out = args.out or Path(f"{args.kind}.png")
+    if args.weight_scale and args.kind != "gradients":
+        raise BadInput(f"--weight-scale is for `probe gradients`, not for `probe {args.kind}`: remove it")
     folders = [Path(name) for name in args.networks if Path(name).is_dir()]
     if folders:
         if args.kind != "gradients" or len(folders) < len(args.networks):
             raise BadInput(f"{folders[0]} is a folder: run folders are for `probe gradients`, by themselves")
+        if args.weight_scale:
+            raise BadInput("--weight-scale is for networks, and run folders hold what was measured: remove it")
         _draw_recorded_gradients(folders, out)
     else:
         _probe_networks(args, out)
@@ -71,6 +82,7 @@ def _probe_networks(args: argparse.Namespace, out: Path) -> None:
     from resnet_train.config.schema import LesionConfig, ProbeConfig
     from resnet_train.data import datasets
     from resnet_train.probes import figures
+    from resnet_train.probes.gradients import scale_weights
     from resnet_train.probes.measure import run_probe
     from resnet_train.runtime import distributed
     from resnet_train.runtime.precision import set_precision
@@ -80,18 +92,22 @@ def _probe_networks(args: argparse.Namespace, out: Path) -> None:
     with distributed.start("auto") as world:
         results: dict[str, ProbeResult] = {}
         plain: dict[str, bool] = {}
+        labels: set[str] = set()
         for name in args.networks:
             model = _load(name, args.data, args.seed)
             train_set, val_set = datasets.open_data(model.run.data)
             # A network that was trained with tf32 can be probed on a CPU, which has none.
             set_precision("fp32" if world.device.type == "cpu" else model.run.train.precision, world.device)
             model = model.to(world.device)
-            label = model.name if model.name not in results else name
-            dataset = val_set if lesion else train_set
-            results[label] = run_probe(
-                args.kind, model.network, model.run, dataset, images, model.normalization, world.device
-            )
-            plain[label] = model.run.network.plain
+            label = name if model.name in labels else model.name
+            labels.add(label)
+            networks = {label: model.network}
+            if args.weight_scale:
+                networks = {f"{label} x {s:g}": scale_weights(model.network, s) for s in args.weight_scale}
+            arguments = model.run, val_set if lesion else train_set, images, model.normalization, world.device
+            for key, network in networks.items():
+                results[key] = run_probe(args.kind, network, *arguments)
+                plain[key] = model.run.network.plain
         if not world.is_main:
             return
         try:
@@ -120,7 +136,7 @@ def _table(results: Mapping[str, "ProbeResult"]) -> str:
 
     summaries: dict[str, Callable[[list[float]], float]] = {
         "median": statistics.median,
-        "largest / smallest": lambda values: max(values) / max(min(values), 1e-30),
+        "largest / smallest": lambda values: max(values) / min(values) if min(values) else math.inf,
     }
     tables = []
     for quantity in dict.fromkeys(quantity for result in results.values() for quantity in result):

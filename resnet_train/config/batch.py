@@ -53,6 +53,8 @@ def network_complaints(run: "Run", ranks: int, size: int | None) -> Iterator[str
         if smallest < _SMALLEST_FOR_VGG:
             yield f"{name} needs images of at least {_SMALLEST_FOR_VGG} pixels, and here are {smallest}"
         return
+    if net.norm == "none":
+        return
     micro_batch_size = run.train.batch_size // (run.train.grad_accum_steps * ranks)
     together = micro_batch_size * (ranks if run.train.sync_bn else 1)
     one_pixel = f"batch norm of {name} needs more than one value, and its last map has one pixel at "

@@ -75,6 +75,8 @@ class NetConfig(Section):
         "original", "bn-after-addition", "relu-before-addition", "relu-only-pre-activation", "pre-activation"
     ] = "original"
     """Order of convolutions, batch norm and ReLU in a unit (He et al. 2016, figure 4 a to e)."""
+    norm: Literal["batch", "none"] = "batch"
+    """`batch`: batch norm. `none`: no normalisation; convolutions have biases in its place."""
     stride_on: Literal["1x1", "3x3"] | None = None
     """Only for bottlenecks, which need it: the convolution that halves the image, the first `1x1` (He et al. 2015) or
     the `3x3` (torchvision, "v1.5")."""
@@ -91,7 +93,7 @@ class NetConfig(Section):
     (Huang et al. 2016)."""
     zero_init_residual: bool = False
     """Start with F(x) = 0 in each unit: the weight of its last batch norm, or of its last convolution where no batch
-    norm follows, is 0 at first (Goyal et al. 2017, section 5.1)."""
+    norm follows it in F, is 0 at first (Goyal et al. 2017, section 5.1)."""
 
     def complaints(self) -> Iterator[str]:
         if len(self.depths) != len(self.widths):
@@ -112,6 +114,9 @@ class NetConfig(Section):
             yield "drop_path_mode has no effect without drop_path_rate: remove it"
         if self.drop_path_rate and sum(self.depths) == 1:
             yield "drop_path_rate has no effect on one unit, whose rate is 0: remove it"
+        if self.norm == "none" and self.order in ("bn-after-addition", "relu-only-pre-activation"):
+            same = "original" if self.order == "bn-after-addition" else "pre-activation"
+            yield f"order {self.order} has no effect with norm none: use {same}, which is the same then"
         if self.zero_init_residual and self.order == "relu-before-addition":
             yield "zero_init_residual stops order relu-before-addition: no gradient passes a ReLU at 0, so remove it"
 

@@ -23,6 +23,7 @@ the same with bottlenecks |
 | `-v1`, `-v1.5` | a bottleneck halves the image on its first 1x1 convolution, or on its 3x3 as torchvision does |
 | `-bottleneck` | bottlenecks in place of basic units, for CIFAR |
 | `-dropout` | dropout of 0.3 in each unit (Zagoruyko and Komodakis 2016) |
+| `-nobn` | no batch norm: biases in its place |
 | `-bn` | batch norm after each convolution, for VGG |
 """
 
@@ -54,6 +55,7 @@ _SUFFIXES: dict[str, dict[str, Any]] = {
     "v1.5": {"stride_on": "3x3"},
     "bottleneck": {"unit": "bottleneck"},
     "dropout": {"dropout": 0.3},
+    "nobn": {"norm": "none"},
     "bn": {"batch_norm": True},
 }
 """The field that each suffix sets."""

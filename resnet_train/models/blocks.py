@@ -17,9 +17,14 @@ from resnet_train.config.network import (
 )
 
 
-def conv(w_in: int, w_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias, since a batch norm follows: [N, w_out, ceil(H / stride), ceil(W / stride)]."""
-    return nn.Conv2d(w_in, w_out, kernel, stride, padding=kernel // 2, bias=False)
+def conv(cfg: NetConfig, w_in: int, w_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution, whose bias would have no effect before a batch norm: [N, w_out, ceil(H / stride), …]."""
+    return nn.Conv2d(w_in, w_out, kernel, stride, padding=kernel // 2, bias=cfg.norm == "none")
+
+
+def norm(cfg: NetConfig, channels: int) -> nn.Module:
+    """A batch norm; with `norm: none` nothing."""
+    return nn.BatchNorm2d(channels) if cfg.norm == "batch" else nn.Identity()
 
 
 class Order(NamedTuple):
@@ -98,22 +103,14 @@ class Unit(nn.Module):
 
     F is conv1-bn1-relu-conv2-bn2 (basic, unless `kernels` says otherwise) or conv1-bn1-relu-conv2-bn2-relu-conv3-bn3
     (bottleneck); `ORDERS` has the other orders. With pre-activation, bn1 is before conv1, bn2 before conv2, and so on.
-    If such a unit changes the shape, its shortcut reads the activated input, as F does. `first`: the unit reads the
-    stem's output, which is already activated. `drop_path_rate`: of this unit.
+    If such a unit changes the shape, its shortcut reads the activated input, as F does. `number`: of the unit in the
+    network, from 0. Number 0 reads the
+    stem's output, which is already activated.
 
     [N, w_in, H, W] -> [N, w_out, ceil(H / stride), ceil(W / stride)]
     """
 
-    def __init__(
-        self,
-        cfg: NetConfig,
-        w_in: int,
-        width: int,
-        w_out: int,
-        stride: int,
-        first: bool = False,
-        drop_path_rate: float = 0.0,
-    ) -> None:
+    def __init__(self, cfg: NetConfig, w_in: int, width: int, w_out: int, stride: int, number: int) -> None:
         super().__init__()
         self.w_out = w_out
         self.dropped = False
@@ -121,21 +118,21 @@ class Unit(nn.Module):
         order = ORDERS[cfg.order]
         if cfg.unit == "basic":
             kernels = cfg.kernels or BASIC_KERNELS
-            convs = [conv(width if i else w_in, width, k, 1 if i else stride) for i, k in enumerate(kernels)]
+            convs = [conv(cfg, width if i else w_in, width, k, 1 if i else stride) for i, k in enumerate(kernels)]
         else:
             first_stride, middle_stride = (stride, 1) if cfg.stride_on == "1x1" else (1, stride)
             convs = [
-                conv(w_in, width, 1, first_stride),
-                conv(width, width, 3, middle_stride),
-                conv(width, w_out, 1),
+                conv(cfg, w_in, width, 1, first_stride),
+                conv(cfg, width, width, 3, middle_stride),
+                conv(cfg, width, w_out, 1),
             ]
-        pre_activated = "bn" in order.before
+        first, pre_activated = number == 0, "bn" in order.before
         for i, layer in enumerate(convs, 1):
             self.add_module(f"conv{i}", layer)
             if not (pre_activated and first and i == 1):
-                self.add_module(f"bn{i}", nn.BatchNorm2d(layer.in_channels if pre_activated else layer.out_channels))
+                self.add_module(f"bn{i}", norm(cfg, layer.in_channels if pre_activated else layer.out_channels))
         # Not in place if the ReLU is the unit's first layer: it would overwrite the shortcut's input.
-        self.relu = nn.ReLU(inplace=order.before != ("relu",))
+        self.relu = nn.ReLU(inplace=cfg.norm == "batch" and order.before != ("relu",))
         self.dropout = nn.Dropout(cfg.dropout)
 
         last = len(convs)
@@ -149,10 +146,10 @@ class Unit(nn.Module):
         if cfg.dropout:
             position = self.residual.index(f"conv{last}")
             self.residual = (*self.residual[:position], "dropout", *self.residual[position:])
-        if drop_path_rate:
+        if drop_path_rate := cfg.drop_path_rate * number / max(1, sum(cfg.depths) - 1):
             self.drop_path = StochasticDepth(drop_path_rate, cfg.drop_path_mode)
             self.residual = (*self.residual, "drop_path")
-        last_layer = f"bn{last}" if "bn" in order.end else f"conv{last}"
+        last_layer = f"bn{last}" if "bn" in order.end and cfg.norm == "batch" else f"conv{last}"
         self.zero_init = last_layer if cfg.zero_init_residual else None
         """The layer of F whose weight is 0 at first."""
         self.after = _layer_names(order.after, last)
@@ -172,6 +169,11 @@ class Unit(nn.Module):
             gate = None if self.gate is None else self.gate(x)
             out = add(self.downsample(x), out, self.addition, gate, self.training)
         return self._through(self.after, x if out is None else out)
+
+    def convolutions(self) -> list[nn.Conv2d]:
+        """The convolutions of F, in the order of the forward pass."""
+        layers = [self.get_submodule(name) for name in self.residual]
+        return [layer for layer in layers if isinstance(layer, nn.Conv2d)]
 
     def _through(self, names: Sequence[str], x: Tensor) -> Tensor:
         for name in names:
@@ -217,6 +219,6 @@ def _shortcut(cfg: NetConfig, w_in: int, w_out: int, stride: int) -> nn.Module |
         case "B" if not changes_shape:
             return nn.Identity()
         case _ if cfg.order == "pre-activation":  # its input is normalised already
-            return nn.Sequential(conv(w_in, w_out, 1, stride))
+            return nn.Sequential(conv(cfg, w_in, w_out, 1, stride))
         case _:
-            return nn.Sequential(conv(w_in, w_out, 1, stride), nn.BatchNorm2d(w_out))
+            return nn.Sequential(conv(cfg, w_in, w_out, 1, stride), norm(cfg, w_out))

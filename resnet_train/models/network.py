@@ -1,6 +1,7 @@
 """Networks from their configuration: stem, stages, head and initialisation. State dict keys are torchvision's."""
 
 import hashlib
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_train.config.network import NetConfig, VGGConfig
-from resnet_train.models.blocks import ORDERS, Gate, Unit, conv
+from resnet_train.models.blocks import ORDERS, Gate, Unit, conv, norm
 
 
 class Network(nn.Module):
@@ -19,29 +20,27 @@ class Network(nn.Module):
         super().__init__()
         width, *outputs = cfg.output_channels
         if cfg.stem == "imagenet":
-            self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+            self.conv1 = conv(cfg, channels, width, 7, stride=2)
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         else:
-            self.conv1 = conv(channels, width, 3)
+            self.conv1 = conv(cfg, channels, width, 3)
             self.maxpool = nn.Identity()
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = norm(cfg, width)
         self.relu = nn.ReLU(inplace=True)
         self.stages: list[str] = []
-        number = 0  # of the unit
+        numbers = itertools.count()
         for i, (depth, inner, w_out) in enumerate(zip(cfg.depths, cfg.widths, outputs, strict=True)):
             units = OrderedDict[str, nn.Module]()
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                rate = cfg.drop_path_rate * number / max(1, sum(cfg.depths) - 1)
-                units[str(j)] = Unit(cfg, width, inner, w_out, stride, first=number == 0, drop_path_rate=rate)
-                width, number = w_out, number + 1
+                units[str(j)], width = Unit(cfg, width, inner, w_out, stride, next(numbers)), w_out
             self.stages.append(f"layer{i + 1}")
             self.add_module(self.stages[-1], nn.Sequential(units))
         # The sum of a pre-activated unit is activated by the next unit. The stem activates for the first unit, and
         # these layers stand in for the unit that would follow the last one (He et al. 2016, section 4.1).
         before = ORDERS[cfg.order].before
-        self.bn_last: nn.Module = nn.BatchNorm2d(width) if "bn" in before else nn.Identity()
-        self.relu_last: nn.Module = nn.ReLU(inplace="bn" in before) if "relu" in before else nn.Identity()
+        self.bn_last = norm(cfg, width) if "bn" in before else nn.Identity()
+        self.relu_last = nn.ReLU(inplace=cfg.norm == "batch" and "bn" in before) if "relu" in before else nn.Identity()
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnet_train.errors import BadInput
 from resnet_train.models.blocks import Unit
+from resnet_train.models.network import Network
 from resnet_train.probes.hooks import ProbeResult, copy_with_units, finite, recorded_inputs, use_batch_statistics
 
 
@@ -36,13 +38,31 @@ class Gradients(NamedTuple):
     """The parts of `inputs` where the shortcut is an identity and nothing follows the addition."""
 
 
+def scale_weights(net: nn.Module, scale: float) -> Network:
+    """A float64 copy of a network in which the weights of all convolutions of each F are `scale` times as large.
+
+    Of a plain network with L such convolutions, the gradient that reaches the first is scale^L times as large. With
+    identity shortcuts it does not vanish "even when the weights are arbitrarily small" (He et al. 2016, section 2).
+    float64, since 0.01^56 is no float32. Raises `BadInput` for a VGG, and where a batch norm takes the scale out again.
+    """
+    copied = copy_with_units(net).double()
+    if any(isinstance(module, nn.BatchNorm2d) for module in copied.modules()):
+        raise BadInput("a scale of the weights has no effect with batch norm: give networks without, NAME-nobn")
+    with torch.no_grad():
+        for unit in copied.units().values():
+            for layer in unit.convolutions():
+                layer.weight.mul_(scale)
+    return copied
+
+
 def gradient_norms(net: nn.Module, images: Tensor, labels: Tensor) -> ProbeResult:
     """L2 norm of the gradient at each unit's input (`units`) and at each convolution's weights (`weights`).
 
     Where shortcuts are identities and nothing follows the addition, as in pre-activation networks, also the norms of
     its two parts: `carried` (the identity's) and `through` (F's).
 
-    images: normalised, [n, C, H, W]; labels: int64 [n]. Batch statistics, no dropout. Raises `BadInput` for a VGG.
+    images: normalised, [n, C, H, W]; labels: int64 [n]. Batch statistics, no dropout; in the precision of the weights.
+    Raises `BadInput` for a VGG.
     """
     gradients = gradient_tensors(net, images, labels)
     result = {"units": _norms(gradients.inputs), "weights": _norms(gradients.weights)}
@@ -66,7 +86,7 @@ def gradient_tensors(net: nn.Module, images: Tensor, labels: Tensor) -> Gradient
         recorded_inputs(branches) as branch_inputs,
         recorded_inputs({"end": copied.bn_last}) as end_input,
     ):
-        loss = F.cross_entropy(copied(images).float(), labels)
+        loss = F.cross_entropy(copied(images.to(copied.conv1.weight.dtype)), labels)
     at_units, at_branches, at_end, at_weights = _gradients(loss, unit_inputs, branch_inputs, end_input, weights)
     return Gradients(at_units, at_weights, _splits(units, at_units, at_branches, at_end["end"]))
 
@@ -101,4 +121,10 @@ def _is_identity_unit(unit: Unit) -> bool:
 
 
 def _norms(tensors: Mapping[str, Tensor]) -> dict[str, float | None]:
-    return {name: finite(tensor.float().norm()) for name, tensor in tensors.items()}
+    return {name: finite(_norm(tensor)) for name, tensor in tensors.items()}
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """The L2 norm, also of a tensor whose squares are too small for its type."""
+    largest = tensor.abs().max().clamp_min(torch.finfo(tensor.dtype).tiny)
+    return (tensor / largest).square().sum().sqrt() * largest

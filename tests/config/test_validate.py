@@ -56,6 +56,15 @@ def error_message(path: Path, *overrides: str) -> str:
             "networks=[{base: plain-18, zero_init_residual: true}]",
             "zero_init_residual has no effect on a plain network",
         ),
+        ("networks=[vgg-16-nobn]", "-nobn has no effect on vgg-16"),
+        (
+            "networks=[{base: resnet-18-nobn, order: bn-after-addition}]",
+            "order bn-after-addition has no effect with norm none: use original, which is the same then",
+        ),
+        (
+            "networks=[{base: resnet-18-nobn, order: relu-only-pre-activation}]",
+            "order relu-only-pre-activation has no effect with norm none: use pre-activation, which",
+        ),
         ("networks=[{base: resnet-18, drop_path_mode: batch}]", "drop_path_mode has no effect without drop_path_rate"),
         (
             "networks=[{base: cifar-resnet-8, depths: [1], widths: [4], drop_path_rate: 0.1}]",

@@ -217,6 +217,27 @@ def test_a_network_with_stochastic_depth_is_timms() -> None:
     torch.testing.assert_close(net.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("order", ["original", "relu-before-addition", "pre-activation"])
+def test_without_norms_a_network_is_the_one_whose_norms_do_nothing(order: str) -> None:
+    """Batch norms that divide by 1 and subtract 0 are nothing; the biases begin at 0 and are learnt."""
+    for shortcut in ("none", "A", "C"):
+        changes = {"order": order, "shortcut": shortcut, "widths": (4, 6, 8)}
+        bare, normed = (net_config(f"cifar-resnet-8{suffix}", **changes) for suffix in ("-nobn", ""))
+        nets = [build_network(cfg, classes=3).double() for cfg in (bare, normed)]
+        for net in nets:
+            initialise(net, seed=1)
+        for module in nets[1].eval().modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eps = 0.0
+        images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+        torch.testing.assert_close(nets[0](images), nets[1](images))
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in nets[0].modules())
+        before = images.clone(), nets[0].layer1[0](x := torch.randn(2, 4, 5, 5).double()), x.clone()
+        assert torch.equal(before[2], x), "the unit overwrote its input, which its shortcut needs"
+        nets[0](images).sum().backward()
+        assert all(bool(p.grad.any()) for name, p in nets[0].named_parameters() if name.endswith("bias"))
+
+
 def zeros(net: torch.nn.Module) -> set[str]:
     return {name for name, parameter in net.named_parameters() if name.endswith("weight") and not parameter.any()}
 

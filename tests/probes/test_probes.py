@@ -17,7 +17,7 @@ from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
 from resnet_train.models.network import Network, build_network, initialise
 from resnet_train.probes import figures as probe_figures
-from resnet_train.probes.gradients import gradient_norms, gradient_tensors
+from resnet_train.probes.gradients import gradient_norms, gradient_tensors, scale_weights
 from resnet_train.probes.lesions import lesion_errors
 from resnet_train.probes.measure import run_probe
 from resnet_train.probes.responses import response_deviations
@@ -79,6 +79,56 @@ def test_the_two_parts_of_a_gradient_add_up(order: str) -> None:
         assert split.residual.norm() > 0
     assert torch.equal(splits["layer1.0"].identity, splits["layer1.4"].identity)
     assert "carried" not in gradient_norms(network("cifar-resnet-20"), IMAGES, LABELS)  # a ReLU follows the addition
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 1e-3])
+@pytest.mark.parametrize("shortcut", ["none", "A"])
+def test_scaled_weights_give_the_gradient_of_the_formula(shortcut: str, scale: float) -> None:
+    """Of linear units, x + B A x with shortcuts and B A x without, on images of one pixel: dE/dx_l is a product of
+    (1 + B A) or of B A, times dE/dx_L (He et al. 2016, equation 5)."""
+    net = network("cifar-preact-8-nobn", depths=(5,), widths=(4,), shortcut=shortcut)
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.ReLU):
+            net.set_submodule(name, torch.nn.Identity())
+        elif isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.normal_(module.bias)
+    images, parameters = IMAGES[:, :, :1, :1], dict(net.named_parameters())
+
+    def linear(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return parameters[f"{name}.weight"][:, :, 1, 1], parameters[f"{name}.bias"]
+
+    stem, bias = linear("conv1")
+    x, jacobians = images[:, :, 0, 0] @ stem.T + bias, []
+    for i in range(5):
+        (a, one), (b, two) = linear(f"layer1.{i}.conv1"), linear(f"layer1.{i}.conv2")
+        identity = torch.eye(4, dtype=torch.float64) * (shortcut == "A")
+        jacobians.append(identity + scale**2 * b @ a)
+        x = x @ identity + (x @ (scale * a).T + one) @ (scale * b).T + two
+    logits = x @ net.fc.weight.T + net.fc.bias
+    gradient = (logits.softmax(1) - F.one_hot(LABELS, 3)) / len(LABELS) @ net.fc.weight
+    expected, at_end = [], gradient.norm().item()
+    for jacobian in reversed(jacobians):
+        gradient = gradient @ jacobian
+        expected.insert(0, gradient.norm().item())
+    result = gradient_norms(scale_weights(net, scale), images, LABELS)
+    assert list(result["units"].values()) == pytest.approx(expected, rel=1e-10)
+    if shortcut == "A":
+        assert list(result["carried"].values()) == pytest.approx([at_end] * 5, rel=1e-10)
+        assert scale > 1e-3 or expected[0] == pytest.approx(at_end, rel=1e-4)
+
+
+def test_gradients_of_a_plain_network_fall_as_the_power_of_its_depth() -> None:
+    """With ReLUs, which a scale leaves as they are, over 106 convolutions, below what a float32 holds."""
+    images = IMAGES.float()
+    net = network("cifar-plain-110-nobn").float()
+    one, scaled = (gradient_norms(scale_weights(net, scale), images, LABELS)["units"] for scale in (1, 0.01))
+    ratio = [values["layer1.0"] / values["layer3.17"] for values in (one, scaled)]
+    assert ratio[1] / ratio[0] == pytest.approx(0.01 ** (2 * 53), rel=1e-6)
+    residual = network("cifar-preact-110-nobn").float()
+    small = gradient_norms(scale_weights(residual, 0.01), images, LABELS)["units"]
+    assert small["layer1.0"] > 0.5 * small["layer3.17"]
+    gradients = [gradient_norms(net, images, LABELS)["units"]["layer1.0"] for net in (net, scale_weights(net, 1))]
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-2)
 
 
 def test_responses_are_those_of_figure_7() -> None:
@@ -228,6 +278,13 @@ def test_the_command_draws_networks_side_by_side(config: Config, program: Progra
     assert (code, list(json.loads(out)["cifar-resnet-8"])) == (0, ["units", "weights"])
     assert program("probe", "gradients", folder, "--out", "map.png")[0] == 0
     assert Path("map.png").exists()
+    names = ["cifar-plain-8-nobn", "cifar-preact-8-nobn"]
+    scales = ("--data", "synthetic", "--images", 8, "--weight-scale", "1,1e-30", "--out", "scale.png")
+    code, out, err = program("probe", "gradients", *names, *scales)
+    assert (code, out.split()[1:13:3]) == (0, [name for name in names for _ in range(2)]), err
+    [summary, *_] = [line.split() for line in out.splitlines() if line.startswith("largest / smallest")]
+    assert (float(summary[3]) < 1e3, float(summary[4]) > 1e100, float(summary[6]) < 1e3) == (True, True, True), out
+    assert Path("scale.png").stat().st_size > 5000
 
 
 def test_the_command_uses_the_precision_of_the_run(config: Config, program: Program, monkeypatch: Any) -> None:
@@ -264,6 +321,10 @@ def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> 
         ("lesion", "none.pt"): "none.pt: no such checkpoint",
         ("responses", "."): "run folders are for `probe gradients`",
         ("gradients", "cifar-resnet-9", "--data", "digits"): "depths are 6n+2",
+        ("gradients", "cifar-plain-8", "--data", "digits", "--weight-scale", "0.1"): "no effect with batch norm: give",
+        ("gradients", "vgg-16", "--data", "synthetic", "--weight-scale", "0.1"): "a VGG has no units to probe",
+        ("gradients", ".", "--weight-scale", "0.1"): "--weight-scale is for networks, and run folders hold",
+        ("lesion", "cifar-plain-8-nobn", "--weight-scale", "1"): "--weight-scale is for `probe gradients`, not for",
     }
     for arguments, message in messages.items():
         code, out, err = program("probe", *arguments)

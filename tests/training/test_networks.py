@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scaled": {"addition": {"kind": "constant-scaling"}},
     "exclusive-gating": {"addition": {"kind": "exclusive-gating"}},
     "shortcut-dropout": {"addition": {"kind": "shortcut-dropout"}},
+    "no-norm": {"norm": "none"},
     "stochastic-depth": {"drop_path_rate": 0.5, "zero_init_residual": True},
 }
 
