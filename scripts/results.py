@@ -1,7 +1,7 @@
 """Keep a finished experiment in the repository, and the table of all that are kept.
 
     python scripts/results.py collect runs/quickstart "resnet-train run quickstart seeds=[0,1,2,3,4]"
-    python scripts/results.py table
+    python scripts/results.py table && python scripts/reproduce.py
 
 `collect` reads the run folders of an experiment and writes docs/results/NAME: the tables and figures of `compare`, the
 resolved experiment, and study.json with the command, the commit, the date and the machines. It refuses runs that the
@@ -48,7 +48,7 @@ _ADD = """## Add a study
 ```bash
 resnet-train run quickstart "seeds=[0, 1, 2, 3, 4]"
 python scripts/results.py collect runs/quickstart 'resnet-train run quickstart "seeds=[0, 1, 2, 3, 4]"'
-python scripts/results.py table
+python scripts/results.py table && python scripts/reproduce.py
 ```
 
 `collect` refuses runs that the command would not make, or that are not finished.
@@ -87,7 +87,7 @@ def collect(runs: Path, command: str, out: Path, note: str | None) -> None:
     (out / "study.json").write_text(json.dumps(study, indent=2) + "\n")
     _, _, compared = (out / "compare.md").read_text().partition("\n")
     (out / "compare.md").unlink()
-    (out / "README.md").write_text(_page(experiment.name, study) + compared)
+    (out / "README.md").write_text(_page(study) + compared)
 
 
 def _planned(records: Sequence[RunRecord], experiment: Experiment, command: str) -> Iterator[RunRecord]:
@@ -110,6 +110,7 @@ def _study(groups: Sequence[Group], command: str, note: str | None) -> dict[str,
     left_out = ("from_step", "date", "platform", "commit")
     machines = {json.dumps({k: v for k, v in one.items() if k not in left_out and v is not None}) for one in sessions}
     return {
+        "experiment": groups[0].experiment,
         "command": command,
         "date": datetime.fromtimestamp(max(record.records[-1]["time"] for record in records), UTC).date().isoformat(),
         "commits": sorted({str(session.get("commit")) for session in sessions}),
@@ -145,10 +146,10 @@ def _shrink(path: Path) -> None:
         resized.convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(path, optimize=True)
 
 
-def _page(name: str, study: dict[str, Any]) -> str:
+def _page(study: dict[str, Any]) -> str:
     commits = ", ".join(study["commits"])
     facts = f"{study['date']}; {study['hardware']}; {study['hours_in_all']:.3g} hours in all; commit {commits}."
-    lines = [f"# {name}", "", "```bash", study["command"], "```", "", facts]
+    lines = [f"# {study['experiment']}", "", "```bash", study["command"], "```", "", facts]
     lines += [study["note"]] if "note" in study else []
     return "\n".join([*lines, "The resolved experiment: [experiment.yaml](experiment.yaml).", ""])
 
@@ -208,7 +209,7 @@ def main() -> int:
         if args.action == "collect":
             out = args.out or RESULTS / experiment_of(args.command).name
             collect(args.runs, args.command, out, args.note)
-            print(f"wrote {out}; now: python scripts/results.py table")
+            print(f"wrote {out}; now: python scripts/results.py table && python scripts/reproduce.py")
         else:
             (RESULTS / "README.md").write_text(table(RESULTS))
     except BadInput as error:

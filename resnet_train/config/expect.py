@@ -56,7 +56,7 @@ class FigureConfig(Section):
 
     def __str__(self) -> str:
         if self.low is not None:
-            return f"{self.low:g} to {self.high:g}"
+            return f"over {self.low:g}" if self.high == 100 else f"{self.low:g} to {self.high:g}"
         if self.median is not None:
             return f"{self.median:.2f} (median of {self.n})"
         return f"{self.mean:.2f}{'' if self.std is None else f' ± {self.std:.2f}'} ({self.n})"

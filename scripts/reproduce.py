@@ -1,0 +1,289 @@
+"""docs/reproduce.md: each table and figure of the three papers, its command, its cost, and what we measured.
+
+    python scripts/reproduce.py
+
+The figures are those that the recipes expect. `ITEMS` lists all tables and figures, with what no recipe states: the
+command that draws or counts it, or the reason why there is none.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resnet_train.config import load, recipes
+from resnet_train.config.expect import EXPECTED_ERRORS, ExpectConfig, FigureConfig, text
+from resnet_train.config.schema import Experiment
+from resnet_train.runtime.tables import percent
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+class Item(NamedTuple):
+    """A table or figure of a paper."""
+
+    shows: str
+    commands: tuple[str, ...] = ()
+    """What draws or counts it, beside the trainings of the recipes whose `expect` names it."""
+    reason: str = ""
+    """Why there is neither a recipe nor a command."""
+    cost: str = "seconds"
+    """Of `commands`."""
+
+
+_DRAWING = "a drawing"
+_DETECTION = "object detection and localisation; this program classifies"
+_NO_RECIPE = "no recipe yet"
+_DEPTH = ("resnet-train run cifar10-depth", "resnet-train compare runs/cifar10-depth")
+
+ITEMS: dict[str, dict[str, Item]] = {
+    "He et al. 2015": {
+        "figure 1": Item(
+            "training and test error of plain networks of 20 and 56 layers on CIFAR-10",
+            ("resnet-train run cifar10-depth --only cifar-plain-20 --only cifar-plain-56", _DEPTH[1]),
+            cost="2 x 64,000 steps of 128 images",
+        ),
+        "figure 2": Item("the residual unit", reason=_DRAWING),
+        "figure 3": Item("VGG-19, plain-34, resnet-34", ("resnet-train summary vgg-19 plain-34 resnet-34",)),
+        "figure 4": Item(
+            "training and validation error of 18 and 34 layers on ImageNet",
+            ("resnet-train run imagenet-depth", "resnet-train compare runs/imagenet-depth"),
+            cost="4 x 600,000 steps of 256 images",
+        ),
+        "figure 5": Item("the bottleneck unit", reason=_DRAWING),
+        "figure 6": Item("training and test error on CIFAR-10, plain and residual", (_DEPTH[1],)),
+        "figure 7": Item(
+            "standard deviation of each layer's response",
+            ("resnet-train probe responses CHECKPOINT",),
+            cost="seconds, after the trainings of table 6",
+        ),
+        "table 1": Item(
+            "stages and multiply-adds", ("resnet-train summary resnet-18 resnet-34 resnet-50 resnet-101 resnet-152",)
+        ),
+        "table 2": Item("plain and residual networks of 18 and 34 layers on ImageNet, ten crops"),
+        "table 3": Item("ImageNet, ten crops"),
+        "table 4": Item("ImageNet, one network at five scales"),
+        "table 5": Item(
+            "ImageNet, ensembles; the test set has no public labels",
+            ("resnet-train eval CHECKPOINT CHECKPOINT --protocol multi-scale",),
+            cost="minutes on the validation set",
+        ),
+        "table 6": Item("CIFAR-10"),
+        "tables 7 to 14": Item("PASCAL VOC, COCO, ImageNet detection and localisation", reason=_DETECTION),
+    },
+    "He et al. 2016": {
+        "figure 1": Item(
+            "training loss and test error of 1001 layers on CIFAR-10, original and pre-activation",
+            (
+                "resnet-train run cifar10-preact --only cifar-resnet-1001 --only cifar-preact-1001",
+                "resnet-train compare runs/cifar10-preact",
+            ),
+            cost="2 x 64,000 steps of 128 images",
+        ),
+        "figure 2": Item("kinds of shortcut", reason=_DRAWING),
+        "figure 3": Item(
+            "training loss and test error with four kinds of shortcut, 110 layers",
+            ("resnet-train run cifar10-shortcuts", "resnet-train compare runs/cifar10-shortcuts"),
+            cost="all of table 1",
+        ),
+        "figure 4": Item("orders of batch norm, ReLU and addition", reason=_DRAWING),
+        "figure 5": Item("pre-activation as an asymmetric unit", reason=_DRAWING),
+        "figure 6": Item(
+            "training loss and test error: BN after addition, 110 layers; pre-activation, 164 layers",
+            (
+                "resnet-train run cifar10-orders --only cifar-resnet-110 --only bn-after-addition-110",
+                "resnet-train run cifar10-preact --only cifar-resnet-164 --only cifar-preact-164",
+                "resnet-train compare runs/cifar10-orders runs/cifar10-preact",
+            ),
+            cost="4 x 64,000 steps of 128 images",
+        ),
+        "table 1": Item("kinds of shortcut on CIFAR-10, 110 layers"),
+        "table 2": Item("orders of batch norm, ReLU and addition on CIFAR-10"),
+        "table 3": Item("CIFAR, original and pre-activation"),
+        "table 4": Item("CIFAR, beside other methods", reason=_NO_RECIPE),
+        "table 5": Item("ImageNet, crops of 320 pixels"),
+    },
+    "Zagoruyko and Komodakis 2016": {
+        "figure 1": Item("the units", reason=_DRAWING),
+        "figure 2": Item(
+            "training loss and test error of a thin and a wide network",
+            (
+                "resnet-train run cifar10-wide --only cifar-preact-164 --only wrn-28-10",
+                "resnet-train compare runs/cifar10-wide",
+            ),
+            cost="2 x 200 epochs",
+        ),
+        "figure 3": Item("training loss and test error on SVHN, with and without dropout", reason=_NO_RECIPE),
+        "figure 4": Item(
+            "time of a step with 32 images, thin and wide",
+            (
+                "resnet-train bench cifar10-wide train.batch_size=32 --only wrn-28-10",
+                "resnet-train bench cifar10-wide train.batch_size=32 --only cifar-preact-164",
+            ),
+        ),
+        "section 3": Item("figures in the text", reason=_NO_RECIPE),
+        "table 1": Item("stages", ("resnet-train summary wrn-28-10",)),
+        "table 2": Item("kinds of convolution in a unit, CIFAR-10", reason=_NO_RECIPE),
+        "table 3": Item("number of convolutions in a unit, CIFAR-10", reason=_NO_RECIPE),
+        "table 4": Item("depth and width, CIFAR, ZCA whitening", reason=_NO_RECIPE),
+        "table 5": Item("CIFAR, beside other methods"),
+        "table 6": Item("dropout, CIFAR and SVHN"),
+        "table 7": Item("ImageNet, wide networks of 18 and 34 layers", reason=_NO_RECIPE),
+        "table 8": Item("ImageNet, wrn-50-2 and others"),
+        "table 9": Item("the best results", reason=_NO_RECIPE),
+    },
+}
+
+_TITLES = {
+    "He et al. 2015": "Deep Residual Learning for Image Recognition",
+    "He et al. 2016": "Identity Mappings in Deep Residual Networks",
+    "Zagoruyko and Komodakis 2016": "Wide Residual Networks",
+}
+
+_HEAD = """# Reproduce the papers
+
+Each table and figure of the three papers: the command that reproduces it, its cost, what the paper reports, and what we
+measured. `python scripts/reproduce.py` generates this page from `expect` of the recipes and from
+[results](results/README.md).
+
+- `data.path=PATH` names the data, `data.download=true` downloads CIFAR or SVHN. `--dry-run` prints parameters,
+  multiply-adds and memory of each network.
+- `resnet-train compare` sets the published figures beside the measured ones
+  ([what the verdicts mean](metrics.md#published-beside-measured)).
+- Ten crops and several scales are measured after the training, by `resnet-train eval` with the checkpoint.
+"""
+
+
+@dataclass(frozen=True)
+class Stated:
+    """An entry of `expect` in a recipe."""
+
+    recipe: str
+    experiment: Experiment
+    entry: ExpectConfig
+
+
+def stated() -> list[Stated]:
+    """Every entry of every recipe. One that is inherited by a recipe that changes its subject is left out."""
+    experiments = {name: load.load(recipes.find(name)) for name in recipes.names()}
+    return [
+        Stated(name, experiment, entry)
+        for name, experiment in experiments.items()
+        for entry in experiment.expect
+        if not entry.differs
+    ]
+
+
+def page(results: Path = DOCS / "results") -> str:
+    """The text of docs/reproduce.md. Raises `ValueError` for an item with neither command nor reason, and for a figure
+    whose table is not listed."""
+    entries, measured = stated(), _measured(results)
+    blocks = [_HEAD]
+    for paper, items in ITEMS.items():
+        of_paper = [one for one in entries if one.entry.source.startswith(f"{paper}, ")]
+        for one in of_paper:
+            if one.entry.source.removeprefix(f"{paper}, ") not in items:
+                raise ValueError(f"{one.recipe}: {one.entry.source} is not listed in ITEMS")
+        blocks.append(f"## {paper}: {_TITLES[paper]}\n")
+        rows = [_row(item, items[item], [one for one in of_paper if _item(one) == item]) for item in items]
+        blocks.append(_table(("item", "shows", "commands", "cost"), rows))
+        in_order = sorted(of_paper, key=lambda one: list(items).index(_item(one)))
+        blocks.append(_figures([(_item(one), one) for one in in_order], measured))
+    others = [one for one in entries if not any(one.entry.source.startswith(f"{paper}, ") for paper in ITEMS)]
+    blocks += ["## Other sources\n", _figures([(one.entry.source, one) for one in others], measured)]
+    return "\n".join(blocks)
+
+
+def _item(one: Stated) -> str:
+    return one.entry.source.partition(", ")[2]
+
+
+def _row(name: str, item: Item, entries: list[Stated]) -> tuple[str, ...]:
+    """Name, content, commands and cost of a table or figure."""
+    commands, costs = [], []
+    for one in entries:
+        for command, cost in _trainings(one):
+            commands.append(command)
+            costs.append(cost)
+        if one.entry.protocol != "one-crop":
+            commands.append(f"resnet-train eval CHECKPOINT --protocol {one.entry.protocol}")
+    commands += item.commands
+    costs += [item.cost] if item.commands and not entries else []
+    if not commands and not item.reason:
+        raise ValueError(f"{name} ({item.shows}) has neither a recipe, nor a command, nor a reason")
+    cells = "<br>".join(f"`{command}`" for command in dict.fromkeys(commands))
+    return name, item.shows, cells or f"none: {item.reason}", "<br>".join(dict.fromkeys(costs)) or "–"
+
+
+def _trainings(one: Stated) -> Iterator[tuple[str, str]]:
+    """The commands that train the networks of an entry, with their costs."""
+    listed = [network.name for network in one.experiment.networks]
+    named = [name for name in one.entry.networks if name in listed]
+    seeds = max((figure.n or 1 for figure in _all_figures(one.entry)), default=1)
+    overrides = f' "seeds={list(range(seeds))}"'.replace(", ", ",") if seeds > 1 else ""
+    train = one.experiment.train
+    length = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
+    cost = f"{{}}{f' x {seeds} seeds' if seeds > 1 else ''} x {length} of {train.batch_size} images"
+    if train.epochs:
+        cost = cost.partition(" of ")[0]
+    if named:
+        only = "".join(f" --only {name}" for name in named) if len(named) < len(listed) else ""
+        yield f"resnet-train run {one.recipe}{only}{overrides}", cost.format(len(named))
+    if others := [name for name in one.entry.networks if name not in listed]:
+        yield f'resnet-train run {one.recipe} "networks=[{", ".join(others)}]"{overrides}', cost.format(len(others))
+
+
+def _all_figures(entry: ExpectConfig) -> Iterator[FigureConfig]:
+    for error in EXPECTED_ERRORS:
+        yield from (figure for figure in entry.figures(error).values() if isinstance(figure, FigureConfig))
+
+
+def _figures(entries: list[tuple[str, Stated]], measured: dict[tuple[str, ...], str]) -> str:
+    """A table of published errors and ours, a row for each network and entry, which stand under a name."""
+    rows = []
+    for source, one in entries:
+        for network in one.entry.networks:
+            errors = [error for error in EXPECTED_ERRORS if network in one.entry.figures(error)]
+            ours = [measured.get((one.recipe, one.entry.source, network, error)) for error in errors]
+            rows.append(
+                (
+                    source,
+                    f"`{one.recipe}`",
+                    network,
+                    f"{' / '.join(map(_short, errors))}, {one.entry.protocol}",
+                    " / ".join(text(one.entry.figures(error)[network]) for error in errors),
+                    " / ".join(cell or "–" for cell in ours) if any(ours) else "–",
+                )
+            )
+    return _table(("of", "recipe", "network", "error", "published", "ours"), rows)
+
+
+def _short(error: str) -> str:
+    return {"val_error_top1": "top-1", "val_error_top5": "top-5"}.get(error, error.replace("_", " "))
+
+
+def _measured(results: Path) -> dict[tuple[str, ...], str]:
+    """What the studies measured under the protocol of a source, by recipe, source, network and error."""
+    cells: dict[tuple[str, ...], str] = {}
+    for folder in sorted(path.parent for path in results.glob("*/study.json")):
+        name = json.loads((folder / "study.json").read_text())["experiment"]
+        for row in json.loads((folder / "compare.json").read_text()):
+            for error in EXPECTED_ERRORS:
+                if row.get(f"source_{error}") and row[f"verdict_{error}"] != "another protocol":
+                    key = (name, row[f"source_{error}"], row["network"], error)
+                    cells[key] = f"{_text(row, error)}, [{row[f'verdict_{error}']}](results/{folder.name}/README.md)"
+    return cells
+
+
+def _text(row: dict[str, Any], error: str) -> str:
+    return percent(row[error], row[f"{error}_std"]) + (f" ({row['seeds']})" if row["seeds"] > 1 else "")
+
+
+def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [headings, tuple("---" for _ in headings), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    (DOCS / "reproduce.md").write_text(page())

@@ -1,0 +1,46 @@
+"""The page of all tables and figures of the papers: generated, and without a row that lacks a command and a reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+import reproduce
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_page_is_generated_from_the_recipes() -> None:
+    """Its commands are parsed by test_docs."""
+    text = (ROOT / "docs/reproduce.md").read_text()
+    assert text == reproduce.page(ROOT / "docs/results"), "run `python scripts/reproduce.py`"
+
+
+def test_every_row_has_a_command_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [line for line in reproduce.page().splitlines() if line.startswith(("| figure", "| table"))]
+    rows = [row for row in rows if row.count(" | ") == 3]
+    assert len(rows) == sum(len(items) for items in reproduce.ITEMS.values()) - 1  # and one section
+    assert all("`resnet-train " in row or "none: " in row for row in rows)
+    monkeypatch.setitem(reproduce.ITEMS["He et al. 2015"], "figure 8", reproduce.Item("nothing"))
+    with pytest.raises(ValueError, match=r"figure 8 \(nothing\) has neither a recipe, nor a command, nor a reason"):
+        reproduce.page()
+
+
+def test_a_figure_of_a_table_that_is_not_listed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(reproduce.ITEMS["He et al. 2016"], "table 5")
+    with pytest.raises(ValueError, match=r"imagenet-preact: He et al. 2016, table 5 is not listed"):
+        reproduce.page()
+
+
+def test_what_a_study_measured_stands_beside_what_was_published(tmp_path: Path) -> None:
+    """Unless it is of another protocol."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/study.json").write_text('{"experiment": "cifar10-depth"}')
+    row = {"network": "cifar-resnet-20", "seeds": 3, "val_error_top1": 8.6, "val_error_top1_std": 0.12}
+    row |= {"source_val_error_top1": "He et al. 2015, table 6", "verdict_val_error_top1": "agrees"}
+    other = row | {"network": "cifar-resnet-32", "verdict_val_error_top1": "another protocol"}
+    (tmp_path / "kept/compare.json").write_text(json.dumps([row, other]))
+    lines = reproduce.page(tmp_path).splitlines()
+    [ours] = [line for line in lines if line.startswith("| table 6 | `cifar10-depth` | cifar-resnet-20 ")]
+    assert ours.endswith("| 8.75 | 8.60 ± 0.12 (3), [agrees](results/kept/README.md) |")
+    [ours] = [line for line in lines if line.startswith("| table 6 | `cifar10-depth` | cifar-resnet-32 ")]
+    assert ours.endswith("| 7.51 | – |")
