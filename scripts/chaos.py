@@ -282,6 +282,8 @@ def run_ranks(scenario: Scenario, folder: Path, faults: Faults) -> list[Outcome]
 
 def attempt(trial: Trial, folder: Path, expected: object, show: bool = False) -> tuple[str, str]:
     """Do a trial in a copy of a scenario's folder: (how the disturbed command ended, what is wrong or nothing)."""
+    from resnet_train.errors import RankLost
+
     scenario = SCENARIOS[trial.scenario]
     faults = Faults(folder, trial.call, trial.number, trial.fault)
     outcomes = run_ranks(scenario, folder, faults)
@@ -290,7 +292,7 @@ def attempt(trial: Trial, folder: Path, expected: object, show: bool = False) ->
     reached = faults.counts[trial.call].value >= trial.number
     killed = any(outcome.code == -signal.SIGKILL for outcome in outcomes)
     end = "not reached" if not reached else "killed" if killed else f"exit {max(outcome.code for outcome in outcomes)}"
-    codes = (0, 2) if scenario.ranks == 1 else (0, 1, 2)
+    codes = (0, 2) if scenario.ranks == 1 else (0, 2, RankLost.exit_code)
     for outcome in outcomes:
         if outcome.code != -signal.SIGKILL or trial.fault != "kill":
             # One rank reports for all.

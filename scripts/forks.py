@@ -4,6 +4,7 @@ What a copy does (its exit status, its output, its time) is what a process of it
 importing torch. For `chaos.py` and `fuzz.py`.
 """
 
+import gc
 import importlib
 import os
 import resource
@@ -61,6 +62,8 @@ def import_everything() -> None:
         importlib.import_module(name)
     for name in _EVERYTHING:
         importlib.import_module(f"resnet_train.{name}")
+    gc.collect()
+    gc.freeze()  # a copy that looked through all of these for garbage would copy their pages
 
 
 def start(function: Callable[[], int], folder: Path) -> tuple[int, TextIO, TextIO]:
