@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--protocol",
-        choices=("one-crop", "ten-crop", "multi-scale"),
+        choices=("one-crop", "ten-crop", "multi-scale", "multi-scale-dense"),
         help="the views of an image (default: eval.protocol of the run)",
     )
     parser.add_argument("--flip", action="store_true", help="add the mirror image of each view (eval.flip=true)")

@@ -62,7 +62,7 @@ def network_complaints(run: "Run", ranks: int, size: int | None) -> Iterator[str
         if together <= 1 and net.last_map(pixels) == 1:
             sync_bn = ", or set train.sync_bn" if ranks > 1 and not run.train.sync_bn else ""
             yield f"{one_pixel}{pixels} pixels: {_larger_micro_batch(run, ranks)}{sync_bn}"
-    if evaluated and net.last_map(min(evaluated)) == 1 and run.eval.protocol != "multi-scale":
+    if evaluated and net.last_map(min(evaluated)) == 1 and not run.eval.has_scales:
         probes = {"gradients": run.probes.gradients, "responses": run.probes.responses}
         for kind, probe in probes.items():
             if probe is not None and probe.images == 1:
@@ -124,7 +124,7 @@ def _trained_sizes(run: "Run", size: int | None) -> list[int]:
 def _evaluated_sizes(run: "Run", size: int | None) -> list[int]:
     if run.view is None:
         return [] if size is None else [size]
-    return list(run.eval.short_sides) if run.eval.protocol == "multi-scale" else [run.view.crop]
+    return list(run.eval.short_sides) if run.eval.has_scales else [run.view.crop]
 
 
 def _check(complaints: Iterator[str]) -> None:

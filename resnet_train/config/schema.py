@@ -105,9 +105,11 @@ class EvalConfig(Section):
     of that. Images of one size are evaluated whole."""
     protocol: Protocol = "one-crop"
     """What is averaged for an image file: `one-crop` the centre; `ten-crop` corners, centre and their mirror images;
-    `multi-scale` whole images at `short_sides`, fully convolutional (He et al. 2015, section 3.4)."""
+    `multi-scale` whole images at `short_sides`, whose last map is pooled at once; `multi-scale-dense` the same, fully
+    convolutional: a pooling of the size of the training crop's last map slides, and the scores of all its places are
+    averaged (He et al. 2015, section 3.4)."""
     short_sides: Annotated[tuple[Pixels, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
-    """Only for `multi-scale`: lengths of the shorter side in pixels."""
+    """Only for `multi-scale` and `multi-scale-dense`: lengths of the shorter side in pixels."""
     flip: bool = False
     """Also evaluate the mirror image of each view."""
     average: Literal["softmax", "logits"] = "softmax"
@@ -121,10 +123,15 @@ class EvalConfig(Section):
     """Number of training images, evenly spaced, for the clean training error: in evaluation mode, without augmentation;
     with 0 it is not measured."""
 
+    @property
+    def has_scales(self) -> bool:
+        """Whether images are seen whole, at each of `short_sides`."""
+        return self.protocol in ("multi-scale", "multi-scale-dense")
+
     def complaints(self) -> Iterator[str]:
         if self.flip and self.protocol == "ten-crop":
             yield "flip has no effect with protocol ten-crop, which has mirror images: remove it"
-        if self.protocol != "multi-scale" and self.short_sides != EvalConfig.model_fields["short_sides"].default:
+        if not self.has_scales and self.short_sides != EvalConfig.model_fields["short_sides"].default:
             yield f"short_sides has no effect with protocol {self.protocol}: use multi-scale"
 
 
@@ -307,5 +314,7 @@ class Run(Recipe):
         yield from super().complaints()
         if self.network.unit == "vgg" and (self.probes.gradients or self.probes.lesion):
             yield f"{self.network.name} has no units to probe: remove probes.gradients and probes.lesion"
+        if self.network.unit == "vgg" and self.eval.protocol == "multi-scale-dense":
+            yield f"{self.network.name} has no pooling that can slide over its last map: use eval.protocol multi-scale"
         yield from batch_complaints(self, ranks=1, size=self.data.image_size)
         yield from network_complaints(self, ranks=1, size=self.data.image_size)

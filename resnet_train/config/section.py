@@ -20,7 +20,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 FilePath = Annotated[str, Field(min_length=1, max_length=1024)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
-Protocol = Literal["one-crop", "ten-crop", "multi-scale"]
+Protocol = Literal["one-crop", "ten-crop", "multi-scale", "multi-scale-dense"]
 """What is averaged for an image in an evaluation."""
 
 

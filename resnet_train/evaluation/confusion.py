@@ -114,7 +114,7 @@ def draw(
 def _view(model: PretrainedModel) -> View:
     """The first view of the protocol; in place of many scales, whose shapes differ, the one crop at the centre."""
     cfg = model.run.eval
-    if cfg.protocol == "multi-scale":
+    if cfg.has_scales:
         cfg = cfg.model_copy(update={"protocol": "one-crop"})
     return views_of(model.run.view, cfg)[0]
 

@@ -133,7 +133,7 @@ def _prepared(member: PretrainedModel, classes: tuple[str, ...], world: World) -
     if run.eval.recompute_bn:
         train_set, _ = datasets.open_data(run.data)
         network = evaluator.recompute_bn_statistics(network, run, train_set, member.normalization, world)
-    return EnsembleMember(network, member.normalization, run.train.precision)
+    return EnsembleMember(evaluator.as_evaluated(network, run), member.normalization, run.train.precision)
 
 
 def check_classes(member: PretrainedModel, classes: tuple[str, ...]) -> None:

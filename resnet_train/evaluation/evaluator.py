@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from resnet_train.config.network import NetConfig
 from resnet_train.config.schema import Run
 from resnet_train.data import rng
 from resnet_train.data.batch import Batch
@@ -23,6 +24,7 @@ from resnet_train.data.normalize import Normalization
 from resnet_train.errors import Interrupted
 from resnet_train.evaluation.protocols import views_of
 from resnet_train.models.batch_norm import revert_sync_batchnorm
+from resnet_train.models.network import FullyConvolutional, Network
 from resnet_train.runtime.distributed import World, all_gather
 from resnet_train.runtime.precision import autocast, no_cudnn_benchmark
 
@@ -96,7 +98,7 @@ def errors(
     """
     if run.eval.recompute_bn:
         net = recompute_bn_statistics(copy.deepcopy(net), run, sets.train, sets.normalization, world, stop_requested)
-    members = [EnsembleMember(net, sets.normalization, run.train.precision)]
+    members = [EnsembleMember(as_evaluated(net, run), sets.normalization, run.train.precision)]
     all_errors: dict[str, float] = {}
     for name, dataset in (("val", sets.val), ("clean_train", sets.clean_train)):
         if len(dataset):
@@ -104,6 +106,18 @@ def errors(
             [results] = evaluate(members, data, run.eval.average, world, stop_requested=stop_requested)
             all_errors |= {f"{name}_{key}": value for key, value in results.errors().items() if key != "images"}
     return all_errors
+
+
+def as_evaluated(net: nn.Module, run: Run) -> nn.Module:
+    """The network in the form of the run's protocol, with the same weights."""
+    if run.eval.protocol != "multi-scale-dense":
+        return net
+    crop = run.augment.crop
+    assert isinstance(run.network, NetConfig)
+    assert isinstance(net, Network)
+    assert crop is not None
+    assert crop.kind != "pad"
+    return FullyConvolutional(net, run.network.last_map(crop.size))
 
 
 def evaluation_data(run: Run, dataset: Dataset, world: World, training: bool = False) -> EvaluationData:

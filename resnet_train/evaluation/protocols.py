@@ -40,10 +40,11 @@ def _protocol(view: ViewConfig | None, cfg: EvalConfig) -> _Protocol:
     mirror = " and its mirror image" if cfg.flip else ""
     if view is None:
         views, text = [View()], f"whole image{mirror or ', one view'}"
-    elif cfg.protocol == "multi-scale":
+    elif cfg.has_scales:
         sides = ", ".join(map(str, cfg.short_sides))
         views = [View(short_side) for short_side in cfg.short_sides]
-        text = f"whole image{mirror}, fully convolutional, shorter sides {sides} px"
+        how = "fully convolutional" if cfg.protocol == "multi-scale-dense" else "pooled at once"
+        text = f"whole image{mirror}, {how}, shorter sides {sides} px"
     elif cfg.protocol == "ten-crop":
         places = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5)]
         views = [View(view.resize, view.crop, place) for place in places]

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_train.config.network import NetConfig, VGGConfig
@@ -44,15 +45,37 @@ class Network(nn.Module):
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.last_map(x).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+    def last_map(self, x: Tensor) -> Tensor:
+        """The output of the last stage, which is pooled for the head: [N, width, h, w]."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # imagenet: H / 4, W / 4
         for stage in self.stages:
             x = getattr(self, stage)(x)  # each but the first: H / 2, W / 2
-        x = self.relu_last(self.bn_last(x))
-        return self.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return self.relu_last(self.bn_last(x))  # type: ignore[no-any-return]
 
     def units(self) -> dict[str, Unit]:
         """The units by name, such as `layer1.0`, in the order of the forward pass."""
         return {f"{stage}.{i}": unit for stage in self.stages for i, unit in getattr(self, stage).named_children()}
+
+
+class FullyConvolutional(nn.Module):
+    """A network whose pooling of `window` x `window` pixels slides over its last map (He et al. 2015, section 3.4).
+
+    The scores of all places are averaged. The head is linear, so that is the score of the average over all places:
+    pixels at the border count less than in the network itself, which pools the map at once. Weights are shared.
+
+    [N, channels, H, W] -> [N, classes] logits
+    """
+
+    def __init__(self, net: Network, window: int) -> None:
+        super().__init__()
+        self.net, self.window = net, window
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = self.net.last_map(x)
+        window = [min(self.window, side) for side in last.shape[2:]]
+        return self.net.fc(F.avg_pool2d(last, window, stride=1).mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
 def build_network(cfg: NetConfig | VGGConfig, classes: int, channels: int = 3) -> nn.Module:

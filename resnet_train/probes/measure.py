@@ -39,7 +39,7 @@ def run_probe(
 
     def error(net: nn.Module) -> float:
         data = EvaluationData(samples, views, run.eval.batch_size, device)
-        members = [EnsembleMember(net, normalization, run.train.precision)]
+        members = [EnsembleMember(evaluator.as_evaluated(net, run), normalization, run.train.precision)]
         [results] = evaluator.evaluate(members, data, "softmax", World(device), stop_requested=stop_requested)
         return results.errors()["error_top1"]
 

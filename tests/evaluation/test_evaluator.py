@@ -27,6 +27,7 @@ from resnet_train.evaluation import ensemble, evaluator, pretrained
 from resnet_train.evaluation.evaluator import EnsembleMember
 from resnet_train.evaluation.logits import Logits
 from resnet_train.evaluation.protocols import views_of
+from resnet_train.models.network import Network
 from resnet_train.runtime.distributed import World
 
 Program = Callable[..., tuple[int, str, str]]
@@ -78,26 +79,27 @@ def figures(program: Program, *arguments: object) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("average", ["softmax", "logits"])
-@pytest.mark.parametrize("protocol", ["ten-crop", "multi-scale"])
+@pytest.mark.parametrize("protocol", ["ten-crop", "multi-scale", "multi-scale-dense"])
 def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: str, runs: list[str]) -> None:
     """Against a loop over images, networks and views, one at a time, in float64."""
-    sides = ["eval.short_sides=[32, 40, 56]"] if protocol == "multi-scale" else []
+    sides = ["eval.short_sides=[32, 40, 56]"] if protocol.startswith("multi-scale") else []
     overrides = [f"eval.protocol={protocol}", f"eval.average={average}", *sides, "eval.batch_size=4"]
     loaded = [pretrained.load(path, overrides=overrides) for path in runs]
     run = loaded[0].run
     val = datasets.open_validation(run.data)
-    members = [EnsembleMember(one.network, one.normalization, "fp32") for one in loaded]
+    nets = [evaluator.as_evaluated(one.network, run) for one in loaded]
+    members = [EnsembleMember(net, one.normalization, "fp32") for net, one in zip(nets, loaded, strict=True)]
     results = evaluator.evaluate(members, evaluator.evaluation_data(run, val, CPU), average, CPU)
     views = views_of(run.view, run.eval)
     for i in range(len(val)):
         scores = []
         for image in apply_views(val.decoded(i), views):
-            for one in loaded:
+            for one, net in zip(loaded, nets, strict=True):
                 batch = EvaluationData(val.subset(np.array([i])), views[:1], 1, CPU.device)
                 [known] = list(batch.batches())
                 pixels = known._replace(images=torch.from_numpy(image.copy())[None])
                 with torch.no_grad():
-                    scores.append(one.network(one.normalization(pixels))[0].double())
+                    scores.append(net(one.normalization(pixels))[0].double())
         table = torch.stack(scores)
         p = table.softmax(1).mean(0) if average == "softmax" else table.mean(0).softmax(0)
         ensemble = results[2]
@@ -105,6 +107,58 @@ def test_every_average_is_that_of_one_image_at_a_time(protocol: str, average: st
         assert ensemble.confidence[i].item() == pytest.approx(p.max().item(), rel=1e-5)
         assert ensemble.loss[i].item() == pytest.approx(-p[int(val.labels[i])].log().item(), rel=1e-5)
     assert results[0].errors() != results[1].errors()
+
+
+def test_the_dense_form_is_the_head_as_a_convolution_after_a_sliding_pooling(runs: list[str]) -> None:
+    """He et al. 2015, section 3.4, against its definition in float64: of larger, equal and smaller maps than the crop's."""
+    loaded = pretrained.load(runs[0], overrides=["eval.protocol=multi-scale-dense"])
+    net = loaded.network.double()
+    dense = evaluator.as_evaluated(net, loaded.run)
+    assert isinstance(net, Network)
+    head = torch.nn.functional.conv2d
+    for size in ((32, 32), (56, 40), (36, 24), (20, 20)):
+        images = torch.randn(2, 3, *size, dtype=torch.float64)
+        last = net.last_map(images)
+        window = [min(8, side) for side in last.shape[2:]]  # 32 pixels are halved twice
+        scores = head(torch.nn.functional.avg_pool2d(last, window, 1), net.fc.weight[:, :, None, None], net.fc.bias)
+        torch.testing.assert_close(dense(images), scores.mean(dim=(2, 3)))
+        is_same = size in ((32, 32), (20, 20))
+        assert torch.allclose(dense(images), net(images)) == is_same
+    assert dense.state_dict().keys() == {f"net.{key}" for key in net.state_dict()}
+
+
+def test_results_under_the_dense_form_are_named(runs: list[str], program: Program) -> None:
+    sides = ("--set", "eval.short_sides=[32, 48]")
+    [dense], [pooled] = (
+        figures(program, runs[0], "--protocol", p, *sides) for p in ("multi-scale-dense", "multi-scale")
+    )
+    assert "whole image, fully convolutional, shorter sides 32, 48 px, mean of softmax" in dense["protocol"]
+    assert "whole image, pooled at once, shorter sides 32, 48 px, mean of softmax" in pooled["protocol"]
+    assert dense["loss"] != pooled["loss"]
+    Path("vgg.pth").write_bytes(b"")
+    arguments = ("vgg.pth", "--network", "vgg-16", "--data", "photos", "--protocol", "multi-scale-dense")
+    code, _, err = program("eval", *arguments)
+    assert (code, "vgg-16 has no pooling that can slide over its last map: use eval.protocol multi-scale" in err) == (
+        2,
+        True,
+    )
+
+
+def test_the_dense_form_is_evaluated_and_probed_during_training(photos: Path, config: Config, program: Program) -> None:
+    changes: dict[str, Any] = {
+        "data": {"kind": "imagefolder", "path": "photos", "workers": 0},
+        "networks": [{"base": "cifar-resnet-8", "widths": [4, 8, 8]}],
+        "augment": {"crop": {"kind": "random-resized", "size": 32}},
+        "train": {"steps": 1, "ema_decay": 0.5},
+        "eval": {"protocol": "multi-scale-dense", "short_sides": [40]},
+        "probes": {"lesion": {"images": 4}},
+    }
+    code, _, err = program("run", config(**changes))
+    assert code == 0, err
+    lines = Path("runs/tiny/cifar-resnet-8/seed-0/metrics.jsonl").read_text().splitlines()
+    [recorded] = [record for record in map(json.loads, lines) if record["kind"] == "eval"]
+    [again] = figures(program, "runs/tiny/cifar-resnet-8/seed-0/checkpoints/last.pt")
+    assert again["loss"] == recorded["val_loss"]
 
 
 def test_results_are_printed_and_stored_with_their_protocol(
@@ -346,7 +400,8 @@ def test_stored_images_have_their_mirror_image(config: Config, program: Program)
 def test_real_photographs_under_every_protocol(real_images: Path, program: Program) -> None:
     torch.save(torchvision.models.resnet18(num_classes=100).state_dict(), "18.pth")
     arguments = ["18.pth", "--network", "resnet-18", "--data", real_images / "imagenet-natural-c100"]
-    for more in ([], ["--protocol", "multi-scale", "--set", "eval.short_sides=[64, 96]"]):
+    sides = ["--set", "eval.short_sides=[64, 96]"]
+    for more in ([], ["--protocol", "multi-scale", *sides], ["--protocol", "multi-scale-dense", *sides]):
         [record] = figures(program, *arguments, *more)
         assert record["images"] == 200
     with Path("evaluation/18-one-crop-classes.csv").open() as file:

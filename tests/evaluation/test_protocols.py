@@ -25,4 +25,5 @@ def test_scales_are_whole_images_of_that_shorter_side() -> None:
     views = views_of(ViewConfig(), EvalConfig(protocol="multi-scale", short_sides=(32, 48), flip=True))
     images = apply_views(Image.new("RGB", (90, 60)), views)
     assert [image.shape for image in images] == [(32, 48, 3), (48, 72, 3)] * 2
+    assert views == views_of(ViewConfig(), EvalConfig(protocol="multi-scale-dense", short_sides=(32, 48), flip=True))
     assert views[2:] == tuple(view._replace(flip=True) for view in views[:2])
