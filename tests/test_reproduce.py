@@ -44,3 +44,18 @@ def test_what_a_study_measured_stands_beside_what_was_published(tmp_path: Path) 
     assert ours.endswith("| 8.75 | 8.60 ± 0.12 (3), [agrees](results/kept/README.md) |")
     [ours] = [line for line in lines if line.startswith("| table 6 | `cifar10-depth` | cifar-resnet-32 ")]
     assert ours.endswith("| 7.51 | – |")
+
+
+def test_figures_of_another_preprocessing_are_listed_and_say_so() -> None:
+    [row] = [
+        line
+        for line in reproduce.page().splitlines()
+        if line.startswith("| table 4 | `cifar100-wide-depths` | wrn-28-10 ")
+    ]
+    assert "| 20.50; images are whitened (ZCA) there |" in row
+
+
+def test_costs_are_those_of_the_networks_own_recipe() -> None:
+    """The batch of 64 of He et al. 2016, table 4, is an exception for one network."""
+    [row] = [line for line in reproduce.page().splitlines() if "--only cifar-preact-1001-batch-64" in line]
+    assert "| 1 x 5 seeds x 200 epochs |" in row
