@@ -60,8 +60,9 @@ def create_model(
 def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read every run folder in or under `folder`, as plain dicts: `pandas.DataFrame(read_runs("runs"))`.
 
-    Of each run: `folder`, `experiment`, `network`, `seed`, `status` (finished, diverged or unfinished), `config` (as in
-    config.yaml) and `records` (the lines of metrics.jsonl: `pandas.DataFrame(run["records"])`). It needs no torch.
+    Of each run: `folder`, `experiment`, `network`, `sweep` (its values by key), `seed`, `status` (finished, diverged or
+    unfinished), `config` (as in config.yaml) and `records` (the lines of metrics.jsonl:
+    `pandas.DataFrame(run["records"])`). It needs no torch.
     """
     from resnet_train.config.load import dump
     from resnet_train.runs import run_folder
@@ -71,6 +72,7 @@ def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
             "folder": str(record.folder),
             "experiment": record.run.experiment,
             "network": record.run.network.name,
+            "sweep": record.run.sweep,
             "seed": record.run.seed,
             "status": record.end["status"] if record.end else "unfinished",
             "config": dump(record.run),

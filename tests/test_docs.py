@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from resnet_train import __version__, cli
+from resnet_train.commands import select_runs
 from resnet_train.config import load, recipes, zoo
 from resnet_train.errors import BadInput
 
@@ -97,7 +98,7 @@ def check(words: Words) -> None:
     if "config" in args and not is_placeholder(str(args.config)):
         experiment = load.load(recipes.find(args.config, ROOT), args.overrides)
         only = [args.only] if isinstance(args.only, str) else args.only or []
-        assert {name for name in only if not is_placeholder(name)} <= {net.name for net in experiment.networks}
+        assert select_runs(args.config, experiment, [name for name in only if not is_placeholder(name)])
     elif "overrides" in args and "config" not in args:
         load.override_run(a_run(), args.overrides)
     for name in (*getattr(args, "networks", ()), getattr(args, "network", None), getattr(args, "vs", None)):

@@ -11,6 +11,7 @@ import numpy as np
 from resnet_train.analysis.families import families
 from resnet_train.analysis.groups import Group, footnotes, protocols
 from resnet_train.analysis.published import published
+from resnet_train.analysis.sweeps import best_note
 from resnet_train.config.expect import FigureConfig
 from resnet_train.runs.records import Record
 from resnet_train.runtime.tables import short
@@ -61,7 +62,7 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
         title = f"thin: training (dots: clean), bold: validation{', star: published' if _has_marks(groups) else ''}"
         ax.legend(title=title, fontsize=8, title_fontsize=8)
     axes[0].set(ylabel="error (%)", ylim=(0, None))
-    figure.supxlabel("\n".join(footnotes(groups)), fontsize=8)
+    figure.supxlabel("\n".join([*footnotes(groups), *best_note(groups)]), fontsize=8)
     figure.savefig(path, dpi=140)
 
 
@@ -260,7 +261,7 @@ def _draw_key(ax: "Axes", groups: Sequence[Group], curves: "Axes") -> None:
     if _has_marks(groups):
         handles.append(Line2D([], [], color="0.3", marker="*", linestyle="none", markersize=10, label="published"))
     ax.axis("off")
-    notes = "\n".join(footnotes(groups))
+    notes = "\n".join([*footnotes(groups), *best_note(groups)])
     ax.text(0.01, 0.0, notes, transform=ax.transAxes, fontsize=8, wrap=True)
     top = ax.legend(handles=handles, loc="upper left", title="points: mean over seeds, bars: deviation", fontsize=9)
     ax.add_artist(top)

@@ -4,9 +4,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from resnet_train.analysis import sweeps
 from resnet_train.analysis.families import families
 from resnet_train.analysis.groups import Group
 from resnet_train.analysis.significance import differs_significantly
+from resnet_train.analysis.sweeps import at_best
+from resnet_train.config.sweep import label as sweep_label
 from resnet_train.runs import run_folder
 from resnet_train.runs.records import Record
 from resnet_train.runs.run_folder import RunRecord
@@ -16,18 +19,22 @@ def findings(groups: Sequence[Group]) -> list[str]:
     """A sentence for each finding.
 
     First, for each family, what depth did to the training error. Then what shortcuts did: residual against plain at
-    the deepest depth that both have. Last, a network that is both cheaper and better than a deeper one.
+    the deepest depth that both have. Last, a network that is both cheaper and better than a deeper one. Of a sweep each
+    network counts at its best value by the error that is compared; another sentence compares the two at equal values.
 
     Two finished networks are compared at their ends. Others are compared at the last step at which both have the error,
     which the sentence names; before there is one, it is left out. A difference counts only if it is significant.
     Networks of different experiments are not compared, since they differ in more than depth; nor are networks of
     different protocols, on which the clean training error depends.
     """
-    sentences, all_families = [], families(groups)
+    clean = all(group.steps("clean_train_error") for group in groups if group.step is not None)
+    all_families = families(at_best(groups, "clean_train_error" if clean else "train_error"))
+    sentences = sweeps.findings(groups)
     for family in all_families:
         shallow, deep = family.members[0], family.members[-1]
         if shallow.depth != deep.depth:
             sentences += _training_error(f"{family.name}: the deeper network's", deep, shallow)
+            sentences += _at_equal_values(deep, shallow, groups)
     for residual, plain in itertools.product(all_families, all_families):
         if (residual.kind, plain.kind) != ("residual", "plain") or _set(residual.members[0]) != _set(plain.members[0]):
             continue
@@ -37,8 +44,9 @@ def findings(groups: Sequence[Group]) -> list[str]:
             deepest = common[-1]
             whose = f"{deepest.depth} layers: the {residual.name} network's"
             sentences += _training_error(whose, deepest, partners[deepest.depth])
+            sentences += _at_equal_values(deepest, partners[deepest.depth], groups)
     comparable: dict[tuple[str, str], list[Group]] = {}
-    for group in groups:
+    for group in at_best(groups):
         comparable.setdefault(_set(group), []).append(group)
     return sentences + [sentence for members in comparable.values() for sentence in _cheaper_and_better(members)]
 
@@ -53,25 +61,61 @@ def _training_error(whose: str, one: Group, other: Group) -> list[str]:
 
     It is the clean error if both have it.
     """
-    clean = all(group.steps("clean_train_error") for group in (one, other))
-    column, kind = ("clean_train_error", "clean") if clean else ("train_error", "running")
+    column, kind = _training_error_of_both(one, other)
     both_finished = one.is_finished and other.is_finished
-    if not both_finished:
-        step = max(one.steps(column) & other.steps(column), default=0)
-        one, other = one.at(step), other.at(step)
+    one, other, step = _at_one_step(one, other, column)
     error, other_error = one.mean(column), other.mean(column)
     if error is None or other_error is None:
         return []
-    verdict = "not measurably different"
-    if differs_significantly(one, other, column):
-        verdict = "higher" if error > other_error else "lower"
+    verdict = _verdict(one, other, column)
     if not both_finished:
         verdict += f" at step {step:,}"
     figures = (
         f"{group.label} {error:.2f} %" + (f" at step {group.step:,}" if one.step != other.step else "")
         for group, error in ((one, error), (other, other_error))
     )
+    if keys := sweeps.swept_keys([one, other]):
+        kind += f"; each at the {', '.join(keys)} where this error is lowest"
     return [f"{whose} training error is {verdict}: {', '.join(figures)} ({kind})"]
+
+
+def _training_error_of_both(one: Group, other: Group) -> tuple[str, str]:
+    """The training error that both have, the clean one if they can: its column, and its kind in words."""
+    clean = all(group.steps("clean_train_error") for group in (one, other))
+    return ("clean_train_error", "clean") if clean else ("train_error", "running")
+
+
+def _at_one_step(one: Group, other: Group, column: str) -> tuple[Group, Group, int]:
+    """Both as they are if they are finished, else as they were at the last step at which both have the error: that."""
+    step = max(one.steps(column) & other.steps(column), default=0)
+    return (one, other, step) if one.is_finished and other.is_finished else (one.at(step), other.at(step), step)
+
+
+def _verdict(one: Group, other: Group, column: str) -> str:
+    error, other_error = one.mean(column), other.mean(column)
+    if error is None or other_error is None:
+        return "not measured yet"
+    if not differs_significantly(one, other, column):
+        return "not measurably different"
+    return "higher" if error > other_error else "lower"
+
+
+def _at_equal_values(one: Group, other: Group, groups: Sequence[Group]) -> list[str]:
+    """A sentence that compares the training errors of two networks at each value of their sweep."""
+    all_one, all_other = (
+        [group for group in groups if (group.name, _set(group)) == (of.name, _set(of))] for of in (one, other)
+    )
+    pairs = [(a, b) for a in all_one for b in all_other if a.sweep and a.sweep == b.sweep]
+    values: dict[str, list[str]] = {}
+    for a, b in pairs:
+        diverged = [group.name for group in (a, b) if group.has_diverged]
+        verdict = f"{' and '.join(diverged)} diverged"
+        if not diverged:
+            column, _ = _training_error_of_both(a, b)
+            verdict = _verdict(*_at_one_step(a, b, column)[:2], column)
+        values.setdefault(verdict, []).append(sweep_label(a.sweep))
+    verdicts = "; ".join(f"{verdict} at {', '.join(labels)}" for verdict, labels in values.items())
+    return [f"{one.name} against {other.name}, training error at equal values: {verdicts}"] if verdicts else []
 
 
 def _cheaper_and_better(groups: Sequence[Group]) -> list[str]:
@@ -118,18 +162,20 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         *_differing_conditions(groups),
         *_differing_validation_sets(runs),
         *_differing_steps(groups),
+        *sweeps.warnings(groups),
         *(warning for group in groups for run in group.runs for warning in _not_finished(run, group)),
         *(_left_out(run) for group in groups for run in group.left_out),
     ]
 
 
 def _differing_settings(groups: Sequence[Group], first: RunRecord) -> list[str]:
-    """Configuration keys, beside the network, in which runs differ."""
+    """Configuration keys, beside the network, in which runs differ, unless both were swept over them."""
     keys: dict[str, None] = {}
     for group in groups:
         for run in group.runs:
+            swept = ["network", "seed", "experiment", *(key for key in run.run.sweep if key in first.run.sweep)]
             for key, _, _ in run_folder.differences(first.run, run.run):
-                if key.partition(".")[0] not in ("network", "seed", "experiment"):
+                if not any(key == name or key.startswith(f"{name}.") for name in swept):
                     keys[key] = None
     lines = []
     for key in keys:
@@ -191,4 +237,4 @@ def _left_out(run: RunRecord) -> str:
 
 
 def _name(run: RunRecord) -> str:
-    return f"{run.run.network.name} seed {run.run.seed}"
+    return run.run.title

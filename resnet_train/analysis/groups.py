@@ -1,12 +1,15 @@
-"""Groups: the runs of one network under one experiment and protocol, with means and deviations over seeds. No torch."""
+"""Groups: runs that differ in nothing but their seeds, with means and deviations over these. No torch."""
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from resnet_train.config.expect import ExpectConfig
 from resnet_train.config.network import AnyNet
+from resnet_train.config.sweep import label, value_text
 from resnet_train.errors import BadInput
 from resnet_train.runs.records import Record
 from resnet_train.runs.run_folder import RunRecord
@@ -40,15 +43,26 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one network under one experiment and protocol, one for each seed.
+    """The runs of one network under one experiment and protocol and, of a sweep, one value: one run for each seed.
 
     Every figure is that of one step, the same for all seeds: the last one at which each of them has it.
     """
 
-    label: str
+    name: str
+    """Of its network; with the experiment's before it where there are several."""
     runs: tuple[RunRecord, ...]
     left_out: tuple[RunRecord, ...] = ()
     """Runs without an evaluation, where others have one: they count in no figure."""
+
+    @property
+    def label(self) -> str:
+        """Its name and, of a sweep, its values: no two groups of one protocol have the same."""
+        return f"{self.name} {label(self.sweep)}".rstrip()
+
+    @property
+    def sweep(self) -> dict[str, Any]:
+        """The values that a sweep gave to keys of the recipe."""
+        return self.runs[0].run.sweep
 
     @property
     def network(self) -> AnyNet:
@@ -104,6 +118,11 @@ class Group:
         ends = [run.end for run in self.runs]
         return all(end is not None and (end["status"], end["step"]) == ("finished", self.step) for end in ends)
 
+    @property
+    def has_diverged(self) -> bool:
+        """Whether a run of it has."""
+        return any(run.end is not None and run.end["status"] == "diverged" for run in (*self.runs, *self.left_out))
+
     def at(self, step: int | None) -> "Group":
         """The group as it was at a step."""
         runs = (replace(run, records=[r for r in run.records if r["step"] <= (step or 0)]) for run in self.runs)
@@ -111,7 +130,7 @@ class Group:
 
     def row(self) -> Record:
         """The figures of `COLUMNS`. `None` where there is none, such as the deviation over one seed."""
-        row: Record = {"network": self.label, "depth": self.depth, "seeds": len(self.runs), "step": self.step}
+        row: Record = {"network": self.name, "depth": self.depth, "seeds": len(self.runs), "step": self.step}
         then = self.at(self.step)
         for name in (*ERRORS, *_FACTS):
             row[name] = then.mean(name)
@@ -190,33 +209,42 @@ _IMAGES: dict[str, Callable[[RunRecord], int]] = {
 
 
 def group_runs(runs: Iterable[RunRecord]) -> list[Group]:
-    """The runs by experiment, network and protocol: plain before residual, shallow before deep.
+    """The runs by experiment, network, protocol and value of a sweep: plain before residual, shallow before deep.
 
     Runs without a line of training are left out. Raises `BadInput` where none is left, or where two runs are of one
     network and seed: they would be counted twice.
     """
-    by_key: dict[tuple[str, str, str], list[RunRecord]] = {}
+    by_key: dict[tuple[str, str, str, str], list[RunRecord]] = {}
     for run in runs:
         if any(record["kind"] in ("train", "end") for record in run.records):
-            key = (run.run.experiment, run.run.network.name, str(run.records[0].get("protocol")))
+            values = json.dumps(run.run.sweep, sort_keys=True)
+            key = (run.run.experiment, run.run.network.name, str(run.records[0].get("protocol")), values)
             by_key.setdefault(key, []).append(run)
     for members in by_key.values():
         _check_seeds_differ(members)
     if not by_key:
         raise BadInput("none of these runs has a line of training in its metrics.jsonl yet")
-    several_experiments = len({experiment for experiment, _, _ in by_key}) > 1
+    several_experiments = len({experiment for experiment, *_ in by_key}) > 1
     groups = [
         _group(f"{experiment}/{network}" if several_experiments else network, members)
-        for (experiment, network, _), members in by_key.items()
+        for (experiment, network, *_), members in by_key.items()
     ]
-    return sorted(groups, key=lambda group: (not group.plain, group.depth, group.label))
+    return sorted(groups, key=lambda group: (not group.plain, group.depth, group.name, _order_of_values(group.sweep)))
 
 
-def _group(label: str, runs: Sequence[RunRecord]) -> Group:
+def _order_of_values(values: dict[str, Any]) -> list[tuple[str, bool, float, str]]:
+    """Sorts numbers by size, and before other values."""
+    return [
+        (key, False, value, "") if isinstance(value, int | float) else (key, True, 0.0, value_text(value))
+        for key, value in sorted(values.items())
+    ]
+
+
+def _group(name: str, runs: Sequence[RunRecord]) -> Group:
     evaluated = tuple(run for run in runs if _measured(run, "val_error_top1"))
     if not evaluated:
-        return Group(label, tuple(runs))
-    return Group(label, evaluated, tuple(run for run in runs if run not in evaluated))
+        return Group(name, tuple(runs))
+    return Group(name, evaluated, tuple(run for run in runs if run not in evaluated))
 
 
 def _check_seeds_differ(runs: Sequence[RunRecord]) -> None:

@@ -5,10 +5,12 @@ import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from resnet_train.analysis import figures
+from resnet_train.analysis import figures, sweep_figure
 from resnet_train.analysis.findings import findings, warnings
-from resnet_train.analysis.groups import Group, error_columns, footnotes, protocols, rows
+from resnet_train.analysis.groups import Group, error_columns, footnotes, protocols
 from resnet_train.analysis.published import add_published, published, published_rows, reasons
+from resnet_train.analysis.sweeps import at_best, best_note, rows, swept_keys
+from resnet_train.config.sweep import value_text
 from resnet_train.errors import BadInput
 from resnet_train.runs.records import Record
 from resnet_train.runtime.tables import columns, percent, short
@@ -19,14 +21,29 @@ _COSTS = ("parameters", "multiply-adds", "images/s", "hours")
 def text_table(groups: Sequence[Group]) -> str:
     """Errors in percent, mean ± standard deviation over seeds, and costs, for a terminal."""
     lines: list[tuple[str, ...]] = []
-    records = rows(groups)
+    records, keys = rows(groups), swept_keys(groups)
     for row in records:
         names = {name: text for name, text in error_columns(row, short=True).items() if not name.startswith("best")}
         headings = _with_medians(names, records)
         if not lines:
-            lines.append(("network", "seeds", "step", *headings.values(), *_COSTS))
-        lines.append((row["network"], str(row["seeds"]), _step(row), *_errors(row, headings), *_costs(row)))
-    return "\n".join([columns(lines), *footnotes(groups)])
+            lines.append(("network", *keys, "seeds", "step", *headings.values(), *_COSTS))
+        lines.append(
+            (
+                row["network"],
+                *_values(row, keys, "* {}"),
+                str(row["seeds"]),
+                _step(row),
+                *_errors(row, headings),
+                *_costs(row),
+            )
+        )
+    return "\n".join([columns(lines), *footnotes(groups), *(f"* {note}" for note in best_note(groups))])
+
+
+def _values(row: Record, keys: Sequence[str], best: str) -> list[str]:
+    """Cells of swept values; those of the best are set into `best`."""
+    texts = [value_text(row[key]) for key in keys]
+    return [best.format(text) for text in texts] if row.get("best_of_sweep") else texts
 
 
 def _with_medians(headings: dict[str, str], records: Sequence[Record]) -> dict[str, str]:
@@ -58,7 +75,9 @@ def _costs(row: Record) -> list[str]:
 
 
 def write_comparison(groups: Sequence[Group], out: Path) -> list[Path]:
-    """Write both figures, `compare.md`, `compare.csv` and `compare.json` into a folder; their paths.
+    """Write the figures, `compare.md`, `compare.csv` and `compare.json` into a folder; their paths.
+
+    Figures of depth and cost show each network at the best value of a sweep, which has a figure of its own.
 
     Raises `BadInput` where the folder cannot be written.
     """
@@ -68,8 +87,11 @@ def write_comparison(groups: Sequence[Group], out: Path) -> list[Path]:
     records = add_published(rows(groups), groups)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        figures.draw_curves(groups, curves)
-        figures.draw_costs(groups, costs)
+        figures.draw_curves(at_best(groups), curves)
+        figures.draw_costs(at_best(groups), costs)
+        if swept_keys(groups):
+            paths.insert(2, out / "compare-sweep.png")
+            sweep_figure.draw_sweeps(groups, paths[2])
         markdown.write_text(_markdown(groups), "utf-8", "surrogateescape")
         with table.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, records[0].keys())
@@ -83,15 +105,19 @@ def write_comparison(groups: Sequence[Group], out: Path) -> list[Path]:
 
 def _markdown(groups: Sequence[Group]) -> str:
     records = rows(groups)
-    errors = _with_medians(error_columns(records[0]), records)
-    headings = ["network", "depth", "seeds", "step", *errors.values(), *_COSTS]
+    errors, keys = _with_medians(error_columns(records[0]), records), swept_keys(groups)
+    headings = ["network", *keys, "depth", "seeds", "step", *errors.values(), *_COSTS]
     lines = ["# Error across depths", "", "![error across depths](compare.png)", ""]
     lines += ["![error against cost](compare-cost.png)", ""]
+    if keys:
+        lines += [f"![error against {' and '.join(keys)}](compare-sweep.png)", ""]
     lines += [f"| {' | '.join(headings)} |", f"| --- {'| ---: ' * (len(headings) - 1)}|"]
     for row in records:
-        cells = [row["network"], str(row["depth"]), str(row["seeds"]), _step(row), *_errors(row, errors), *_costs(row)]
+        cells = [row["network"], *_values(row, keys, "**{}**"), str(row["depth"]), str(row["seeds"]), _step(row)]
+        cells += [*_errors(row, errors), *_costs(row)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Errors in percent, mean ± standard deviation over seeds.", ""]
+    lines += [f"Bold, and in the figures above: {note}." for note in best_note(groups)] + [""] * bool(keys)
     lines += [f"Validation protocol: {'; '.join(footnotes(groups) or protocols(groups))}.", ""]
     found = published(groups)
     if found:

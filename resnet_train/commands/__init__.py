@@ -56,11 +56,21 @@ def positive_numbers(text: str) -> list[float]:
 
 
 def select_runs(config: Path, experiment: "Experiment", only: Sequence[str]) -> list["Run"]:
-    """The runs of an experiment, or of some of its networks. Raises `BadInput`."""
-    from resnet_train.config import load
+    """The runs of an experiment, or of some of its networks and swept values. Raises `BadInput`."""
+    from resnet_train.config import load, sweep
 
     names = [network.name for network in experiment.networks]
+    swept = {key: [sweep.label({key: value}) for value in values] for key, values in experiment.sweep.items()}
+    dimensions = [chosen for group in (names, *swept.values()) if (chosen := set(group) & set(only))]
     for name in only:
-        if name not in names:
-            raise BadInput(f"--only {name}: the networks of {config} are {', '.join(names)}")
-    return [run for run in load.runs(experiment) if not only or run.network.name in only]
+        if not any(name in chosen for chosen in dimensions):
+            values = "".join(f", and of its sweep {', '.join(texts)}" for texts in swept.values())
+            raise BadInput(f"--only {name}: the networks of {config} are {', '.join(names)}{values}")
+    return [run for run in load.runs(experiment) if all(chosen & _places(run) for chosen in dimensions)]
+
+
+def _places(run: "Run") -> set[str]:
+    """What `--only` can name a run by: its network, and its value of each swept key."""
+    from resnet_train.config import sweep
+
+    return {run.network.name, *(sweep.label({key: value}) for key, value in run.sweep.items())}

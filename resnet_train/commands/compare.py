@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="folder for compare.png, compare-cost.png, compare.md, .csv and .json (default: the first FOLDER)",
+        help="folder for compare.png, compare-cost.png, compare-sweep.png (of a sweep), compare.md, .csv and .json "
+        "(default: the first FOLDER)",
     )
     add_json(parser)
 
@@ -32,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Write the figures and tables, and print a table, warnings and findings."""
     from resnet_train.analysis import findings, tables
-    from resnet_train.analysis.groups import group_runs, rows
+    from resnet_train.analysis.groups import group_runs
     from resnet_train.analysis.published import add_published, published, published_table
+    from resnet_train.analysis.sweeps import rows
     from resnet_train.runs import run_folder
 
     folders = [Path(folder) for folder in args.folders]

@@ -10,6 +10,7 @@ from resnet_train.commands import add_config, add_json, positive_int, select_run
 
 if TYPE_CHECKING:
     from resnet_train.config.schema import Experiment, Run
+    from resnet_train.training.estimate import TrainingEstimate
 
 EXAMPLE = "resnet-train run configs/cifar10-depth.yaml data.path=/data train.epochs=5 --only cifar-resnet-20"
 
@@ -19,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a key, such as train.epochs=5")
     parser.add_argument(
-        "--only", action="append", metavar="NETWORK", help="train only this network; may be repeated (default: all)"
+        "--only",
+        action="append",
+        metavar="NETWORK",
+        help="train only this network, or value of a sweep, such as optimizer.lr=0.1; may be repeated (default: all)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the complete experiment and its cost, then stop")
     parser.add_argument("--fresh", action="store_true", help="start anew; existing run folders are moved aside")
@@ -49,6 +53,7 @@ def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: i
     from resnet_train.analysis import findings, tables
     from resnet_train.analysis.groups import group_runs
     from resnet_train.analysis.published import published, published_table
+    from resnet_train.analysis.sweeps import rows
     from resnet_train.training import grid
 
     records = grid.train_all(runs, experiment.output, experiment.train, fresh, jobs)
@@ -56,7 +61,7 @@ def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: i
         return
     groups = group_runs(records)
     if as_json:
-        print(json.dumps([group.row() for group in groups], indent=2))
+        print(json.dumps(rows(groups), indent=2))
     else:
         print(tables.text_table(groups))
         if found := published(groups):
@@ -73,7 +78,7 @@ def _print_plan(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, as
     from resnet_train.training.estimate import estimate_training
 
     finetune.check_init_from(runs, experiment.output, fresh)
-    estimates = [estimate_training(run) for run in runs if run.seed == experiment.seeds[0]]
+    estimates = _per_network([estimate_training(run) for run in runs if run.seed == experiment.seeds[0]])
     if as_json:
         networks = [dataclasses.asdict(estimate) for estimate in estimates]
         print(json.dumps({"experiment": dump(experiment), "networks": networks}, indent=2))
@@ -102,3 +107,15 @@ def _expected(runs: Sequence["Run"]) -> list[tuple[str, ...]]:
                 if (figure := entry.figures(error).get(name)) is not None:
                     lines[name, ERRORS[error][1], f"{text(figure)} %", entry.protocol, source] = None
     return [("expected", "error", "figure", "protocol", "source"), *lines] if lines else []
+
+
+def _per_network(estimates: Sequence["TrainingEstimate"]) -> list["TrainingEstimate"]:
+    """One estimate for each network; of a sweep that changes it, one for each value."""
+    by_network: dict[str, list[TrainingEstimate]] = {}
+    for estimate in estimates:
+        by_network.setdefault(estimate.network.partition(" ")[0], []).append(estimate)
+    chosen: list[TrainingEstimate] = []
+    for network, members in by_network.items():
+        same = {dataclasses.replace(member, network=network) for member in members}
+        chosen += same if len(same) == 1 else members
+    return chosen

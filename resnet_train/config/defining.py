@@ -14,9 +14,9 @@ RESUME_MAY_CHANGE = frozenset(
 """Keys that say where and how a run is trained, and what is expected of it, not what it is. They may change when it
 resumes."""
 
-_MAY_CHANGE_UNDER = ("checkpoint.", "eval.every.", "log.every.")
+_MAY_CHANGE_UNDER = ("checkpoint.", "eval.every.", "log.every.", "sweep.")
 _PROBE_INTERVAL = re.compile(r"probes\.\w+\.every\.")
-"""When a run is measured and saved changes no weight, so neither do these keys."""
+"""When a run is measured and saved changes no weight, so neither do these keys; what a sweep sets is in its own key."""
 
 
 def is_defining(key: str) -> bool:

@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from resnet_train.config import recipes, zoo
+from resnet_train.config import recipes, sweep, zoo
 from resnet_train.config.batch import batch_norm_complaints, stem_complaints
 from resnet_train.config.expect import recipe_differences
 from resnet_train.config.merge import drop_outdated_exceptions, merge
-from resnet_train.config.network import ANY_NET, AnyNet, NetConfig, VGGConfig, canonical_fields
+from resnet_train.config.network import ANY_NET, AnyNet, canonical_fields
 from resnet_train.config.schema import Experiment, Recipe, Run
 from resnet_train.config.validate import COMMAND_LINE, Layer, validate
 from resnet_train.config.yaml12 import DEPTH_LIMIT, Tree, parse_yaml, read_yaml
@@ -38,28 +38,35 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def runs(experiment: Experiment, layers: Sequence[Layer] = ()) -> Iterator[Run]:
-    """The grid: every network with every seed, in the order of the file.
+    """The grid: every network with every value of the sweep and every seed, in the order of the file.
 
     Raises `BadInput`, but never for an experiment that `load` returned. `layers` are named in its message.
     """
     for network in experiment.networks:
-        for seed in experiment.seeds:
-            yield _run(experiment, network, seed, layers)
+        for values in sweep.combinations(experiment.sweep):
+            for seed in experiment.seeds:
+                yield _run(experiment, network, seed, layers, values)
 
 
 def check_runs(experiment: Experiment, layers: Sequence[Layer] = (), names: Collection[str] = ()) -> None:
-    """Raise `InvalidConfig` if a run is invalid, as one can be by an exception in `per_network`.
+    """Raise `InvalidConfig` if a run is invalid, as one can be by an exception in `per_network` or a value of `sweep`.
 
     names: networks whose stem comes with a name of the zoo; it must suit the images.
     """
     complaints: list[str] = []
     for network in experiment.networks:
-        try:
-            run = _run(experiment, network, experiment.seeds[0], layers)
-        except InvalidConfig as invalid:
-            complaints += invalid.args
-        else:
-            complaints += stem_complaints(run) if network.name in names else ()
+        swept: list[tuple[Tree, Tree]] = []
+        for values in sweep.combinations(experiment.sweep):
+            try:
+                run = _run(experiment, network, experiment.seeds[0], layers, values)
+            except InvalidConfig as invalid:
+                complaints += invalid.args
+            else:
+                complaints += stem_complaints(run) if network.name in names else ()
+                swept.append((values, dump(run)))
+        if (complaint := sweep.same_training(swept)) is not None:
+            exceptions = network.name in experiment.per_network
+            complaints.append(complaint + (f", with per_network.{network.name}" if exceptions else ""))
     if complaints:
         raise InvalidConfig(*dict.fromkeys(complaints))
 
@@ -100,7 +107,7 @@ def parse_overrides(overrides: Sequence[str]) -> Tree:
             continue
         for name in reversed(names):
             value = {name: value}
-        tree = merge(tree, value, keep_null=True)
+        tree = merge(tree, sweep.with_dotted_keys(value), keep_null=True)
     if complaints:
         raise InvalidConfig(*complaints)
     return tree
@@ -123,7 +130,7 @@ def _file_layers(path: Path, derived: tuple[str, ...] = ()) -> list[Layer]:
         raise BadInput(f"{path}: base: leads back to this file")
     if len(derived) > DEPTH_LIMIT:
         raise BadInput(f"{path}: base: more than {DEPTH_LIMIT} files, each based on the next")
-    tree = read_yaml(path)
+    tree = sweep.with_dotted_keys(read_yaml(path))
     base = tree.pop("base", None)
     layer = Layer(str(path), tree)
     if base is None:
@@ -273,9 +280,17 @@ def _complaints_of_empty(base: Tree, changes: Tree, prefix: str = "") -> Iterato
                 yield f"{name}: {{}} {_CHANGES_NOTHING}{advice}"
 
 
-def _run(experiment: Experiment, network: NetConfig | VGGConfig, seed: int, layers: Sequence[Layer]) -> Run:
-    """One cell of the grid. Raises `InvalidConfig`."""
+def _run(
+    experiment: Experiment, network: AnyNet, seed: int, layers: Sequence[Layer], values: Tree | None = None
+) -> Run:
+    """One cell of the grid: with `values` of the sweep or, without, the recipe as it is. Raises `InvalidConfig`."""
     recipe = experiment.model_dump(mode="json", exclude_unset=True, include=set(Recipe.model_fields))
+    swept = sweep.as_tree(values or {})
+    if values:
+        named = f"sweep, {sweep.label(values)}"
+        if empty := [f"{named}: {complaint}" for complaint in _complaints_of_empty(recipe, swept)]:
+            raise InvalidConfig(*empty)
+        recipe, layers = merge(recipe, swept), [*layers, Layer(named, swept)]
     changes = experiment.per_network.get(network.name, {})
     source = f"per_network.{network.name}"
     complaints = [
@@ -288,8 +303,16 @@ def _run(experiment: Experiment, network: NetConfig | VGGConfig, seed: int, laye
         raise InvalidConfig(*complaints)
     tree = merge(recipe, changes)
     tree |= {"experiment": experiment.name, "network": network.model_dump(mode="json"), "seed": seed}
+    tree["sweep"] = values or {}
     tree["expect"] = [part for entry in experiment.expect if (part := entry.of(network.name))]
-    return validate(Run, tree, [*layers, Layer(source, changes)] if changes else layers)
+    run = validate(Run, tree, [*layers, Layer(source, changes)] if changes else layers)
+    if values and run.expect:
+        unswept = _run(experiment, network, seed, [])
+        texts = recipe_differences(*({key: dump(one)[key] for key in Recipe.model_fields} for one in (unswept, run)))
+        run = run.model_copy(
+            update={"expect": tuple(entry.with_differences(network.name, texts) for entry in run.expect)}
+        )
+    return run
 
 
 def _resolve_networks(tree: Tree, layers: Sequence[Layer]) -> set[str]:

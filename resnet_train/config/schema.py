@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from resnet_train.config import sweep
 from resnet_train.config.augment import AugmentConfig
 from resnet_train.config.batch import batch_complaints, batch_norm_complaints, network_complaints
 from resnet_train.config.data import DataConfig
@@ -278,10 +279,13 @@ class Experiment(Recipe):
     per_network: dict[str, dict[str, Any]] = Field(default={})
     """Changes to the recipe for one network and its twin, by its name, such as `cifar-resnet-110: {schedule: {warmup:
     {steps: 400}}}`. Those for networks that a later file or the command line no longer lists are dropped."""
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default={})
+    """Values of keys of the recipe, such as `{optimizer.lr: [0.05, 0.1, 0.2]}`: each network is trained with each of
+    them; of several keys, with each combination. `compare` sets networks against each other at their best values."""
     expect: tuple[ExpectConfig, ...] = ()
     """What sources report of this recipe; an entry for each source and protocol."""
     output: FilePath = "runs"
-    """The folder of all runs; a run's folder is OUTPUT/NAME/NETWORK/seed-N."""
+    """The folder of all runs; a run's folder is OUTPUT/NAME/NETWORK/seed-N, or OUTPUT/NAME/NETWORK/KEY=VALUE/seed-N."""
 
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
@@ -296,6 +300,7 @@ class Experiment(Recipe):
         for name in self.per_network:
             if name not in names:
                 yield f"per_network.{name} has no effect: the networks are {', '.join(names)}"
+        yield from sweep.complaints(self.sweep, Recipe.model_fields)
 
 
 class Run(Recipe):
@@ -307,8 +312,20 @@ class Run(Recipe):
     """The network."""
     seed: int
     """The seed of weights, data order, augmentation and dropout."""
+    sweep: dict[str, Any] = Field(default={})
+    """The values that a sweep gave to keys of this recipe, which has them too."""
     expect: tuple[ExpectConfig, ...] = ()
     """What sources report of this network under this recipe."""
+
+    @property
+    def cell(self) -> str:
+        """The network and, of a sweep, its values, such as `cifar-plain-20 optimizer.lr=0.05`."""
+        return f"{self.network.name} {sweep.label(self.sweep)}".rstrip()
+
+    @property
+    def title(self) -> str:
+        """For messages: the network, the values of a sweep, and the seed."""
+        return f"{self.cell} seed {self.seed}"
 
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()

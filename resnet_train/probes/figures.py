@@ -134,7 +134,7 @@ def _heat_map(run: RunRecord) -> _HeatMap:
     records = [record for record in run.records if record["kind"] == "gradients"]
     units = records[0]["units"] if records else {}
     norms = np.array([_with_nan(record["units"].get(unit) for unit in units) for record in records]).T
-    return _HeatMap(f"{run.run.network.name} seed {run.run.seed}", [record["step"] for record in records], norms)
+    return _HeatMap(run.run.title, [record["step"] for record in records], norms)
 
 
 def _with_nan(values: Any) -> Any:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from resnet_train.config.defining import flatten, is_defining
 from resnet_train.config.load import dump, read_run
 from resnet_train.config.schema import Run
+from resnet_train.config.sweep import folder_names
 from resnet_train.config.yaml12 import read_yaml, to_yaml
 from resnet_train.errors import BadInput
 from resnet_train.runs.records import Record, check_follows, parse_record, parse_sessions
@@ -46,7 +47,12 @@ TIMING_KEYS = frozenset(
 
 def folder_of(output: str, run: Run) -> Path:
     """The folder of a run."""
-    return Path(output) / run.experiment / run.network.name / f"seed-{run.seed}"
+    return Path(output, run.experiment, place_of(run))
+
+
+def place_of(run: Run) -> str:
+    """Where a run lies in the folder of its experiment, such as cifar-resnet-20/optimizer.lr=0.05/seed-0."""
+    return "/".join([run.network.name, *folder_names(run.sweep), f"seed-{run.seed}"])
 
 
 def check_checkpoint_exists(path: Path) -> None:

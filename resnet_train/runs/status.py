@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_train.config.load import read_run
+from resnet_train.config.schema import Run
 from resnet_train.config.yaml12 import read_yaml
 from resnet_train.errors import BadInput
 from resnet_train.runs.records import Record, parse_record
-from resnet_train.runs.run_folder import folders, sessions
+from resnet_train.runs.run_folder import folders, place_of, sessions
 
 _ELSEWHERE_QUIET = 10
 """A run of another machine counts as stopped once its record is quiet for so many times its usual pause..."""
@@ -27,6 +28,7 @@ class RunStatus:
     folder: str
     experiment: str
     network: str
+    """With the values of a sweep."""
     seed: int
     state: str
     """waiting (for its turn in a command that trained another run), running, stopped, finished or diverged."""
@@ -58,17 +60,17 @@ def run_statuses(root: Path) -> list[RunStatus]:
     waiting: dict[Path, RunStatus] = {}
     for folder in folders([root]):
         session: Record = next(reversed(sessions(folder)), {})
-        status = statuses[folder] = _status(folder, session, held)
+        config = folder / "config.yaml"
+        run = read_run(read_yaml(config), str(config))
+        statuses[folder] = _status(folder, run, session, held)
         for name in session.get("queue", []):
-            path = folder.parent.parent / name
-            network, _, seed = name.rpartition("/seed-")
-            waiting[path] = RunStatus(str(path), status.experiment, network, int(seed), "waiting")
+            path = folder.parents[place_of(run).count("/")] / name
+            cell, _, seed = name.rpartition("/seed-")
+            waiting[path] = RunStatus(str(path), run.experiment, cell.replace("/", " "), int(seed), "waiting")
     return [*statuses.values(), *(status for path, status in waiting.items() if path not in statuses)]
 
 
-def _status(folder: Path, session: Record, held: set[tuple[int, int]] | None) -> RunStatus:
-    config = folder / "config.yaml"
-    run = read_run(read_yaml(config), str(config))
+def _status(folder: Path, run: Run, session: Record, held: set[tuple[int, int]] | None) -> RunStatus:
     start, last = _last_records(folder / "metrics.jsonl")
     newest = max((start, *last.values()), key=lambda record: (record.get("step", 0), record.get("time", 0.0)))
     step = newest.get("step", 0)
@@ -87,7 +89,7 @@ def _status(folder: Path, session: Record, held: set[tuple[int, int]] | None) ->
     return RunStatus(
         folder=str(folder),
         experiment=run.experiment,
-        network=run.network.name,
+        network=run.cell,
         seed=run.seed,
         state=state,
         host=host,

@@ -23,6 +23,7 @@ class TrainingEstimate:
     """The size of a network, and of its training."""
 
     network: str
+    """Its name and, of a sweep, the values."""
     depth: int
     params: int
     macs: int
@@ -47,7 +48,7 @@ def estimate_training(run: Run) -> TrainingEstimate:
     cost = complexity.network_complexity(run.network, size, classes, channels)
     images = run.train.batch_size // run.train.grad_accum_steps
     return TrainingEstimate(
-        network=run.network.name,
+        network=run.cell,
         depth=run.network.depth,
         params=cost.params,
         macs=cost.macs,

@@ -17,7 +17,7 @@ from resnet_train.data import datasets
 from resnet_train.errors import BadInput, Diverged, Interrupted, InvalidConfig
 from resnet_train.models import complexity
 from resnet_train.runs import run_folder
-from resnet_train.runs.run_folder import RunRecord, folder_of
+from resnet_train.runs.run_folder import RunRecord, folder_of, place_of
 from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import out_of_memory_hint
@@ -42,7 +42,7 @@ class RunJob(NamedTuple):
     """The runs that follow, such as cifar-resnet-20/seed-0."""
 
     def __str__(self) -> str:
-        return f"{self.run.network.name} seed {self.run.seed}"
+        return self.run.title
 
 
 def train_all(runs: Sequence[Run], output: str, settings: TrainConfig, fresh: bool, jobs: int) -> list[RunRecord]:
@@ -69,7 +69,7 @@ def train_all(runs: Sequence[Run], output: str, settings: TrainConfig, fresh: bo
             world, lambda: finetune.check_init_from((run for run, _ in pending), output, fresh)
         )
         macs = [_macs(run) for run, _ in pending]
-        names = [f"{run.network.name}/seed-{run.seed}" for run, _ in pending]
+        names = [place_of(run) for run, _ in pending]
         queue = [
             RunJob(run, folder, fresh, sum(macs[i + 1 :]) / macs[i] / jobs, tuple(names[i + 1 :]))
             for i, (run, folder) in enumerate(pending)

@@ -163,5 +163,5 @@ def open_log(
             JsonLinesSink(folder / "metrics.jsonl", records),
             TensorBoardSink(folder, run, records),
         ]
-    sinks.append(ProgressSink(f"{run.network.name} seed {run.seed}", step, total_steps, remaining_work))
+    sinks.append(ProgressSink(run.title, step, total_steps, remaining_work))
     return Log(sinks, clock, folder)

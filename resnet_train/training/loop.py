@@ -52,7 +52,7 @@ class Training:
     @property
     def name(self) -> str:
         """For messages."""
-        return f"{self.run.network.name} seed {self.run.seed}"
+        return self.run.title
 
     @property
     def checkpoints(self) -> Path:

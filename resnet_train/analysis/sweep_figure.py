@@ -1,0 +1,90 @@
+"""The figure of a sweep: errors of each network against the values of each key. No torch."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_train.analysis.groups import ERRORS, Group, footnotes, protocols
+from resnet_train.analysis.sweeps import CHOSEN_BY, Sweep, is_number, sweeps, swept_keys
+from resnet_train.config.sweep import value_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, safe for the colour-blind: one for each network."""
+
+
+def draw_sweeps(groups: Sequence[Group], path: Path) -> None:
+    """The clean training error and the validation error against each swept key: a line for each network.
+
+    Where several keys are swept, a point is the best over the values of the others. A larger point is the best of its
+    line, a cross a value at which a run diverged.
+    """
+    from matplotlib.figure import Figure
+
+    keys, errors = swept_keys(groups), ["clean_train_error", CHOSEN_BY]
+    if not any(group.steps("clean_train_error") for group in groups):
+        errors[0] = "train_error"
+    figure = Figure(figsize=(11, 4.2 * len(keys)), layout="constrained")
+    grid: Any = figure.subplots(len(keys), len(errors), squeeze=False)
+    for row, key in zip(grid, keys, strict=True):
+        swept = [sweep for sweep in sweeps(groups) if key in sweep.keys]
+        places = _places([value for sweep in swept for value in sweep.values(key)])
+        for ax, error in zip(row, errors, strict=True):
+            for i, sweep in enumerate(swept):
+                _draw_line(ax, sweep, key, error, places, _label(sweep, groups), _COLOURS[i % len(_COLOURS)])
+            _scale(ax, places)
+            ax.set(xlabel=key, ylabel=f"{ERRORS[error][0]}, %")
+            ax.set_ylim(bottom=0)
+            ax.grid(alpha=0.3)
+        row[0].legend(fontsize=8, title="larger: its best; cross: diverged", title_fontsize=8)
+    figure.supxlabel("\n".join(footnotes(groups)), fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def _label(sweep: Sweep, groups: Sequence[Group]) -> str:
+    """Its name, with the number of its protocol where there are several."""
+    texts = protocols(groups)
+    return sweep.name if len(texts) < 2 else f"{sweep.name} [{texts.index(sweep.groups[0].protocol) + 1}]"
+
+
+def _places(values: Sequence[Any]) -> dict[str, float]:
+    """Where each value lies on the axis, by its text: numbers where they are, others in their order."""
+    texts = dict.fromkeys(map(value_text, values))
+    if all(map(is_number, values)):
+        return {value_text(value): float(value) for value in sorted(values)}
+    return {text: float(i) for i, text in enumerate(texts)}
+
+
+def _draw_line(
+    ax: "Axes", sweep: Sweep, key: str, error: str, places: dict[str, float], label: str, colour: str
+) -> None:
+    style: dict[str, Any] = {"color": colour, "linestyle": "--" if sweep.groups[0].plain else "-"}
+    points: list[tuple[float, float, float]] = []
+    for value in sweep.values(key):
+        x, members = places[value_text(value)], tuple(group for group in sweep.groups if group.sweep[key] == value)
+        row = Sweep(members).best(error).row()
+        if row[error] is not None:
+            points.append((x, row[error], row[f"{error}_std"] or math.nan))  # NaN draws no bar
+        if any(group.has_diverged for group in members):
+            ax.plot([x], [0.97], marker="x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False)
+    points.sort()
+    xs, ys, deviations = zip(*points, strict=True) if points else ((), (), ())
+    ax.errorbar(xs, ys, deviations, marker="o", markersize=4, capsize=3, label=label, **style)
+    if points:
+        best = min(points, key=lambda point: point[1])
+        ax.plot(best[:1], best[1:2], marker="o", markersize=9, color=colour)
+
+
+def _scale(ax: "Axes", places: dict[str, float]) -> None:
+    """A tick at each value; logarithmic where numbers span much."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    low, high = min(places.values()), max(places.values())
+    if low > 0 and high > 4 * low:
+        ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(list(places.values())))
+    ax.xaxis.set_major_formatter(FixedFormatter(list(places)))
+    ax.xaxis.set_minor_locator(NullLocator())
