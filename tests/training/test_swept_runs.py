@@ -1,6 +1,7 @@
 """A sweep as it is trained: each cell is the run that its values make, and resumes by itself."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,14 @@ def test_several_at_once_resume_each_in_its_folder(config: Config) -> None:
     for lr in (0.05, 0.2):
         whole, parts = (Path(output) / CELL.format(lr) for output in ("whole", "parts"))
         assert same_weights(whole / "checkpoints/last.pt", parts / "checkpoints/last.pt")
+
+
+def test_status_names_the_values_of_what_runs_and_of_what_waits(config: Config, program: Program) -> None:
+    path = config(sweep={"optimizer.lr": [0.05, 0.2]}, train={"steps": 2})
+    assert program("run", path)[0] == 0
+    shutil.rmtree(Path("runs") / CELL.format(0.2))
+    rows = json.loads(program("status", "--json")[1])
+    assert [(row["network"], row["state"], row["folder"]) for row in rows] == [
+        ("cifar-resnet-8 optimizer.lr=0.05", "finished", f"runs/{CELL.format(0.05)}"),
+        ("cifar-resnet-8 optimizer.lr=0.2", "waiting", f"runs/{CELL.format(0.2)}"),
+    ]
