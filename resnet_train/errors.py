@@ -96,6 +96,11 @@ def exhausted(error: BaseException) -> str | None:
     return None
 
 
+def _does_not_fit(error: BaseException) -> bool:
+    """Whether torchvision says that it cannot use this torch, in the only way it does."""
+    return isinstance(error, RuntimeError) and "operator torchvision::nms does not exist" in str(error)
+
+
 def _limit(kind: int, unit: str, option: str) -> str:
     """The limit of this process in words. If it has none, the machine, a container or the file system has."""
     number = resource.getrlimit(kind)[0]
@@ -133,6 +138,11 @@ def report(error: BaseException) -> int:
     reason = exhausted(error)
     if reason is not None:
         error = BadInput(f"{reason}: lower data.workers, --jobs or the batch size, or raise the limit")
+    if _does_not_fit(error):
+        error = BadInput(
+            "torchvision does not fit torch: one is a build for the CPU and the other for CUDA, or their releases "
+            "differ; install both at once, from the same index"
+        )
     if not isinstance(error, Stop):
         traceback.print_exception(error)
         return 1

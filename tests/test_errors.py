@@ -3,12 +3,14 @@
 import errno
 import re
 import resource
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
+from resnet_train import __main__
 from resnet_train.errors import LONGEST_MESSAGE, BadInput, InvalidConfig, exhausted, one_line, report
 from resnet_train.runtime.precision import out_of_memory_hint
 
@@ -31,6 +33,22 @@ def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> N
 def test_each_complaint_about_a_configuration_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     report(InvalidConfig("a\nb: wrong", "c: unknown key"))
     assert capsys.readouterr().err == "resnet-train: 2 errors in the configuration:\n  a\\nb: wrong\n  c: unknown key\n"
+
+
+def test_builds_of_torch_and_torchvision_that_do_not_fit_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """What `import torchvision` raises where torch is a CPU build and torchvision is not, seen with 2.13.0+cpu."""
+    assert report(RuntimeError("operator torchvision::nms does not exist")) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("resnet-train: torchvision does not fit torch: ")
+    assert line.count("\n") == 1
+
+
+def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as stop:
+        __main__.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "resnet-train: it runs on Linux and macOS, not on Windows: use WSL 2\n"
 
 
 def test_a_message_of_the_allowed_length_is_whole() -> None:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from resnet_train.commands import add_json, fraction, positive_int
 from resnet_train.errors import BadInput
+from resnet_train.runtime.processes import available_cores
 from resnet_train.runtime.tables import columns
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Pack or verify, and print a report."""
-    workers = args.workers or len(os.sched_getaffinity(0))
+    workers = args.workers or available_cores()
     paths = [Path(path) for path in args.paths]
     if len(paths) != (1 if args.verify else 2):
         raise BadInput("give the packed folder alone with --verify, else SOURCE and DEST")

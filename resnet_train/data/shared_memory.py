@@ -1,8 +1,12 @@
-"""Memory that processes share. It is anonymous, so it needs no /dev/shm, which is small or read-only in a container."""
+"""Memory that processes share. It is anonymous, so it needs no /dev/shm, which is small or read-only in a container.
+
+macOS has no anonymous memory with a handle; there it is a temporary file without a name, which the kernel caches.
+"""
 
 import mmap
 import os
 import pickle
+import tempfile
 from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any, NamedTuple
@@ -19,7 +23,7 @@ class _SharedFile:
     """An anonymous file in memory. It is freed with the last process that has it."""
 
     def __init__(self, handle: int | None = None) -> None:
-        self.handle = os.memfd_create("batches") if handle is None else handle
+        self.handle = _anonymous_file() if handle is None else handle
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _attach, (type(self), reduction.DupFd(self.handle), *self._arguments())
@@ -31,6 +35,22 @@ class _SharedFile:
     def __del__(self) -> None:
         if hasattr(self, "handle"):
             os.close(self.handle)
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("batches")
+    handle, name = tempfile.mkstemp()
+    os.unlink(name)  # noqa: PTH108
+    return handle
+
+
+def _allocate(handle: int, offset: int, size: int) -> None:
+    """Lengthen a file, so that all of it can be mapped; where the system can, raise `OSError` if there is no memory."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, offset, size)
+    elif os.fstat(handle).st_size < offset + size:
+        os.pwrite(handle, b"\0", offset + size - 1)  # never shorter, as another process may lengthen it
 
 
 def _attach(kind: Callable[..., _SharedFile], handle: Any, *arguments: int) -> _SharedFile:
@@ -105,7 +125,7 @@ class Slots(_SharedFile):
             room = max(_SMALLEST_ROOM, 1 << (size - 1).bit_length())
             size = min(size + size // 8, room)  # since the next ones may be somewhat larger
             offset = self.count * (room - _SMALLEST_ROOM) + slot * room
-            os.posix_fallocate(self.handle, offset, size)
+            _allocate(self.handle, offset, size)
             memory = self._mapped[slot] = np.frombuffer(mmap.mmap(self.handle, size, offset=offset), np.uint8)
         return memory
 

@@ -40,6 +40,8 @@ _PRELOADED = ["resnet_train.data.image_files"]
 """What the fork server imports once, with torch, so that each child need not."""
 _FILES_TO_START = 12
 """Files that are open in this process while it starts a child, at most."""
+_SECONDS_TO_POLL = 1.0
+"""Between two looks at a process, where the system does not report its end (macOS)."""
 _SECONDS_TO_DIE = 30.0
 """After SIGKILL. A process that waits for a disk may not die."""
 
@@ -254,15 +256,36 @@ def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def available_cores() -> int:
+    """The number of cores that this process may use; all of the machine where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end_of(process: int) -> Callable[[], None]:
+    """A function that waits for the end of a process. Raises `ProcessLookupError` if it has ended."""
+    if hasattr(os, "pidfd_open"):
+        handle = os.pidfd_open(process)
+        return lambda: select.select([handle], [], []) and None
+    os.kill(process, 0)
+
+    def poll() -> None:
+        with suppress(ProcessLookupError):
+            while True:
+                time.sleep(_SECONDS_TO_POLL)
+                os.kill(process, 0)
+
+    return poll
+
+
 def end_with(parent: int, end_by: signal.Signals) -> None:
     """End this process by a signal once process `parent` is gone, which is not its parent for the kernel."""
     try:
-        alive = os.pidfd_open(parent)
+        wait_for_end = _end_of(parent)
     except ProcessLookupError:  # killed while this process was started
         os._exit(1)
 
     def watch() -> None:
-        select.select([alive], [], [])
+        wait_for_end()
         while True:  # this process may not handle SIGTERM yet
             os.kill(os.getpid(), end_by)
             time.sleep(1)

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
@@ -20,6 +19,7 @@ from resnet_train.data.normalize import Normalization
 from resnet_train.errors import BadInput
 from resnet_train.models import complexity, roofline
 from resnet_train.runtime.distributed import AnyRankFlag, World
+from resnet_train.runtime.processes import available_cores
 from resnet_train.training import cuda_graph
 from resnet_train.training.step import create_train_state, train_step
 
@@ -107,7 +107,7 @@ def measure_throughput(run: Run, data: TrainingData, seconds: float, world: Worl
             if device.type == "cuda"
             else None
         ),
-        cores=len(os.sched_getaffinity(0)) // world.local_size,
+        cores=available_cores() // world.local_size,
     )
 
 

@@ -217,6 +217,25 @@ def test_workers_of_a_block_that_is_never_left_end() -> None:
     assert child.process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("has_pidfd", [True, False])
+def test_the_end_of_a_process_that_is_no_child_is_noticed(has_pidfd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the system does not report it, as macOS."""
+    if not has_pidfd:
+        monkeypatch.delattr(os, "pidfd_open")
+        monkeypatch.setattr(processes, "_SECONDS_TO_POLL", 0.01)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as cat:
+        wait_for_end = processes._end_of(cat.pid)
+    wait_for_end()
+    with pytest.raises(ProcessLookupError):
+        processes._end_of(cat.pid)
+
+
+def test_cores_are_those_of_the_machine_where_the_system_knows_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.available_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert processes.available_cores() == os.cpu_count()
+
+
 def test_a_fork_server_that_ends_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it does where the kernel gives it no more processes."""
 
