@@ -10,6 +10,8 @@ from resnet_train.config.network import AnyNet, NetConfig, canonical_fields
 _NAMING_FIELDS = (
     "order",
     "norm",
+    "dirac",
+    "init",
     "addition",
     "widths",
     "unit",
@@ -22,7 +24,9 @@ _NAMING_FIELDS = (
     "expansion",
     "stride_on",
     "stem",
+    "stem_type",
     "stem_width",
+    "avg_down",
     "batch_norm",
 )
 """The fields of a network that a family can be named after, in the order in which they are tried."""

@@ -53,7 +53,7 @@ def network_complaints(run: "Run", ranks: int, size: int | None) -> Iterator[str
         if smallest < _SMALLEST_FOR_VGG:
             yield f"{name} needs images of at least {_SMALLEST_FOR_VGG} pixels, and here are {smallest}"
         return
-    if net.norm == "none":
+    if not net.batch_norm:
         return
     micro_batch_size = run.train.batch_size // (run.train.grad_accum_steps * ranks)
     together = micro_batch_size * (ranks if run.train.sync_bn else 1)

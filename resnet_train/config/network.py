@@ -44,7 +44,19 @@ class ShortcutDropoutConfig(Section):
     """Probability that a value is dropped."""
 
 
-AdditionConfig = Annotated[ConstantScalingConfig | GatingConfig | ShortcutDropoutConfig, Field(discriminator="kind")]
+class SkipInitConfig(Section):
+    """A learnt factor of F: y = x + gain * F(x). With it, networks without batch norm train (De and Smith 2020, section
+    4; ReZero of Bachlechner et al. 2020)."""
+
+    kind: Literal["skip-init"]
+    """A learnt factor of F."""
+    gain: NonNegative = 0.0
+    """Initial value of the factor."""
+
+
+AdditionConfig = Annotated[
+    ConstantScalingConfig | GatingConfig | ShortcutDropoutConfig | SkipInitConfig, Field(discriminator="kind")
+]
 
 
 class NetConfig(Section):
@@ -64,11 +76,17 @@ class NetConfig(Section):
     """Number of channels in each stage; of bottlenecks, that of the 3x3 convolutions."""
     stem: Literal["imagenet", "cifar"]
     """`imagenet`: 7x7 convolution of stride 2, then max pooling of stride 2. `cifar`: one 3x3 convolution."""
+    stem_type: Literal["deep"] | None = None
+    """Only for stem `imagenet`: `deep` is three 3x3 convolutions in place of that of 7x7, the first two half as wide
+    (ResNet-C of He et al. 2019, section 4)."""
     stem_width: Width | None = None
     """Number of channels of the stem; by default that of the first stage."""
     shortcut: Literal["none", "A", "B", "C"]
     """`none`: a plain network. `A`: identity, padded with zeros where the width changes. `B`: 1x1 convolution where the
     shape changes. `C`: 1x1 convolution in every unit (He et al. 2015, section 4.1)."""
+    avg_down: bool = False
+    """Where the image is halved, average 2x2 pixels before the 1x1 convolution of the shortcut, which then has stride 1
+    (ResNet-D of He et al. 2019, section 4)."""
     addition: AdditionConfig | None = None
     """How shortcut and F(x) are changed before they are added; by default they are not."""
     order: Literal[
@@ -77,6 +95,12 @@ class NetConfig(Section):
     """Order of convolutions, batch norm and ReLU in a unit (He et al. 2016, figure 4 a to e)."""
     norm: Literal["batch", "none"] = "batch"
     """`batch`: batch norm. `none`: no normalisation; convolutions have biases in its place."""
+    dirac: bool = False
+    """Convolutions of units are a * x + b * V(x) with learnt factors a and b of each channel and filters of norm 1, so
+    that a plain network starts close to the identity (DiracNets, Zagoruyko and Komodakis 2017, section 3)."""
+    init: Literal["he", "orthogonal", "delta-orthogonal"] = "he"
+    """Weights of convolutions at first: `he` (He et al. 2015b), `orthogonal` filters (Saxe et al. 2014), or
+    `delta-orthogonal`: an orthogonal matrix in the centre, which keeps the norm of an image (Xiao et al. 2018)."""
     stride_on: Literal["1x1", "3x3"] | None = None
     """Only for bottlenecks, which need it: the convolution that halves the image, the first `1x1` (He et al. 2015) or
     the `3x3` (torchvision, "v1.5")."""
@@ -110,6 +134,12 @@ class NetConfig(Section):
         for key in sorted(KEYS_OF_ADDITION):
             if self.plain and getattr(self, key) != NetConfig.model_fields[key].default:
                 yield f"{key} has no effect on a plain network, which adds nothing: remove it"
+        if self.stem_type is not None and self.stem != "imagenet":
+            yield f"stem_type has no effect with stem {self.stem}: remove it, or use stem imagenet"
+        if self.avg_down and self.shortcut == "A":
+            yield "avg_down has no effect with shortcut A, which has no convolutions: use B"
+        if self.avg_down and len(self.depths) == 1:
+            yield "avg_down has no effect with one stage, which halves no image: remove it"
         if self.drop_path_mode != "row" and not self.drop_path_rate:
             yield "drop_path_mode has no effect without drop_path_rate: remove it"
         if self.drop_path_rate and sum(self.depths) == 1:
@@ -119,11 +149,20 @@ class NetConfig(Section):
             yield f"order {self.order} has no effect with norm none: use {same}, which is the same then"
         if self.zero_init_residual and self.order == "relu-before-addition":
             yield "zero_init_residual stops order relu-before-addition: no gradient passes a ReLU at 0, so remove it"
+        if self.zero_init_residual and isinstance(self.addition, SkipInitConfig) and self.addition.gain == 0:
+            yield "zero_init_residual stops addition skip-init, whose gain is 0, too: remove one of them"
+        if self.zero_init_residual and self.dirac and not self.ends_in_norm:
+            yield "zero_init_residual needs a batch norm at the end of F with dirac, whose filters have norm 1: drop it"
 
     @property
     def convolutions(self) -> int:
         """Number of convolutions in a unit."""
         return 3 if self.unit == "bottleneck" else len(self.kernels or BASIC_KERNELS)
+
+    @property
+    def ends_in_norm(self) -> bool:
+        """Whether the last layer of F with weights is a batch norm."""
+        return self.batch_norm and self.order not in ("bn-after-addition", "pre-activation")
 
     @property
     def output_channels(self) -> list[int]:
@@ -140,7 +179,7 @@ class NetConfig(Section):
     @property
     def batch_norm(self) -> bool:
         """Whether the network has batch norm."""
-        return True
+        return self.norm == "batch"
 
     @property
     def plain(self) -> bool:
@@ -156,9 +195,9 @@ class NetConfig(Section):
         return sum(self.depths) * self.convolutions + 2
 
 
-KEYS_OF_ADDITION = frozenset({"addition", "drop_path_rate", "drop_path_mode", "zero_init_residual"})
+KEYS_OF_ADDITION = frozenset({"addition", "avg_down", "drop_path_rate", "drop_path_mode", "zero_init_residual"})
 """Fields without effect on a plain network."""
-KEYS_OF_TRAINING = frozenset({"dropout", "drop_path_rate", "drop_path_mode", "zero_init_residual"})
+KEYS_OF_TRAINING = frozenset({"dropout", "drop_path_rate", "drop_path_mode", "zero_init_residual", "init"})
 """Fields that change how a network trains, and not what it computes once it is trained."""
 
 

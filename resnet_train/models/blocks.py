@@ -1,7 +1,8 @@
 """The residual unit, its plain twin and its shortcuts (He et al. 2015, 3.2, 3.3); orders of layers (He et al. 2016)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +15,43 @@ from resnet_train.config.network import (
     GatingConfig,
     NetConfig,
     ShortcutDropoutConfig,
+    SkipInitConfig,
 )
 
 
-def conv(cfg: NetConfig, w_in: int, w_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+class DiracConv2d(nn.Conv2d):
+    """A convolution with the weights a * delta + b * V, where delta is the identity and each filter of V has norm 1.
+
+    a and b are learnt for each output channel (Zagoruyko and Komodakis 2017, section 3). Where it halves the image,
+    delta takes every second pixel; where it widens, the further channels have no delta.
+    """
+
+    delta: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.alpha = nn.Parameter(torch.ones(self.out_channels))
+        self.beta = nn.Parameter(torch.full((self.out_channels,), 0.1))
+        # bool, since buffers of floating point are running statistics.
+        delta = nn.init.dirac_(torch.empty_like(self.weight)).bool()
+        self.register_buffer("delta", delta, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        unit_filters = F.normalize(self.weight.flatten(1)).view_as(self.weight)
+        weight = self.alpha.view(-1, 1, 1, 1) * self.delta + self.beta.view(-1, 1, 1, 1) * unit_filters
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def conv(
+    cfg: NetConfig, w_in: int, w_out: int, kernel: int, stride: int = 1, kind: type[nn.Conv2d] = nn.Conv2d
+) -> nn.Conv2d:
     """A convolution, whose bias would have no effect before a batch norm: [N, w_out, ceil(H / stride), …]."""
-    return nn.Conv2d(w_in, w_out, kernel, stride, padding=kernel // 2, bias=cfg.norm == "none")
+    return kind(w_in, w_out, kernel, stride, padding=kernel // 2, bias=not cfg.batch_norm)
 
 
 def norm(cfg: NetConfig, channels: int) -> nn.Module:
     """A batch norm; with `norm: none` nothing."""
-    return nn.BatchNorm2d(channels) if cfg.norm == "batch" else nn.Identity()
+    return nn.BatchNorm2d(channels) if cfg.batch_norm else nn.Identity()
 
 
 class Order(NamedTuple):
@@ -79,6 +106,18 @@ class Gate(nn.Conv2d):
         return torch.sigmoid(super().forward(x))
 
 
+class SkipInit(nn.Module):
+    """A learnt factor, at first `initial_gain`: [N, C, H, W] -> [N, C, H, W] (De and Smith 2020, section 4)."""
+
+    def __init__(self, initial_gain: float) -> None:
+        super().__init__()
+        self.initial_gain = initial_gain
+        self.gain = nn.Parameter(torch.tensor(initial_gain))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
 class StochasticDepth(nn.Module):
     """Leaves out F at random in training, and else scales it by 1 / (1 - rate) (Huang et al. 2016).
 
@@ -116,15 +155,16 @@ class Unit(nn.Module):
         self.dropped = False
         """Whether F is left out: a lesion."""
         order = ORDERS[cfg.order]
+        unit_conv = partial(conv, cfg, kind=DiracConv2d if cfg.dirac else nn.Conv2d)
         if cfg.unit == "basic":
             kernels = cfg.kernels or BASIC_KERNELS
-            convs = [conv(cfg, width if i else w_in, width, k, 1 if i else stride) for i, k in enumerate(kernels)]
+            convs = [unit_conv(width if i else w_in, width, k, 1 if i else stride) for i, k in enumerate(kernels)]
         else:
             first_stride, middle_stride = (stride, 1) if cfg.stride_on == "1x1" else (1, stride)
             convs = [
-                conv(cfg, w_in, width, 1, first_stride),
-                conv(cfg, width, width, 3, middle_stride),
-                conv(cfg, width, w_out, 1),
+                unit_conv(w_in, width, 1, first_stride),
+                unit_conv(width, width, 3, middle_stride),
+                unit_conv(width, w_out, 1),
             ]
         first, pre_activated = number == 0, "bn" in order.before
         for i, layer in enumerate(convs, 1):
@@ -132,7 +172,7 @@ class Unit(nn.Module):
             if not (pre_activated and first and i == 1):
                 self.add_module(f"bn{i}", norm(cfg, layer.in_channels if pre_activated else layer.out_channels))
         # Not in place if the ReLU is the unit's first layer: it would overwrite the shortcut's input.
-        self.relu = nn.ReLU(inplace=cfg.norm == "batch" and order.before != ("relu",))
+        self.relu = nn.ReLU(inplace=cfg.batch_norm and order.before != ("relu",))
         self.dropout = nn.Dropout(cfg.dropout)
 
         last = len(convs)
@@ -146,10 +186,13 @@ class Unit(nn.Module):
         if cfg.dropout:
             position = self.residual.index(f"conv{last}")
             self.residual = (*self.residual[:position], "dropout", *self.residual[position:])
+        if isinstance(cfg.addition, SkipInitConfig):
+            self.skip_init = SkipInit(cfg.addition.gain)
+            self.residual = (*self.residual, "skip_init")
         if drop_path_rate := cfg.drop_path_rate * number / max(1, sum(cfg.depths) - 1):
             self.drop_path = StochasticDepth(drop_path_rate, cfg.drop_path_mode)
             self.residual = (*self.residual, "drop_path")
-        last_layer = f"bn{last}" if "bn" in order.end and cfg.norm == "batch" else f"conv{last}"
+        last_layer = f"bn{last}" if cfg.ends_in_norm else f"conv{last}"
         self.zero_init = last_layer if cfg.zero_init_residual else None
         """The layer of F whose weight is 0 at first."""
         self.after = _layer_names(order.after, last)
@@ -157,7 +200,8 @@ class Unit(nn.Module):
 
         self.changes_shape = stride != 1 or w_in != w_out
         self.downsample = _shortcut(cfg, w_in, w_out, stride)
-        self.addition = cfg.addition
+        # The factor of skip-init is a layer of F, so the sum itself is as it was.
+        self.addition = None if isinstance(cfg.addition, SkipInitConfig) else cfg.addition
         self.gate = Gate(w_in, w_out, stride, cfg.addition.bias) if isinstance(cfg.addition, GatingConfig) else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,7 +243,7 @@ def add(
                 residual = residual * gate
         case ShortcutDropoutConfig():
             shortcut = F.dropout(shortcut, addition.rate, training)
-        case None:
+        case _:
             pass
     return shortcut if residual is None else residual + shortcut
 
@@ -218,7 +262,10 @@ def _shortcut(cfg: NetConfig, w_in: int, w_out: int, stride: int) -> nn.Module |
             return ZeroPad(w_in, w_out, stride) if changes_shape else nn.Identity()
         case "B" if not changes_shape:
             return nn.Identity()
-        case _ if cfg.order == "pre-activation":  # its input is normalised already
-            return nn.Sequential(conv(cfg, w_in, w_out, 1, stride))
-        case _:
-            return nn.Sequential(conv(cfg, w_in, w_out, 1, stride), norm(cfg, w_out))
+    layers: list[nn.Module] = []
+    if cfg.avg_down:  # with a layer in its place where no image is halved: the names are timm's
+        layers.append(nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity())
+    layers.append(conv(cfg, w_in, w_out, 1, 1 if cfg.avg_down else stride))
+    if cfg.order != "pre-activation":  # its input is normalised already
+        layers.append(norm(cfg, w_out))
+    return nn.Sequential(*layers)

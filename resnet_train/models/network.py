@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_train.config.network import NetConfig, VGGConfig
-from resnet_train.models.blocks import ORDERS, Gate, Unit, conv, norm
+from resnet_train.models.blocks import ORDERS, DiracConv2d, Gate, SkipInit, Unit, conv, norm
 
 
 class Network(nn.Module):
@@ -20,14 +20,11 @@ class Network(nn.Module):
     def __init__(self, cfg: NetConfig, classes: int, channels: int = 3) -> None:
         super().__init__()
         width, *outputs = cfg.output_channels
-        if cfg.stem == "imagenet":
-            self.conv1 = conv(cfg, channels, width, 7, stride=2)
-            self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
-        else:
-            self.conv1 = conv(cfg, channels, width, 3)
-            self.maxpool = nn.Identity()
+        self.conv1 = _stem(cfg, channels, width)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if cfg.stem == "imagenet" else nn.Identity()
         self.bn1 = norm(cfg, width)
         self.relu = nn.ReLU(inplace=True)
+        self.init = cfg.init
         self.stages: list[str] = []
         numbers = itertools.count()
         for i, (depth, inner, w_out) in enumerate(zip(cfg.depths, cfg.widths, outputs, strict=True)):
@@ -41,7 +38,7 @@ class Network(nn.Module):
         # these layers stand in for the unit that would follow the last one (He et al. 2016, section 4.1).
         before = ORDERS[cfg.order].before
         self.bn_last = norm(cfg, width) if "bn" in before else nn.Identity()
-        self.relu_last = nn.ReLU(inplace=cfg.norm == "batch" and "bn" in before) if "relu" in before else nn.Identity()
+        self.relu_last = nn.ReLU(inplace=cfg.batch_norm and "bn" in before) if "relu" in before else nn.Identity()
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,6 +73,18 @@ class FullyConvolutional(nn.Module):
         last = self.net.last_map(x)
         window = [min(self.window, side) for side in last.shape[2:]]
         return self.net.fc(F.avg_pool2d(last, window, stride=1).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+def _stem(cfg: NetConfig, channels: int, width: int) -> nn.Module:
+    """[N, channels, H, W] -> [N, width, H, W], with stem `imagenet` [N, width, ceil(H / 2), ceil(W / 2)]."""
+    if cfg.stem == "cifar":
+        return conv(cfg, channels, width, 3)
+    if cfg.stem_type is None:
+        return conv(cfg, channels, width, 7, stride=2)
+    half = max(1, width // 2)
+    first, second = conv(cfg, channels, half, 3, stride=2), conv(cfg, half, half, 3)
+    rest = nn.ReLU(inplace=True), second, norm(cfg, half), nn.ReLU(inplace=True), conv(cfg, half, width, 3)
+    return nn.Sequential(first, norm(cfg, half), *rest)
 
 
 def build_network(cfg: NetConfig | VGGConfig, classes: int, channels: int = 3) -> nn.Module:
@@ -136,14 +145,16 @@ def initialise(net: nn.Module, seed: int) -> None:
     So a plain network and its residual twin start from the same weights in all layers that both have.
 
     Convolutions: normal with variance 2 / (k * k * w_out), the backward form of He et al. 2015b, section 2.2, as in
-    fb.resnet.torch and torchvision; their biases 0, except a gate's (`Gate.initial_bias`). Batch norms: weight 1, bias
-    0. Linear layers: uniform in +-1 / sqrt(w_in), biases 0. With `zero_init_residual` the last of these weights in
-    each F is 0.
+    fb.resnet.torch and torchvision, unless `init` says otherwise; their biases 0, except a gate's
+    (`Gate.initial_bias`). Batch norms: weight 1, bias 0. Linear layers: uniform in +-1 / sqrt(w_in), biases 0. With
+    `zero_init_residual` the last of these weights in each F is 0.
     """
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels * math.prod(module.kernel_size)
-            module.weight.normal_(0, math.sqrt(2 / fan_out), generator=_generator(seed, name))
+            _initialise_filters(module.weight, _generator(seed, name), net.init if isinstance(net, Network) else "he")
+            if isinstance(module, DiracConv2d):
+                nn.init.ones_(module.alpha)
+                nn.init.constant_(module.beta, 0.1)
             if module.bias is not None:
                 nn.init.constant_(module.bias, module.initial_bias if isinstance(module, Gate) else 0)
         elif isinstance(module, nn.Linear):
@@ -154,11 +165,26 @@ def initialise(net: nn.Module, seed: int) -> None:
             module.reset_running_stats()
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, SkipInit):
+            nn.init.constant_(module.gain, module.initial_gain)
         else:
             assert not list(module.parameters(recurse=False)), f"{name} has parameters that are not initialised"
     for unit in net.modules():
         if isinstance(unit, Unit) and unit.zero_init is not None:
             nn.init.zeros_(unit.get_parameter(f"{unit.zero_init}.weight"))
+
+
+def _initialise_filters(weight: Tensor, random: torch.Generator, kind: str) -> None:
+    """Fill the weights of a convolution, [w_out, w_in, k, k]. The gain of orthogonal ones is that of ReLUs, sqrt(2)."""
+    centre = weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2]
+    match kind:
+        case "orthogonal":
+            nn.init.orthogonal_(weight, math.sqrt(2), generator=random)
+        case "delta-orthogonal":
+            nn.init.zeros_(weight)
+            centre.copy_(nn.init.orthogonal_(torch.empty_like(centre), math.sqrt(2), generator=random))
+        case _:
+            weight.normal_(0, math.sqrt(2 / (weight.shape[0] * weight[0, 0].numel())), generator=random)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

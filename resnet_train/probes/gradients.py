@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_train.errors import BadInput
-from resnet_train.models.blocks import Unit
+from resnet_train.models.blocks import DiracConv2d, Unit
 from resnet_train.models.network import Network
 from resnet_train.probes.hooks import ProbeResult, copy_with_units, finite, recorded_inputs, use_batch_statistics
 
@@ -46,8 +46,10 @@ def scale_weights(net: nn.Module, scale: float) -> Network:
     float64, since 0.01^56 is no float32. Raises `BadInput` for a VGG, and where a batch norm takes the scale out again.
     """
     copied = copy_with_units(net).double()
-    if any(isinstance(module, nn.BatchNorm2d) for module in copied.modules()):
-        raise BadInput("a scale of the weights has no effect with batch norm: give networks without, NAME-nobn")
+    if any(isinstance(module, (nn.BatchNorm2d, DiracConv2d)) for module in copied.modules()):
+        raise BadInput(
+            "a scale of the weights has no effect with batch norm, nor with dirac: give networks without, NAME-nobn"
+        )
     with torch.no_grad():
         for unit in copied.units().values():
             for layer in unit.convolutions():
@@ -86,7 +88,7 @@ def gradient_tensors(net: nn.Module, images: Tensor, labels: Tensor) -> Gradient
         recorded_inputs(branches) as branch_inputs,
         recorded_inputs({"end": copied.bn_last}) as end_input,
     ):
-        loss = F.cross_entropy(copied(images.to(copied.conv1.weight.dtype)), labels)
+        loss = F.cross_entropy(copied(images.to(next(copied.parameters()).dtype)), labels)
     at_units, at_branches, at_end, at_weights = _gradients(loss, unit_inputs, branch_inputs, end_input, weights)
     return Gradients(at_units, at_weights, _splits(units, at_units, at_branches, at_end["end"]))
 

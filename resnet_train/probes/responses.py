@@ -43,7 +43,8 @@ def _layer_sequences(net: nn.Module) -> list[list[tuple[str, nn.Module]]]:
     """Names and modules in the order in which they are called: of the stem and of each unit's F; of a VGG, of all."""
     if not isinstance(net, Network):
         return [[(f"features.{name}", module) for name, module in net.get_submodule("features").named_children()]]
-    sequences: list[list[tuple[str, nn.Module]]] = [[("conv1", net.conv1), ("bn1", net.bn1)]]
+    stem = [(f"conv1.{name}", module) for name, module in net.conv1.named_children()] or [("conv1", net.conv1)]
+    sequences: list[list[tuple[str, nn.Module]]] = [[*stem, ("bn1", net.bn1)]]
     for name, unit in net.units().items():
         sequences.append([(f"{name}.{layer}", unit.get_submodule(layer)) for layer in unit.residual])
     return sequences

@@ -61,6 +61,7 @@ def test_the_share_of_a_rank_is_what_counts(tiny_run: Callable[..., Run]) -> Non
     check_network(run, 2, 32)
     with pytest.raises(BadInput, match=r"raise train.batch_size, or lower the number of ranks, or set train.sync_bn$"):
         check_network(run, 4, 32)
+    check_network(tiny_run(**CIFAR | {"networks": ["resnet-18-nobn"]}, train={"batch_size": 4}), 4, 32)
     check_network(tiny_run(**CIFAR, train={"batch_size": 4, "sync_bn": True}), 4, 32)
     crop = {"crop": {"kind": "random-resized", "size": 64}, "progressive_resizing": {0: 32, 0.5: 64}}
     files = tiny_run(networks=["resnet-18"], data={"kind": "imagefolder", "path": "x"}, augment=crop)
@@ -110,6 +111,8 @@ def test_keys_of_batch_norm_are_refused_where_no_network_has_it(config: Config, 
             load.load(config(networks=["vgg-16"], data=data), [key])
         with pytest.raises(BadInput, match=f"^command line: {message}$"):
             load.override_run(tiny_run(networks=["vgg-16"], data=data), [key])
+    with pytest.raises(BadInput, match=r"train.sync_bn has no effect without batch norm, and resnet-18-nobn"):
+        load.load(config(networks=["resnet-18-nobn"], data=data), keys)
     for networks in (["vgg-16-bn"], ["vgg-16", "cifar-resnet-8"]):
         load.load(config(networks=networks, data=data), keys)
     run = tiny_run(networks=["vgg-16", "cifar-resnet-8"], data=data, train={"sync_bn": True})

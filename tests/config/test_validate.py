@@ -56,6 +56,21 @@ def error_message(path: Path, *overrides: str) -> str:
             "networks=[{base: plain-18, zero_init_residual: true}]",
             "zero_init_residual has no effect on a plain network",
         ),
+        ("networks=[{base: cifar-resnet-8, stem_type: deep}]", "stem_type has no effect with stem cifar"),
+        ("networks=[{base: resnet-18-A, avg_down: true}]", "avg_down has no effect with shortcut A, which has no conv"),
+        ("networks=[{base: plain-18, avg_down: true}]", "avg_down has no effect on a plain network"),
+        (
+            "networks=[{base: resnet-18, depths: [2], widths: [4], avg_down: true}]",
+            "avg_down has no effect with one stage, which halves no image",
+        ),
+        (
+            "networks=[{base: resnet-18, zero_init_residual: true, addition: {kind: skip-init}}]",
+            "zero_init_residual stops addition skip-init, whose gain is 0, too: remove one of them",
+        ),
+        (
+            "networks=[{base: preact-resnet-18, zero_init_residual: true, dirac: true}]",
+            "zero_init_residual needs a batch norm at the end of F with dirac",
+        ),
         ("networks=[vgg-16-nobn]", "-nobn has no effect on vgg-16"),
         (
             "networks=[{base: resnet-18-nobn, order: bn-after-addition}]",

@@ -16,7 +16,7 @@ from resnet_train.config import zoo
 from resnet_train.config.network import NetConfig
 from resnet_train.errors import BadInput
 from resnet_train.models import complexity
-from resnet_train.models.blocks import StochasticDepth, ZeroPad
+from resnet_train.models.blocks import DiracConv2d, SkipInit, StochasticDepth, ZeroPad, conv
 from resnet_train.models.network import build_network, initialise
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "complexity.json").read_text())
@@ -266,6 +266,113 @@ def test_a_plain_network_is_one_whose_shortcuts_are_scaled_by_0() -> None:
     initialise(plain, seed=1), initialise(scaled, seed=1)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(plain(images), scaled(images))
+
+
+def test_a_deep_stem_and_averaging_shortcuts_are_timms() -> None:
+    """ResNet-50-D: names, shapes and, on the same weights, outputs, also where a map has an odd size."""
+    net = build_network(net_config("resnet-50-v1.5", stem_type="deep", avg_down=True), classes=10)
+    initialise(net, seed=1)
+    theirs = timm.create_model("resnet50d", num_classes=10)
+    theirs.load_state_dict(net.state_dict())
+    images = torch.randn(2, 3, 72, 72, generator=torch.Generator().manual_seed(0))
+    for training in (True, False):
+        net.train(training), theirs.train(training)
+        torch.testing.assert_close(net(images), theirs(images), rtol=1e-4, atol=1e-4)
+    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_averaging_shortcuts_before_an_activation_are_timms() -> None:
+    net = build_network(net_config("preact-resnet-50-v1.5", avg_down=True), classes=10).eval()
+    initialise(net, seed=1)
+    names = net.state_dict().keys() & {"layer1.0.downsample.1.weight", "layer2.0.downsample.1.weight"}
+    assert len(names) == 2
+    theirs = timm.create_model("resnetv2_50", num_classes=10, avg_down=True).eval()
+    copied(net, theirs, lambda key: timms(key).replace("downsample.1", "downsample.conv"))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(net(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("w_in", "w_out", "stride", "kernel"), [(4, 4, 1, 3), (4, 6, 2, 3), (6, 4, 1, 1)])
+def test_dirac_convolutions_are_the_papers(w_in: int, w_out: int, stride: int, kernel: int) -> None:
+    """a x + b V(x): without V the image itself, every second pixel of it, or as many channels as there are."""
+    cfg = net_config("cifar-plain-8", dirac=True)
+    layer = conv(cfg, w_in, w_out, kernel, stride, kind=DiracConv2d).double()
+    torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, w_in, 6, 6, dtype=torch.float64)
+    torch.nn.init.normal_(layer.alpha), torch.nn.init.normal_(layer.beta)
+    norms = torch.stack([one.square().sum().sqrt() for one in layer.weight])
+    filters = layer.weight / norms[:, None, None, None] * layer.beta[:, None, None, None]
+    expected = torch.nn.functional.conv2d(x, filters, stride=stride, padding=kernel // 2)
+    shared = min(w_in, w_out)
+    expected[:, :shared] += layer.alpha[:shared, None, None] * x[:, :shared, ::stride, ::stride]
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_dirac_networks_start_close_to_the_identity_and_train() -> None:
+    net = build_network(net_config("cifar-plain-20-nobn", dirac=True), classes=3)
+    initialise(net, seed=1)
+    convs = [module for module in net.modules() if isinstance(module, DiracConv2d)]
+    assert len(convs) == 18
+    assert all((c.alpha == 1).all() and torch.allclose(c.beta, torch.tensor(0.1)) for c in convs)
+    assert sum(p.numel() for p in net.parameters()) == 2 * sum(c.out_channels for c in convs) + sum(
+        p.numel() for p in build_network(net_config("cifar-plain-20-nobn"), 3).parameters()
+    )
+    x = torch.rand(2, 16, 8, 8)
+    assert (net.layer1[0](x) - x).norm() < 0.3 * x.norm()
+    net(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert all(bool(p.grad.any()) for p in net.parameters())
+    assert "layer1.0.conv1.delta" not in net.state_dict()
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "delta-orthogonal"])
+def test_orthogonal_filters_are_orthogonal(init: str) -> None:
+    """As matrices [w_out, w_in k k] their rows are; a delta-orthogonal convolution keeps the norm of any image."""
+    net = build_network(net_config("cifar-plain-20", init=init), classes=3).double()
+    initialise(net, seed=1)
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            matrix = module.weight.flatten(1)
+            product = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+            rows = slice(None) if init == "orthogonal" or matrix.shape[0] == module.in_channels else slice(0)
+            torch.testing.assert_close(product[rows], 2 * torch.eye(len(product)).double()[rows], msg=name)
+    x = torch.randn(2, 16, 7, 7, dtype=torch.float64)
+    ratio = net.layer1[1].conv1(x).norm() / x.norm()
+    assert (abs(ratio.item() - math.sqrt(2)) < 1e-9) == (init == "delta-orthogonal")
+    again = build_network(net_config("cifar-resnet-20", init=init), classes=3).double()
+    initialise(again, seed=1)
+    assert torch.equal(again.layer3[2].conv2.weight, net.layer3[2].conv2.weight)
+    initialise(again, seed=2)
+    assert not torch.equal(again.layer3[2].conv2.weight, net.layer3[2].conv2.weight)
+
+
+@pytest.mark.parametrize("order", ["original", "pre-activation"])
+def test_skip_init_is_a_learnt_factor_of_the_residual_branch(order: str) -> None:
+    """y = x + gain F(x), at first x; timm multiplies by its `skipinit_gain` at the same place."""
+    changes = {"order": order, "widths": (4, 6, 8)}
+    net = build_network(net_config("cifar-resnet-20-nobn", addition={"kind": "skip-init"}, **changes), classes=3)
+    initialise(net, seed=1)
+    unit, x = net.layer1[1], torch.rand(2, 4, 5, 5)
+    assert torch.equal(unit(x), x)
+    bare = build_network(net_config("cifar-resnet-20-nobn", **changes), classes=3)
+    bare.load_state_dict({k: v for k, v in net.state_dict().items() if "skip_init" not in k})
+    torch.nn.init.constant_(unit.skip_init.gain, 0.25)
+    residual = bare.layer1[1]._through((*unit.before, *bare.layer1[1].residual), x)
+    expected = x + 0.25 * residual
+    torch.testing.assert_close(unit(x), expected.relu() if order == "original" else expected)
+    half = build_network(net_config("cifar-resnet-20", addition={"kind": "skip-init", "gain": 0.5}), classes=3)
+    initialise(half, seed=1)
+    assert {m.gain.item() for m in half.modules() if isinstance(m, SkipInit)} == {0.5}
+
+
+def test_skip_init_keeps_what_explodes_without() -> None:
+    """De and Smith 2020, section 4: a residual network of 110 layers without batch norm."""
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    deviations = []
+    for changes in ({}, {"addition": {"kind": "skip-init"}}):
+        net = build_network(net_config("cifar-preact-110-nobn", **changes), classes=3)
+        initialise(net, seed=1)
+        deviations.append(net(images).std().item())
+    assert deviations[0] > 1e3 * deviations[1]
 
 
 def test_wide_dropout_is_between_the_convolutions_of_a_unit() -> None:

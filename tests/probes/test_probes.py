@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from resnet_train.config import zoo
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize
+from resnet_train.errors import BadInput
 from resnet_train.models.network import Network, build_network, initialise
 from resnet_train.probes import figures as probe_figures
 from resnet_train.probes.gradients import gradient_norms, gradient_tensors, scale_weights
@@ -115,6 +116,19 @@ def test_scaled_weights_give_the_gradient_of_the_formula(shortcut: str, scale: f
     if shortcut == "A":
         assert list(result["carried"].values()) == pytest.approx([at_end] * 5, rel=1e-10)
         assert scale > 1e-3 or expected[0] == pytest.approx(at_end, rel=1e-4)
+
+
+def test_a_scale_that_the_network_divides_out_is_refused() -> None:
+    for net in (network("cifar-plain-8"), network("cifar-plain-8-nobn", dirac=True)):
+        with pytest.raises(BadInput, match="no effect with batch norm, nor with dirac"):
+            scale_weights(net, 0.1)
+
+
+def test_responses_of_a_deep_stem_are_of_each_convolution() -> None:
+    net = network("resnet-18", stem_type="deep", widths=(4, 4, 8, 8))
+    layers = response_deviations(net, torch.randn(2, 3, 64, 64, dtype=torch.float64))["layers"]
+    assert list(layers)[:4] == ["conv1.0", "conv1.3", "conv1.6", "layer1.0.conv1"]
+    assert layers["conv1.6"] == pytest.approx(1, abs=1e-2)  # after bn1
 
 
 def test_gradients_of_a_plain_network_fall_as_the_power_of_its_depth() -> None:

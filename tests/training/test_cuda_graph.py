@@ -102,6 +102,7 @@ def test_a_graph_erases_and_mixes_as_each_batch_says(kind: str, tiny_run: TinyRu
 def test_a_graph_leaves_out_what_the_step_says(mode: str, tiny_run: TinyRun) -> None:
     """Stochastic depth draws on the device, from the seed of each step."""
     network = {"base": "cifar-resnet-8", "widths": [4, 8, 8], "drop_path_rate": 0.5, "drop_path_mode": mode}
+    network |= {"dirac": True, "addition": {"kind": "skip-init", "gain": 0.5}}
     run = tiny_run(networks=[network])
     eager, graph = states(run)
     for step in range(8):

@@ -33,7 +33,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scaled": {"addition": {"kind": "constant-scaling"}},
     "exclusive-gating": {"addition": {"kind": "exclusive-gating"}},
     "shortcut-dropout": {"addition": {"kind": "shortcut-dropout"}},
-    "no-norm": {"norm": "none"},
+    "no-norm": {"norm": "none", "addition": {"kind": "skip-init"}, "init": "orthogonal"},
+    "dirac": {"shortcut": "none", "dirac": True, "init": "delta-orthogonal"},
+    "resnet-d": {"stem": "imagenet", "stem_type": "deep", "shortcut": "B", "avg_down": True},
     "stochastic-depth": {"drop_path_rate": 0.5, "zero_init_residual": True},
 }
 
@@ -71,7 +73,11 @@ def test_every_network_trains_resumes_and_is_evaluated(
     name: str, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = narrow("cifar-resnet-8") | {"name": name, **VARIANTS[name]} if name in VARIANTS else narrow(name)
-    size = 32 if zoo.network_config(name if name in NAMES else "cifar-resnet-8").stem == "imagenet" else 8
+    size = (
+        32
+        if (zoo.resolve(network) if isinstance(network, dict) else zoo.network_fields(name)).get("stem") != "cifar"
+        else 8
+    )
     data = {"size": size, "train_images": 8, "val_images": 4}
     every = {"every": {"steps": 3}, "clean_train_images": 0, "batch_size": 4}
     train = {"steps": 3, "batch_size": 4, "ema_decay": 0.5}

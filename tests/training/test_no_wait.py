@@ -71,7 +71,8 @@ def test_a_step_never_waits(tiny_run: Callable[..., Run], optimizer: str, precis
     options: dict[str, Any] = {"mixup": 0.2, "cutmix": 1.0, "random_erasing": 0.5} if mix else {}
     train: dict[str, Any] = {"ema_decay": 0.9, "clip_grad_norm": 1.0, "grad_accum_steps": 2} if mix else {}
     random = {"dropout": 0.1, "drop_path_rate": 0.5} if mix else {}
-    networks = [{"base": "cifar-resnet-8", "widths": [4, 8, 8], **random}]
+    newer = {"dirac": True, "addition": {"kind": "skip-init"}} if mix else {}
+    networks = [{"base": "cifar-resnet-8", "widths": [4, 8, 8], **random, **newer}]
     train["precision"] = precision
     run = tiny_run(networks=networks, optimizer={"kind": optimizer}, augment=options, train=train)
     state, real_batches = create_train_state(run, 4, 3, CPU), first_batches(run)
