@@ -36,6 +36,7 @@ Config = Callable[..., Path]
         ),
         (["run", "{config}", "data={kind: cifar10, path: nowhere}"], "no complete cifar10 in nowhere"),
         (["run", "{config}", "train.device=cuda"], "no CUDA device is visible"),
+        (["run", "{config}", "train.device=mps"], "train.device = mps: torch sees no Apple GPU here"),
         (["run", "{config}", "output=/proc/nothing"], "output: cannot write /proc/nothing"),
         (["run", "{config}", "output={config}"], "output: cannot write .*tiny.yaml"),
         (["eval", "none.pt"], "none.pt: no such checkpoint"),

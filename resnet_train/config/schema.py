@@ -48,8 +48,8 @@ class TrainConfig(Section):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """`fp32` and `tf32` apply to the whole network; `bf16` and `fp16` are autocast over fp32 weights, `fp16` with a
     loss scaler."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on; `auto` is CUDA if there is a GPU, else the CPU."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device to train on; `auto` is CUDA if there is a GPU, else the CPU. `mps` is an Apple GPU, for one process."""
     compile: bool = False
     """Use torch.compile, which is faster on a GPU after a minute or more of compilation. Batch norm then differs from
     cuDNN's in the last bits; with `sync_bn` on several GPUs less is fused."""
@@ -79,8 +79,8 @@ class TrainConfig(Section):
             yield (f"batch_size {self.batch_size} is not divisible by grad_accum_steps {self.grad_accum_steps}")
         if self.cuda_graph and self.grad_accum_steps > 1:
             yield (f"cuda_graph needs grad_accum_steps 1, and it is {self.grad_accum_steps}: set one of them back")
-        if self.device == "cpu" and self.precision == "tf32":
-            yield "precision tf32 has no effect with device cpu: use fp32 or bf16"
+        if self.device in ("cpu", "mps") and self.precision == "tf32":
+            yield f"precision tf32 has no effect with device {self.device}: use fp32 or bf16"
 
 
 class ViewConfig(Section):

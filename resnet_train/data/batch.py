@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """This batch on a device, copied asynchronously from pinned memory."""
-        return self.with_tensors(tensor.to(device, non_blocking=True) for tensor in self.tensors())
+        return self.with_tensors(tensor.to(device, non_blocking=device.type == "cuda") for tensor in self.tensors())
 
     def tensors(self) -> list[Tensor]:
         """The tensors of this batch, in the order of the fields."""
@@ -58,4 +58,4 @@ class StepBatches(NamedTuple):
 def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     """An array as a tensor on a device, copied asynchronously; on the CPU it shares the array's memory."""
     tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device) if device.type != "cuda" else tensor.pin_memory().to(device, non_blocking=True)

@@ -244,6 +244,6 @@ def _view_group(parts: Sequence[_ViewImages], labels: Ints, device: torch.device
     shape = len(rows), *parts[0].images.shape[1:]
     images = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
     np.concatenate([part.images for part in parts], out=images.numpy())
-    images = images.to(device, non_blocking=True)
+    images = images.to(device, non_blocking=device.type == "cuda")
     shift = torch.zeros(len(rows), images.shape[3], device=device)
     return ViewGroup(parts[0].view, to_device(rows, device), Batch(images, to_device(labels[rows], device), shift))

@@ -26,7 +26,7 @@ from resnet_train.evaluation.protocols import views_of
 from resnet_train.models.batch_norm import revert_sync_batchnorm
 from resnet_train.models.network import FullyConvolutional, Network
 from resnet_train.runtime.distributed import World, all_gather
-from resnet_train.runtime.precision import autocast, no_cudnn_benchmark
+from resnet_train.runtime.precision import WITHOUT_FLOAT64, autocast, no_cudnn_benchmark
 
 _T = TypeVar("_T")
 
@@ -153,13 +153,14 @@ def evaluate(
     two batches once `stop_requested`.
     """
     scores = []
+    device = torch.device("cpu") if world.device.type in WITHOUT_FLOAT64 else world.device
     for labels, logits in _batch_logits(members, data, stop_requested):
-        scores.append(score_logits(labels, logits, average))
+        scores.append(score_logits(labels.to(device), logits.to(device), average))
         if stored_logits is not None:
             stored_logits.append(logits.cpu())
     networks = len(members) if len(members) == 1 else len(members) + 1
     fields = len(SampleResults._fields)
-    empty = torch.zeros(0, networks, fields, device=world.device, dtype=torch.float64)  # a rank may have no batch
+    empty = torch.zeros(0, networks, fields, device=device, dtype=torch.float64)  # a rank may have no batch
     return results_of(gather_in_dataset_order(world, torch.cat([empty, *scores]), data))
 
 

@@ -52,6 +52,8 @@ def synchronize(device: torch.device) -> None:
     """Wait until a device has finished all its work. The CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def images_per_second(stages: Sequence[Stage], limits: Limits, precision: str) -> float:

@@ -53,13 +53,15 @@ class World:
 def start(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[World]:
     """Join the ranks that the environment names, if it does, until the end of the block.
 
-    `device` is auto, cpu or cuda. No rank waits longer than `timeout` seconds for another. Raises `BadInput` if the
-    environment names no place among the ranks, or if CUDA is asked for and absent; `RankLost` in place of the error by
-    which the loss of another rank shows. A rank that fails alone cannot leave the group in good order, since the others
-    may never answer: its process must end next.
+    `device` is auto, cpu, cuda or mps. No rank waits longer than `timeout` seconds for another. Raises `BadInput` if
+    the environment names no place among the ranks, or if the device asked for is absent; `RankLost` in place of the
+    error by which the loss of another rank shows. A rank that fails alone cannot leave the group in good order, since
+    the others may never answer: its process must end next.
     """
     ranks = rank_environment.read()
     local_device = _local_device(device, ranks.local_rank)
+    if local_device.type == "mps" and ranks.size > 1:
+        raise BadInput(f"train.device = mps is for one process, and there are {ranks.size} ranks: use train.device=cpu")
     if rank_environment.is_started_by_torchrun():
         _stop_with_parent()
     if ranks.size == 1:
@@ -108,6 +110,10 @@ def _stop_with_parent() -> None:
 def _local_device(device: str, local_rank: int) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInput("train.device = cuda: no CUDA device is visible here; use train.device=cpu or auto")
+    if device == "mps":
+        if not torch.backends.mps.is_available():
+            raise BadInput("train.device = mps: torch sees no Apple GPU here; use train.device=cpu or auto")
+        return torch.device("mps")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     devices = torch.cuda.device_count()

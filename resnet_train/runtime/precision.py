@@ -10,13 +10,17 @@ from resnet_train.errors import BadInput, is_out_of_memory
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices that cannot compute in float64."""
+
+
 def set_precision(precision: str, device: torch.device) -> None:
     """Set how this process multiplies fp32 matrices on CUDA: in full precision, unless `precision` is tf32.
 
     Raises `BadInput` if the device has no tf32.
     """
-    if precision == "tf32" and device.type == "cpu":
-        raise BadInput("train.precision = tf32 has no effect on the CPU: use fp32 or bf16")
+    if precision == "tf32" and device.type != "cuda":
+        raise BadInput("train.precision = tf32 has no effect without CUDA: use fp32 or bf16")
     # Through these two, since torch 2.11 to 2.15 refuse to read one interface's setting through the other, and
     # torch.compile reads these.
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")

@@ -30,7 +30,7 @@ def save(state: TrainState, meta: CheckpointMeta, folder: Path, copies: Sequence
     """
     per_rank = {
         "statistics": all_gather(world, running_stats(state.net, state.ema)),
-        "sums": all_gather(world, state.sums),
+        "sums": all_gather(world, state.sums).cpu().double(),
     }
     with averaged_running_stats(world, state.net, state.ema):
         if world.is_main:
@@ -151,9 +151,9 @@ def restore(state: TrainState, saved: Checkpoint, world: World) -> None:
     per_rank = payload["ranks"]
     if len(per_rank["sums"]) == world.size:
         set_running_stats(per_rank["statistics"][world.rank].to(world.device), state.net, state.ema)
-        state.sums.copy_(per_rank["sums"][world.rank])
+        state.sums.copy_(per_rank["sums"][world.rank].to(state.sums.dtype))
     elif world.is_main:
-        state.sums.copy_(per_rank["sums"].sum(0))
+        state.sums.copy_(per_rank["sums"].sum(0).to(state.sums.dtype))
     state.best_val_error, state.step = payload["best"], saved.step
     state.unmeasured = tuple(payload.get("unmeasured", ()))  # earlier versions measured all before they saved
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from resnet_train.config.schema import Run
 from resnet_train.data.batch import StepBatches
+from resnet_train.models.roofline import synchronize
 from resnet_train.runs import environment
 from resnet_train.runs.records import Record
 from resnet_train.runs.run_folder import named_write_errors
@@ -79,8 +79,7 @@ class Clock:
     def paused(self, world: World) -> Iterator["Pause"]:
         """The time of the block does not count as training. Waits first for the work that the device still has."""
         pause = Pause()
-        if world.device.type == "cuda":
-            torch.cuda.synchronize(world.device)
+        synchronize(world.device)
         begin = time.perf_counter()
         yield pause
         pause.seconds = time.perf_counter() - begin

@@ -20,7 +20,7 @@ from resnet_train.models import batch_norm
 from resnet_train.models.network import build_network, initialise
 from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import World
-from resnet_train.runtime.precision import autocast
+from resnet_train.runtime.precision import WITHOUT_FLOAT64, autocast
 from resnet_train.training import cuda_graph, optim
 from resnet_train.training.cuda_graph import Launcher
 
@@ -50,7 +50,8 @@ class TrainState:
     has_dropout: bool
     """Whether a step draws random numbers."""
     sums: Tensor
-    """float64 [3]: loss, errors and number of this rank's samples since the last log line."""
+    """float64 [3], or float32 where the device has no float64: loss, errors and number of this rank's samples since the
+    last log line."""
     diverged_at: Tensor
     """int64 []: the first step whose loss or gradient was not finite; -1 if none. No checkpoint is saved after it."""
     device_step: Tensor
@@ -101,17 +102,21 @@ def create_train_state(run: Run, classes: int, channels: int, world: World) -> T
         ema=ema,
         averaged=([], []) if ema is None else (_floats(ema), _floats(net)),
         has_dropout=any(isinstance(module, nn.Dropout) for module in net.modules()),
-        sums=torch.zeros(3, dtype=torch.float64, device=world.device),
+        sums=torch.zeros(3, dtype=_dtype_of_sums(world.device), device=world.device),
         diverged_at=torch.full((), -1, device=world.device),
         device_step=torch.zeros((), dtype=torch.int64, device=world.device),
     )
+
+
+def _dtype_of_sums(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def _create_launcher(cfg: TrainConfig, world: World) -> Launcher:
     if not cfg.cuda_graph:
         return cuda_graph.launch_eagerly
     if world.device.type != "cuda":
-        raise BadInput("train.cuda_graph has no effect on the CPU: set it to false")
+        raise BadInput("train.cuda_graph has no effect without CUDA: set it to false")
     if world.size > 1:
         raise BadInput(f"train.cuda_graph is for one GPU, and there are {world.size} ranks: set it to false")
     return cuda_graph.cuda_graph_launcher(world.device)
@@ -220,7 +225,8 @@ def _no_sync(forward: nn.Module) -> AbstractContextManager[None]:
 def _add_to_sums(state: TrainState, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
     n = len(labels)
     errors = (logits.argmax(1) != labels).sum()
-    state.sums += torch.stack([loss.double() * n, errors.double(), torch.full_like(loss, n, dtype=torch.float64)])
+    wide = state.sums.dtype
+    state.sums += torch.stack([loss.to(wide) * n, errors.to(wide), torch.full_like(loss, n, dtype=wide)])
     _note_divergence(state, ~torch.isfinite(loss))
 
 

@@ -92,7 +92,7 @@ def measure_throughput(run: Run, data: TrainingData, seconds: float, world: Worl
     step_at = {size: speed(itertools.repeat(resident_batch(size)), step) for size in sizes}
     return Throughput(
         network=run.network.name,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
         ranks=world.size,
         batch=data.sampler.micro_batch_size,
         precision=run.train.precision,

@@ -20,8 +20,9 @@ from conftest import figures, same_weights, spawn
 
 from resnet_train.errors import BadInput
 from resnet_train.runs.checkpoint import read_checkpoint
-from resnet_train.runtime import distributed, process_exit
+from resnet_train.runtime import distributed, process_exit, rank_environment
 from resnet_train.runtime.distributed import World
+from resnet_train.runtime.rank_environment import RankEnvironment
 
 Config = Callable[..., Path]
 FOLDER = Path("cifar-resnet-8/seed-0")
@@ -251,7 +252,7 @@ SILENT = """
 import sys, torch
 from datetime import timedelta
 from resnet_train.errors import report
-from resnet_train.runtime import distributed, process_exit
+from resnet_train.runtime import distributed, process_exit, rank_environment
 
 code = 0
 try:
@@ -350,6 +351,18 @@ def test_one_visible_gpu_is_the_ranks_own(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, gpu=gpu: SimpleNamespace(uuid=gpu))
         with pytest.raises(BadInput, match="rank 2 has the same GPU") if rank == 2 else nullcontext():
             distributed._check_own_gpu(store, World(torch.device("cuda", 0), rank, 3))
+
+
+def test_an_apple_gpu_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with distributed.start("mps") as world:
+        assert world.device == torch.device("mps")
+    monkeypatch.setattr(rank_environment, "read", lambda: RankEnvironment(1, 2, 1, 2))
+    with (
+        pytest.raises(BadInput, match="mps is for one process, and there are 2 ranks"),
+        distributed.start("mps"),
+    ):
+        pass
 
 
 def test_the_messages_of_main_first_are_those_of_the_first_rank(

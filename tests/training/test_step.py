@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from resnet_train.config.schema import Run
 from resnet_train.data.batch import Batch
 from resnet_train.data.sampler import Sampler
 from resnet_train.errors import BadInput
+from resnet_train.evaluation import evaluator
 from resnet_train.models.network import Network, initialise
 from resnet_train.runtime.precision import set_precision
+from resnet_train.training import step as step_module
 from resnet_train.training.schedule import build_schedule
 from resnet_train.training.step import TrainState, create_train_state, train_step
 
@@ -315,12 +318,43 @@ def test_a_step_calls_few_operations(tiny_run: TinyRun, recipe: str) -> None:
     assert 150 < counter.calls <= most
 
 
+def test_a_step_computes_nothing_in_float64_where_the_device_cannot(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an Apple GPU."""
+
+    class WithoutFloat64(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            assert getattr(result, "dtype", None) != torch.float64, function
+            return result
+
+    monkeypatch.setattr(step_module, "WITHOUT_FLOAT64", ("cpu",))
+    run = tiny_run(train={"clip_grad_norm": 1.0, "ema_decay": 0.9, "label_smoothing": 0.1})
+    state = take_steps(run, [[random_batch()]])
+    with WithoutFloat64():
+        train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
+    assert state.sums[2] == 2 * len(random_batch().labels)
+
+
+def test_a_run_goes_on_where_the_device_has_no_float64(
+    config: Callable[..., Path], program: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoints are those of other devices."""
+    monkeypatch.setattr(step_module, "WITHOUT_FLOAT64", ("cpu",))
+    monkeypatch.setattr(evaluator, "WITHOUT_FLOAT64", ("cpu",))
+    assert program("run", config(), "train.steps=3")[0] == 0
+    assert program("run", config(), "train.steps=8")[0] == 0
+    code, _, err = program("eval", "runs/tiny/cifar-resnet-8/seed-0/checkpoints/last.pt")
+    assert code == 0, err
+
+
 def test_fp32_is_fp32_and_tf32_is_asked_for() -> None:
     for precision, tf32 in (("tf32", True), ("bf16", False), ("fp32", False)):
         set_precision(precision, torch.device("cuda"))
         assert torch.backends.cuda.matmul.allow_tf32 == tf32
         assert torch.backends.cudnn.allow_tf32 == tf32
-    with pytest.raises(BadInput, match="tf32 has no effect on the CPU"):
+    with pytest.raises(BadInput, match="tf32 has no effect without CUDA"):
         set_precision("tf32", torch.device("cpu"))
 
 
