@@ -1,130 +1,136 @@
 """The figures of a comparison: error against iterations and hours, and against what a network costs. No torch."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resnet_train.analysis.curves import Curve, curve, title
 from resnet_train.analysis.families import families
-from resnet_train.analysis.groups import Group, footnotes, protocols
+from resnet_train.analysis.groups import Group, protocols
 from resnet_train.analysis.published import published
+from resnet_train.analysis.style import (
+    Output,
+    add_title,
+    colours,
+    fit_errors,
+    hue,
+    scale_costs,
+    scale_steps,
+    time_unit,
+)
 from resnet_train.analysis.sweeps import best_note
 from resnet_train.config.expect import FigureConfig
 from resnet_train.runs.records import Record
-from resnet_train.runtime.tables import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_FAMILY_STYLES = {
-    "plain": (("#D55E00", "#E69F00"), "sDdp"),
-    "residual": (("#0072B2", "#009E73", "#CC79A7", "#56B4E9"), "o^vP<>*"),
-    "VGG": (("#000000",), "X8"),
-}
-"""Colours and markers of the families of each kind, in Okabe and Ito's colours, safe for the colour-blind."""
+_MARKERS = {"plain": "sDdp", "residual": "o^vP<>*", "VGG": "X8"}
+"""A marker for each family of a kind."""
 
-_LINE_STYLES = ("-", "--", ":", "-.")
+_LINES: dict[str, dict[str, Any]] = {
+    "train_error": {"linewidth": 0.8, "linestyle": ":"},
+    "clean_train_error": {"linewidth": 1.1, "linestyle": "--"},
+    "val_error_top1": {"linewidth": 2.0, "linestyle": "-"},
+}
+"""How each error is drawn in curves."""
 
 _COSTS = {
     "depth": "depth (layers)",
     "params": "parameters",
     "macs": "multiply-adds of an image",
-    "hours": "hours of training",
+    "hours": "of training",
 }
 _VALIDATION = "validation top-1 error (%)"
+_MOST_NAMES = 8
+"""With more networks, points have their depths in place of their names."""
 
 
-def draw_curves(groups: Sequence[Group], path: Path) -> None:
+def draw_curves(groups: Sequence[Group], path: Path, output: Output = Output()) -> list[Path]:  # noqa: B008
     """Figures 1, 4 and 6 of He et al. 2015: plain left, residual right; training thin, validation bold.
 
-    The running training error is a thin line, the clean one a thin line with dots.
+    The axis fits the errors from a quarter of the training on; what is before may lie above it. Returns the paths.
     """
     from matplotlib.figure import Figure
+    from matplotlib.transforms import ScaledTranslation
 
     panels = [("plain", [g for g in groups if g.plain]), ("residual", [g for g in groups if not g.plain])]
     panels = [(title, members) for title, members in panels if members]
-    styles = dict(zip(map(id, groups), _curve_styles(groups), strict=True))
-    figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
-    axes: list[Any] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
-    for ax, (title, members) in zip(axes, panels, strict=True):
+    markers, shades = _markers(groups), _shades(groups)
+    columns, width = output.columns(len(panels), 5.5, 2)
+    rows = math.ceil(len(panels) / columns)
+    key_columns = max(1, int(width / columns / 1.8))
+    key_height = 0.2 * max(math.ceil(len(members) / key_columns) for _, members in panels)
+    figure = Figure(figsize=(width, rows * (0.62 * width / columns + key_height) + 1), layout="constrained")
+    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    drawn: list[Curve] = []
+    for ax, (name, members) in zip(axes, panels, strict=True):
         for group in members:
-            style = styles[id(group)]
-            _curve(ax, group, "train", "error", linewidth=0.8, **style)
-            _curve(ax, group, "eval", "clean_train_error_top1", linewidth=0.8, marker=".", markersize=4, **style)
-            _curve(ax, group, "eval", "val_error_top1", linewidth=2.2, label=_label(group, groups), **style)
-            _mark_published(ax, group, "val_error_top1", group.step, style["color"])
-            _mark_published(ax, group, "clean_train_error", group.step, style["color"], markersize=6)
-        ax.set(title=title, xlabel="iteration")
+            colour = shades[id(group)]
+            for error, line in _LINES.items():
+                points = curve(group, error)
+                drawn.append(points)
+                _draw_line(ax, points.steps, points, colour, has_band=error != "train_error", **line)
+            _mark_published(ax, group, "val_error_top1", group.step, colour)
+            _mark_published(ax, group, "clean_train_error", group.step, colour, markersize=6)
+            _mark_end(ax, curve(group, "val_error_top1"), colour, markers[id(group)], _label(group, groups))
+        ax.set(title=name, xlabel="iteration")
+        ax.title.set_fontsize(10)
         ax.grid(alpha=0.3)
-        title = f"thin: training (dots: clean), bold: validation{', star: published' if _has_marks(groups) else ''}"
-        ax.legend(title=title, fontsize=8, title_fontsize=8)
-    axes[0].set(ylabel="error (%)", ylim=(0, None))
-    figure.supxlabel("\n".join([*footnotes(groups), *best_note(groups)]), fontsize=8)
-    figure.savefig(path, dpi=140)
+        scale_steps(ax)
+        below = ax.transAxes + ScaledTranslation(0, -0.45, figure.dpi_scale_trans)  # in inches, below the label
+        key: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+        ax.legend(handles=ax.get_legend_handles_labels()[0], ncols=key_columns, fontsize=8, frameon=False, **key)
+    for ax in axes[::columns]:
+        ax.set_ylabel("error (%)")
+    if shown := [points.means[len(points.means) // 4 :] for points in drawn if len(points.means)]:
+        marks = [line.get_ydata() for ax in axes for line in ax.lines if line.get_marker() == "*"]
+        values = np.concatenate([*shown, *map(np.asarray, marks)])
+        fit_errors(axes[0], float(values.min()), float(values.max()))
+    heading, notes = title(groups)
+    lines = "bold: validation; dashed: training (clean); dotted: training (running)"
+    if _has_marks(groups):
+        lines += "; star: published"
+    add_title(figure, heading, [*notes, *best_note(groups), lines])
+    return output.save(figure, path)
 
 
-def _curve_styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """A colour for each depth, and line styles within a depth; a colour for each network if those run out."""
-    from matplotlib import colormaps
-
-    depths = sorted({group.depth for group in groups})
-    colours = [depths.index(group.depth) for group in groups]
-    lines = [_count_before(i, groups, lambda group: (group.plain, group.depth)) for i in range(len(groups))]
-    if max(lines) >= len(_LINE_STYLES):
-        colours = lines = [_count_before(i, groups, lambda group: group.plain) for i in range(len(groups))]
-    span = max(1, max(colours) + 0.5)
-    return [
-        {"color": colormaps["viridis"](colour / span), "linestyle": _LINE_STYLES[line % len(_LINE_STYLES)]}
-        for colour, line in zip(colours, lines, strict=True)
-    ]
+def _shades(groups: Sequence[Group]) -> dict[int, str]:
+    """The colour of each group, by its id."""
+    return dict(zip(map(id, groups), colours([group.network for group in groups]), strict=True))
 
 
-def _count_before(i: int, groups: Sequence[Group], key: Any) -> int:
-    """The number of groups before the i-th that have the same key."""
-    return sum(key(other) == key(groups[i]) for other in groups[:i])
-
-
-def _family_styles(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each network's family, by the network's label."""
+def _markers(groups: Sequence[Group]) -> dict[int, str]:
+    """The marker of each group's family, by the group's id."""
     names: dict[str, list[str]] = {}
     for family in sorted(families(groups), key=lambda family: len(family.name)):  # the shortest name comes first
         of_kind = names.setdefault(family.kind, [])
         if family.name not in of_kind:
             of_kind.append(family.name)
-    styles: dict[str, tuple[str, str]] = {}
+    markers: dict[int, str] = {}
     for family in families(groups):
-        (colours, markers), i = _FAMILY_STYLES[family.kind], names[family.kind].index(family.name)
-        styles |= {group.label: (colours[i % len(colours)], markers[i % len(markers)]) for group in family.members}
-    return styles
+        symbols, i = _MARKERS[family.kind], names[family.kind].index(family.name)
+        markers |= {id(group): symbols[i % len(symbols)] for group in family.members}
+    return markers
 
 
-def _curve(ax: "Axes", group: Group, kind: str, key: str, over_hours: bool = False, **style: Any) -> None:
-    """The mean over seeds, with a band of one standard deviation, at the steps that all seeds have reached.
+def _draw_line(ax: "Axes", xs: Any, points: Curve, colour: str, has_band: bool = True, **style: Any) -> None:
+    """A curve with a band of one standard deviation. One point alone is drawn as such."""
+    if len(xs) == 1:
+        style |= {"marker": "."}
+    ax.plot(xs, points.means, color=colour, **style)
+    if has_band and not np.isnan(points.deviations).all():
+        low, high = points.means - points.deviations, points.means + points.deviations
+        ax.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
 
-    over_hours: a step is drawn at the mean of the hours of training that the seeds took to reach it.
-    """
-    series = [
-        {
-            record["step"]: (spent.training / 3600 if over_hours else record["step"], record[key])
-            for record, spent in zip(run.records, run.time_spent(), strict=True)
-            if record["kind"] == kind and record.get(key) is not None
-        }
-        for run in group.runs
-    ]
-    steps = sorted(set.intersection(*map(set, series)))
-    xs = [statistics.mean(points[step][0] for points in series) for step in steps]
-    means = [statistics.mean(points[step][1] for points in series) for step in steps]
-    if len(steps) == 1:
-        style = {"marker": "o"} | style  # a line of one point shows nothing
-    ax.plot(xs, means, **style)
-    if len(series) > 1:
-        deviations = [statistics.stdev(points[step][1] for points in series) for step in steps]
-        low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
-        high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
-        ax.fill_between(xs, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+def _mark_end(ax: "Axes", points: Curve, colour: str, marker: str, label: str) -> None:
+    """The marker of a family at the end of a curve, and an entry of the legend."""
+    style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 2}
+    ax.plot(points.steps[-1:], points.means[-1:], label=label, **style)
 
 
 def _mark_published(ax: "Axes", group: Group, error: str, x: float | None, colour: Any, markersize: float = 10) -> None:
@@ -147,78 +153,124 @@ def _label(group: Group, groups: Sequence[Group]) -> str:
     return group.label if len(texts) < 2 else f"{group.label} [{texts.index(group.protocol) + 1}]"
 
 
-def draw_costs(groups: Sequence[Group], path: Path) -> None:
+def draw_costs(groups: Sequence[Group], path: Path, output: Output = Output()) -> list[Path]:  # noqa: B008
     """Last errors against depth, parameters, multiply-adds and hours, and validation error over the hours of training.
 
     Lines join the members of a family whose errors are of one step, or of the end of their runs. Where the errors of
     the networks are of different steps, names give theirs. The depth panel also shows the clean training error: a
-    deeper plain network has the higher one.
+    deeper plain network has the higher one. A cost that no run has recorded has no panel. Returns the paths.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 8.6), layout="constrained")
-    *panels, curves, key = figure.subplots(2, 3).flat
-    styles = _family_styles(groups)
-    for ax, (cost, xlabel) in zip(panels, _COSTS.items(), strict=True):
+    rows = {id(group): group.row() for group in groups}
+    costs = [
+        cost
+        for cost in _COSTS
+        if any(row[cost] is not None and row["val_error_top1"] is not None for row in rows.values())
+    ]
+    panels = len(costs) + ("hours" in costs) + 1
+    columns, width = output.columns(panels, 5.0, 3)
+    lines = math.ceil(panels / columns)
+    figure = Figure(figsize=(width, lines * 0.8 * width / columns + 0.6), layout="constrained")
+    *axes, key = list(figure.subplots(lines, columns, squeeze=False).flat)[:panels]
+    for unused in figure.axes[panels:]:
+        unused.remove()
+    unit, per_hour = time_unit(max((rows[id(group)]["hours"] or 0 for group in groups), default=0))
+    for ax, cost in zip(axes, costs, strict=False):
+        factor = per_hour if cost == "hours" else 1.0
         if cost == "depth":
-            _draw_points(ax, groups, cost, "clean_train_error", fillstyle="none", linestyle=":")
-        _draw_points(ax, groups, cost, "val_error_top1")
+            _draw_points(ax, groups, rows, cost, "clean_train_error", factor, fillstyle="none", linestyle=":")
+        _draw_points(ax, groups, rows, cost, "val_error_top1", factor)
         for group in groups:
-            _mark_published(ax, group, "val_error_top1", group.row()[cost], styles[group.label][0])
-        _scale(ax, [x for group in groups if (x := group.row()[cost])], tick_each=cost == "depth")
-        ax.set(xlabel=xlabel, ylabel="top-1 error (%)" if cost == "depth" else _VALIDATION)
+            x = rows[id(group)][cost]
+            _mark_published(ax, group, "val_error_top1", None if x is None else x * factor, hue(group.kind))
+        values = [factor * row[cost] for row in rows.values() if row[cost]]
+        scale_costs(ax, values, tick_each=cost == "depth")
+        label = f"{unit} {_COSTS[cost]}" if cost == "hours" else _COSTS[cost]
+        ax.set(xlabel=label, ylabel="top-1 error (%)" if cost == "depth" else _VALIDATION)
         ax.margins(0.12, 0.12)
-    for group, style in zip(groups, _curve_styles(groups), strict=True):
-        marker = {"marker": styles[group.label][1], "markersize": 4}
-        _curve(curves, group, "eval", "val_error_top1", over_hours=True, label=_label(group, groups), **style, **marker)
-    curves.set(xlabel="hours of training", ylabel=_VALIDATION)
-    for ax in (*panels, curves):
+    if "hours" in costs:
+        _draw_over_hours(axes[-1], groups, unit, per_hour)
+    for ax in axes:
         ax.grid(alpha=0.3)
-    _draw_key(key, groups, curves)
+    heading, notes = title(groups)
+    add_title(figure, heading, [*notes, *best_note(groups)])
+    key.axis("off")
     figure.draw_without_rendering()  # lays the panels out; names are placed in their final size
     figure.set_layout_engine("none")
-    for ax, cost in zip(panels, _COSTS, strict=True):
-        _draw_names(ax, groups, cost)
-    figure.savefig(path, dpi=120)
+    for ax, cost in zip(axes, costs, strict=False):
+        _draw_names(ax, groups, rows, cost, per_hour if cost == "hours" else 1.0)
+    _draw_key(key, groups, "depth" in costs)
+    return output.save(figure, path, dpi=120)
 
 
-def _draw_points(ax: "Axes", groups: Sequence[Group], x: str, y: str, **style: Any) -> None:
+def _draw_over_hours(ax: "Axes", groups: Sequence[Group], unit: str, per_hour: float) -> None:
+    shades, markers, drawn = _shades(groups), _markers(groups), list[Any]()
+    for group in groups:
+        points = curve(group, "val_error_top1")
+        style: dict[str, Any] = {
+            "marker": markers[id(group)],
+            "markersize": 3,
+            "linewidth": 1.2,
+            "label": _label(group, groups),
+        }
+        _draw_line(ax, points.hours * per_hour, points, shades[id(group)], **style)
+        drawn.append(points.means[len(points.means) // 4 :])
+    ax.set(xlabel=f"{unit} of training", ylabel=_VALIDATION)
+    ends = np.concatenate(drawn)
+    fit_errors(ax, float(ends.min()), float(ends.max()))
+
+
+def _draw_points(
+    ax: "Axes", groups: Sequence[Group], rows: dict[int, Record], x: str, y: str, factor: float, **style: Any
+) -> None:
     """A point for each network, with its deviation over seeds, and lines that join the members of a family."""
-    styles = _family_styles(groups)
+    markers, shades = _markers(groups), _shades(groups)
     for family in families(groups):
-        colour, marker = styles[family.members[0].label]
-        by_step: dict[int | None, list[Record]] = {}
+        by_step: dict[int | None, list[Group]] = {}
         for group in family.members:
-            row = group.row()
+            row = rows[id(group)]
             if row[x] is not None and row[y] is not None:
-                by_step.setdefault(None if group.is_finished else group.step, []).append(row)
-        for rows in by_step.values():
-            rows.sort(key=lambda row: float(row[x]))
-            deviations = [math.nan if row[f"{y}_std"] is None else row[f"{y}_std"] for row in rows]  # NaN draws no bar
-            xs, ys = [row[x] for row in rows], [row[y] for row in rows]
-            ax.errorbar(xs, ys, deviations, color=colour, marker=marker, linewidth=1.2, capsize=3, **style)
+                by_step.setdefault(None if group.is_finished else group.step, []).append(group)
+        for members in by_step.values():
+            members.sort(key=lambda group: float(rows[id(group)][x]))
+            found = [rows[id(group)] for group in members]
+            deviations = [math.nan if row[f"{y}_std"] is None else row[f"{y}_std"] for row in found]  # NaN: no bar
+            xs, ys = [factor * row[x] for row in found], [row[y] for row in found]
+            line: dict[str, Any] = {"color": hue(family.kind), "linewidth": 1.2, "capsize": 3} | style
+            ax.errorbar(xs, ys, deviations, marker=markers[id(members[0])], **line)
+            if style.get("fillstyle") != "none":
+                fills = [shades[id(group)] for group in members]
+                ax.scatter(xs, ys, c=fills, marker=markers[id(members[0])], s=40, zorder=3)
 
 
-def _draw_names(ax: "Axes", groups: Sequence[Group], x: str, y: str = "val_error_top1") -> None:
-    """The name of each point, where it covers no other name and no point."""
+def _draw_names(ax: "Axes", groups: Sequence[Group], rows: dict[int, Record], x: str, factor: float) -> None:
+    """The name of each point, or of many the depth, where it covers no other name and no point."""
     from adjustText import adjust_text
 
-    if not ax.lines:  # no run has recorded it
+    named = [group for group in groups if None not in (rows[id(group)][x], rows[id(group)]["val_error_top1"])]
+    places = [(factor * rows[id(group)][x], rows[id(group)]["val_error_top1"]) for group in named]
+    if len(groups) > _MOST_NAMES:
+        depths: dict[tuple[str, int], tuple[float, float]] = {}  # of one kind the uppermost point
+        for group, place in zip(named, places, strict=True):
+            key = (group.kind, group.depth)
+            depths[key] = max(depths.get(key, place), place, key=lambda place: place[1])
+        style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7}
+        for (kind, depth), place in depths.items():
+            if x != "depth":
+                ax.annotate(str(depth), place, (0, 7), color=hue(kind), **style)
         return
-    styles = _family_styles(groups)
-    several_steps = len({group.step for group in groups}) > 1
-    named = [(group, row) for group in groups if (row := group.row())[x] is not None and row[y] is not None]
     if not named:
         return
+    several_steps = len({group.step for group in groups}) > 1
     names = [
         ax.text(
-            row[x],
-            row[y],
+            *place,
             _label(group, groups) + (f" at step {group.step:,}" if several_steps else ""),
             fontsize=8,
-            color=styles[group.label][0],
+            color=hue(group.kind),
         )
-        for group, row in named
+        for group, place in zip(named, places, strict=True)
     ]
     points = np.concatenate([np.column_stack(line.get_data()) for line in ax.lines]).astype(float)
     points = points[np.isfinite(points[:, 1])]
@@ -227,49 +279,38 @@ def _draw_names(ax: "Axes", groups: Sequence[Group], x: str, y: str = "val_error
         points[:, 0],
         points[:, 1],
         ax=ax,
+        expand=(1.1, 1.5),
         iter_lim=200,  # not a time limit: a figure is the same on any machine
         arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "0.5"},
     )
 
 
-def _scale(ax: "Axes", values: Sequence[float], tick_each: bool) -> None:
-    """Logarithmic where the values span much. Ticks such as 20 M; `tick_each`: at each value, if they are few."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    if values and max(values) > 8 * min(values):
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 50 * min(values) else (1, 3)))
-        ax.xaxis.set_minor_locator(NullLocator())
-    else:
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-    if tick_each and len(set(values)) < 8:
-        ax.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-
-
-def _draw_key(ax: "Axes", groups: Sequence[Group], curves: "Axes") -> None:
-    """The meaning of colours, markers and numbers, in a panel of its own, where it covers no point."""
+def _draw_key(ax: "Axes", groups: Sequence[Group], several_errors: bool) -> None:
+    """The meaning of colours and markers, in a panel of its own, where it covers no point."""
     from matplotlib.lines import Line2D
 
-    styles = _family_styles(groups)
-    joined = {family.name: styles[family.members[0].label] for family in families(groups) if len(family.members) > 1}
-    handles = [Line2D([], [], color=colour, marker=marker, label=name) for name, (colour, marker) in joined.items()]
-    handles += [
-        Line2D([], [], color="0.3", marker="o", label="validation"),
-        Line2D([], [], color="0.3", marker="o", fillstyle="none", linestyle=":", label="training (clean), by depth"),
-    ]
+    markers, shades = _markers(groups), _shades(groups)
+    named = {
+        family.name: (hue(family.kind), markers[id(family.members[0])])
+        for family in families(groups)
+        if len(family.members) > 1
+    }
+    handles = [Line2D([], [], color=colour, marker=marker, label=name) for name, (colour, marker) in named.items()]
+    if several_errors:
+        handles.append(Line2D([], [], color="0.3", marker="o", label="validation"))
+        hollow: dict[str, Any] = {"fillstyle": "none", "linestyle": ":"}
+        handles.append(Line2D([], [], color="0.3", marker="o", label="training (clean), by depth", **hollow))
     if _has_marks(groups):
         handles.append(Line2D([], [], color="0.3", marker="*", linestyle="none", markersize=10, label="published"))
-    ax.axis("off")
-    notes = "\n".join([*footnotes(groups), *best_note(groups)])
-    ax.text(0.01, 0.0, notes, transform=ax.transAxes, fontsize=8, wrap=True)
-    top = ax.legend(handles=handles, loc="upper left", title="points: mean over seeds, bars: deviation", fontsize=9)
+    key: dict[str, Any] = {"loc": "upper left", "frameon": False, "alignment": "left", "borderaxespad": 0}
+    what = "numbers: depths; darker: deeper" if len(groups) > _MOST_NAMES else "darker: deeper"
+    small = 7 if len(groups) > _MOST_NAMES else 9
+    top = ax.legend(handles=handles, title=f"points: mean over seeds\n{what}", fontsize=small, title_fontsize=9, **key)
     ax.add_artist(top)
-    ax.legend(
-        handles=curves.get_lines(),
-        ncols=2 if len(groups) > 6 else 1,
-        loc="lower left",
-        bbox_to_anchor=(0, 0.05 * len(notes.splitlines())),
-        title="curves over hours",
-        fontsize=9,
-    )
+    below = ax.transAxes.inverted().transform(top.get_window_extent().min)[1] - 0.02
+    key |= {"bbox_to_anchor": (0, below)}
+    networks = [
+        Line2D([], [], color=shades[id(g)], marker=markers[id(g)], markersize=4, label=_label(g, groups))
+        for g in groups
+    ]
+    ax.legend(handles=networks, ncols=2 if len(groups) > 6 else 1, fontsize=small, **key)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from resnet_train.analysis.style import kind_of
 from resnet_train.config.expect import ExpectConfig
 from resnet_train.config.network import AnyNet
 from resnet_train.config.sweep import label, value_text
@@ -75,9 +76,7 @@ class Group:
     @property
     def kind(self) -> str:
         """plain, residual or VGG."""
-        if self.network.unit == "vgg":
-            return "VGG"
-        return "plain" if self.plain else "residual"
+        return kind_of(self.network)
 
     @property
     def depth(self) -> int:
@@ -165,7 +164,7 @@ class Group:
         return min(_IMAGES[error](run) for run in self.runs)
 
 
-_RECORDED = {
+RECORDED = {
     "train_error": ("train", "error"),
     "clean_train_error": ("eval", "clean_train_error_top1"),
     "val_error_top1": ("eval", "val_error_top1"),
@@ -176,7 +175,7 @@ _RECORDED = {
 
 def _measured(run: RunRecord, error: str) -> dict[int, float]:
     """All measurements of an error, by step."""
-    kind, key = _RECORDED[error]
+    kind, key = RECORDED[error]
     return {r["step"]: r[key] for r in run.records if r["kind"] == kind and r.get(key) is not None}
 
 
@@ -189,9 +188,9 @@ _FACTS: dict[str, Callable[[RunRecord], float | None]] = {
     "params": lambda run: run.records[0].get("params"),
     "macs": lambda run: run.records[0].get("macs"),
     "images_per_second": _median_speed,
-    "hours": lambda run: run.time_spent()[-1].training / 3600,
-    "evaluation_hours": lambda run: run.time_spent()[-1].evaluation / 3600,
-    "probe_hours": lambda run: run.time_spent()[-1].probes / 3600,
+    "hours": lambda run: run.time_spent[-1].training / 3600,
+    "evaluation_hours": lambda run: run.time_spent[-1].evaluation / 3600,
+    "probe_hours": lambda run: run.time_spent[-1].probes / 3600,
 }
 
 

@@ -5,18 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_train.analysis.groups import ERRORS, Group, footnotes, protocols
+from resnet_train.analysis.curves import title
+from resnet_train.analysis.groups import ERRORS, Group, protocols
+from resnet_train.analysis.style import Output, add_title, colours
 from resnet_train.analysis.sweeps import CHOSEN_BY, Sweep, is_number, sweeps, swept_keys
 from resnet_train.config.sweep import value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, safe for the colour-blind: one for each network."""
 
-
-def draw_sweeps(groups: Sequence[Group], path: Path) -> None:
+def draw_sweeps(groups: Sequence[Group], path: Path, output: Output = Output()) -> list[Path]:  # noqa: B008
     """The clean training error and the validation error against each swept key: a line for each network.
 
     Where several keys are swept, a point is the best over the values of the others. A larger point is the best of its
@@ -27,21 +26,24 @@ def draw_sweeps(groups: Sequence[Group], path: Path) -> None:
     keys, errors = swept_keys(groups), ["clean_train_error", CHOSEN_BY]
     if not any(group.steps("clean_train_error") for group in groups):
         errors[0] = "train_error"
-    figure = Figure(figsize=(11, 4.2 * len(keys)), layout="constrained")
-    grid: Any = figure.subplots(len(keys), len(errors), squeeze=False)
+    columns, width = output.columns(len(errors), 5.5, 2)
+    rows = len(keys) * len(errors) // columns
+    figure = Figure(figsize=(width, rows * 0.76 * width / columns + 0.5), layout="constrained")
+    grid: Any = figure.subplots(rows, columns, squeeze=False).reshape(len(keys), len(errors))
     for row, key in zip(grid, keys, strict=True):
         swept = [sweep for sweep in sweeps(groups) if key in sweep.keys]
         places = _places([value for sweep in swept for value in sweep.values(key)])
         for ax, error in zip(row, errors, strict=True):
-            for i, sweep in enumerate(swept):
-                _draw_line(ax, sweep, key, error, places, _label(sweep, groups), _COLOURS[i % len(_COLOURS)])
+            shades = colours([sweep.groups[0].network for sweep in swept])
+            for sweep, shade in zip(swept, shades, strict=True):
+                _draw_line(ax, sweep, key, error, places, _label(sweep, groups), shade)
             _scale(ax, places)
             ax.set(xlabel=key, ylabel=f"{ERRORS[error][0]}, %")
             ax.set_ylim(bottom=0)
             ax.grid(alpha=0.3)
         row[0].legend(fontsize=8, title="larger: its best; cross: diverged", title_fontsize=8)
-    figure.supxlabel("\n".join(footnotes(groups)), fontsize=8)
-    figure.savefig(path, dpi=130)
+    add_title(figure, *title(groups))
+    return output.save(figure, path, dpi=130)
 
 
 def _label(sweep: Sweep, groups: Sequence[Group]) -> str:

@@ -9,6 +9,7 @@ from resnet_train.analysis import figures, sweep_figure
 from resnet_train.analysis.findings import findings, warnings
 from resnet_train.analysis.groups import Group, error_columns, footnotes, protocols
 from resnet_train.analysis.published import add_published, published, published_rows, reasons
+from resnet_train.analysis.style import Output
 from resnet_train.analysis.sweeps import at_best, best_note, rows, swept_keys
 from resnet_train.config.sweep import value_text
 from resnet_train.errors import BadInput
@@ -74,25 +75,20 @@ def _costs(row: Record) -> list[str]:
     return [*(short(row[name]) for name in ("params", "macs", "images_per_second")), hours]
 
 
-def write_comparison(groups: Sequence[Group], out: Path) -> list[Path]:
-    """Write the figures, `compare.md`, `compare.csv` and `compare.json` into a folder; their paths.
-
-    Figures of depth and cost show each network at the best value of a sweep, which has a figure of its own.
+from resnet_train.analysis.style import Output
+from resnet_train.config.sweep import value_text
 
     Raises `BadInput` where the folder cannot be written.
     """
-    curves, costs, markdown, table, as_json = paths = [
-        out / name for name in ("compare.png", "compare-cost.png", "compare.md", "compare.csv", "compare.json")
-    ]
+    markdown, table, as_json = files = [out / name for name in ("compare.md", "compare.csv", "compare.json")]
     records = add_published(rows(groups), groups)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        figures.draw_curves(at_best(groups), curves)
-        figures.draw_costs(at_best(groups), costs)
+        paths = figures.draw_curves(at_best(groups), out / "compare.png", output)
+        paths += figures.draw_costs(at_best(groups), out / "compare-cost.png", output)
         if swept_keys(groups):
-            paths.insert(2, out / "compare-sweep.png")
-            sweep_figure.draw_sweeps(groups, paths[2])
-        markdown.write_text(_markdown(groups), "utf-8", "surrogateescape")
+            paths += sweep_figure.draw_sweeps(groups, out / "compare-sweep.png", output)
+        markdown.write_text(_markdown(groups, output.formats[0]), "utf-8", "surrogateescape")
         with table.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, records[0].keys())
             writer.writeheader()
@@ -100,17 +96,17 @@ def write_comparison(groups: Sequence[Group], out: Path) -> list[Path]:
         as_json.write_text(json.dumps(records, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None
-    return paths
+    return [*paths, *files]
 
 
-def _markdown(groups: Sequence[Group]) -> str:
+def _markdown(groups: Sequence[Group], suffix: str) -> str:
     records = rows(groups)
     errors, keys = _with_medians(error_columns(records[0]), records), swept_keys(groups)
     headings = ["network", *keys, "depth", "seeds", "step", *errors.values(), *_COSTS]
-    lines = ["# Error across depths", "", "![error across depths](compare.png)", ""]
-    lines += ["![error against cost](compare-cost.png)", ""]
+    lines = ["# Error across depths", "", f"![error across depths](compare.{suffix})", ""]
+    lines += [f"![error against cost](compare-cost.{suffix})", ""]
     if keys:
-        lines += [f"![error against {' and '.join(keys)}](compare-sweep.png)", ""]
+        lines += [f"![error against {' and '.join(keys)}](compare-sweep.{suffix})", ""]
     lines += [f"| {' | '.join(headings)} |", f"| --- {'| ---: ' * (len(headings) - 1)}|"]
     for row in records:
         cells = [row["network"], *_values(row, keys, "**{}**"), str(row["depth"]), str(row["seeds"]), _step(row)]

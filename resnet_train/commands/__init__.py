@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from resnet_train.errors import BadInput
 
 if TYPE_CHECKING:
+    from resnet_train.analysis.style import Output
     from resnet_train.config.schema import Experiment, Run
 
 
@@ -24,6 +25,49 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The option `--json`."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_figure_options(parser: argparse.ArgumentParser) -> None:
+    """The options `--format` and `--width`."""
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        default=("png",),
+        metavar="LIST",
+        help="formats of the figures, such as png,svg,pdf (default: png)",
+    )
+    parser.add_argument(
+        "--width",
+        type=_inches,
+        metavar="INCHES",
+        help="width of the figures, such as 3.3 for a column of a paper (default: that of their panels)",
+    )
+
+
+def figure_output(args: argparse.Namespace) -> "Output":
+    """What `--format` and `--width` ask for."""
+    from resnet_train.analysis.style import Output
+
+    return Output(args.format, args.width)
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    known = ("png", "svg", "pdf")
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+    return names
+
+
+def _inches(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 2 <= number <= 40:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of inches from 2 to 40")
+    return number
 
 
 def positive_int(text: str) -> int:

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from resnet_train.commands import add_json
+from resnet_train.commands import add_figure_options, add_json, figure_output
 
 EXAMPLE = """resnet-train compare runs/quickstart
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for compare.png, compare-cost.png, compare-sweep.png (of a sweep), compare.md, .csv and .json "
         "(default: the first FOLDER)",
     )
+    add_figure_options(parser)
     add_json(parser)
 
 
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
 
     folders = [Path(folder) for folder in args.folders]
     groups = group_runs(run_folder.find(folders))
-    paths = tables.write_comparison(groups, args.out or folders[0])
+    paths = tables.write_comparison(groups, args.out or folders[0], figure_output(args))
     if args.json:
         print(json.dumps(add_published(rows(groups), groups), indent=2))
         return

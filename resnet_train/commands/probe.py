@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_train.commands import add_json, positive_int, positive_numbers
+from resnet_train.commands import add_figure_options, add_json, figure_output, positive_int, positive_numbers
 from resnet_train.errors import BadInput
 
 if TYPE_CHECKING:
+    from resnet_train.analysis.style import Output
+    from resnet_train.config.network import AnyNet
     from resnet_train.evaluation.pretrained import PretrainedModel
     from resnet_train.probes.hooks import ProbeResult
 
@@ -49,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="gradients of networks without batch norm, such as cifar-plain-56-nobn, for weights S times as large",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="the figure (default: KIND.png)")
+    add_figure_options(parser)
     add_json(parser)
 
 
@@ -63,22 +66,27 @@ def main(args: argparse.Namespace) -> None:
             raise BadInput(f"{folders[0]} is a folder: run folders are for `probe gradients`, by themselves")
         if args.weight_scale:
             raise BadInput("--weight-scale is for networks, and run folders hold what was measured: remove it")
-        _draw_recorded_gradients(folders, out)
+        _draw_recorded_gradients(folders, out, figure_output(args))
     else:
         _probe_networks(args, out)
 
 
-def _draw_recorded_gradients(folders: Sequence[Path], out: Path) -> None:
+def _draw_recorded_gradients(folders: Sequence[Path], out: Path, output: "Output") -> None:
     """The heat maps of the gradients that runs recorded."""
     from resnet_train.probes import figures
     from resnet_train.runs import run_folder
 
-    if not figures.draw_heat_maps(run_folder.find(folders), out, None):
+    try:
+        paths = figures.draw_heat_maps(run_folder.find(folders), out, None, output)
+    except OSError as error:
+        raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None
+    if not paths:
         raise BadInput(f"{folders[0]} has no gradients on record: train with probes.gradients={{}}")
-    print(f"wrote {out}")
+    print(f"wrote {', '.join(map(str, paths))}")
 
 
 def _probe_networks(args: argparse.Namespace, out: Path) -> None:
+    from resnet_train.analysis.curves import data_name
     from resnet_train.config.schema import LesionConfig, ProbeConfig
     from resnet_train.data import datasets
     from resnet_train.probes import figures
@@ -91,7 +99,8 @@ def _probe_networks(args: argparse.Namespace, out: Path) -> None:
     images = args.images or (LesionConfig() if lesion else ProbeConfig()).images
     with distributed.start("auto") as world:
         results: dict[str, ProbeResult] = {}
-        plain: dict[str, bool] = {}
+        networks: dict[str, AnyNet] = {}
+        data: dict[str, None] = {}
         labels: set[str] = set()
         for name in args.networks:
             model = _load(name, args.data, args.seed)
@@ -101,20 +110,22 @@ def _probe_networks(args: argparse.Namespace, out: Path) -> None:
             model = model.to(world.device)
             label = name if model.name in labels else model.name
             labels.add(label)
-            networks = {label: model.network}
+            scaled = {label: model.network}
             if args.weight_scale:
-                networks = {f"{label} x {s:g}": scale_weights(model.network, s) for s in args.weight_scale}
+                scaled = {f"{label} x {s:g}": scale_weights(model.network, s) for s in args.weight_scale}
             arguments = model.run, val_set if lesion else train_set, images, model.normalization, world.device
-            for key, network in networks.items():
+            for key, network in scaled.items():
                 results[key] = run_probe(args.kind, network, *arguments)
-                plain[key] = model.run.network.plain
+                networks[key] = model.run.network
+            data[data_name(model.run.data)] = None
         if not world.is_main:
             return
         try:
-            figures.draw_side_by_side(args.kind, results, plain, out)
+            title = f"{', '.join(data)}: {args.kind} of {images} images"
+            paths = figures.draw_side_by_side(args.kind, results, networks, out, title, figure_output(args))
         except OSError as error:
             raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None
-        print(json.dumps(results, indent=2) if args.json else f"{_table(results)}\nwrote {out}")
+        print(json.dumps(results, indent=2) if args.json else f"{_table(results)}\nwrote {', '.join(map(str, paths))}")
 
 
 def _load(name: str, data: str | None, seed: int) -> "PretrainedModel":

@@ -1,5 +1,6 @@
 """Figures of probes: plain beside residual networks by depth, and one network's gradients by depth and time."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnet_train.analysis.curves import data_name
+from resnet_train.analysis.style import Output, add_title, colours, fit_errors, scale_steps
+from resnet_train.config.network import AnyNet, canonical_fields
 from resnet_train.probes.hooks import ProbeResult
 from resnet_train.runs.run_folder import RunRecord
 from resnet_train.runs.tensorboard import add_image
@@ -41,86 +45,171 @@ _PANELS = {
 }
 
 
-def draw_side_by_side(kind: str, results: Mapping[str, ProbeResult], plain: Mapping[str, bool], path: Path) -> None:
+def draw_side_by_side(
+    kind: str,
+    results: Mapping[str, ProbeResult],
+    networks: Mapping[str, AnyNet],
+    path: Path,
+    title: str = "",
+    output: Output = Output(),  # noqa: B008
+) -> list[Path]:
     """Draw a probe of several networks: plain left, residual right, one row of panels for each quantity.
 
-    kind: `gradients`, `responses` or `lesion`. results and plain (whether it has no shortcuts) are by network.
-    Raises `OSError` where `path` cannot be written.
+    kind: `gradients`, `responses` or `lesion`. results and networks are by label. Returns the paths.
+    Raises `OSError` where one cannot be written.
     """
     from matplotlib.figure import Figure
 
-    measured = {key for result in results.values() for key in result}
+    measured = {key for result in results.values() for key, values in result.items() if values}
     panels = [panel for panel in _PANELS[kind] if panel.lines.keys() & measured]
-    families = [family for family in (True, False) if family in plain.values()]
-    figure = Figure(figsize=(5.5 * len(families), 3.3 * len(panels)), layout="constrained")
-    grid = figure.subplots(len(panels), len(families), squeeze=False, sharey="row")
-    colours = {name: f"C{i}" for i, name in enumerate(results)}
-    for panel, row in zip(panels, grid, strict=True):
-        for family, ax in zip(families, row, strict=True):
-            _draw_panel(ax, panel, {name: result for name, result in results.items() if plain[name] == family}, colours)
-        labelled = next(ax for ax in row if ax.lines)
-        labelled.set_ylabel(panel.label)
-        labelled.tick_params(labelleft=True)
-    for family, ax in zip(families, grid[0], strict=True):
-        ax.set_title("plain" if family else "residual")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    families = [family for family in (True, False) if family in {net.plain for net in networks.values()}]
+    columns, width = output.columns(len(families), 5.5, 2)
+    cells = [(panel, family) for panel in panels for family in families]  # one below the other where there is no room
+    rows = len(cells) // columns
+    figure = Figure(figsize=(width, rows * max(2.2, 0.6 * width / columns) + 0.5), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    shades = dict(zip(networks, colours(list(networks.values())), strict=True))
+    styles = {  # networks of one kind and depth differ in their markers
+        name: {"color": shades[name], "marker": ".^sDvx*"[list(shades.values())[:i].count(shades[name]) % 7]}
+        for i, name in enumerate(shades)
+    }
+    for ax, (panel, family) in zip(axes, cells, strict=True):
+        members = {name: result for name, result in results.items() if networks[name].plain == family}
+        _draw_panel(ax, panel, members, styles)
+        if panel == panels[0] and ax.lines:
+            ax.set_title("plain" if family else "residual", fontsize=10)
+    for panel in panels:  # one scale for both families
+        same = [ax for ax, (other, _) in zip(axes, cells, strict=True) if other == panel and ax.lines]
+        for ax in same[1:]:
+            ax.sharey(same[0])
+        if not panel.log:
+            drawn = [value for ax in same for line in ax.lines for value in line.get_ydata() if np.isfinite(value)]
+            fit_errors(same[0], min(drawn, default=0.0), max(drawn, default=1.0))
+            same[0].ticklabel_format(axis="y", useOffset=False)
+        else:
+            same[0].autoscale(axis="y")
+        for ax in same if columns == 1 else same[:1]:
+            ax.set_ylabel(panel.label)
+    if title:
+        add_title(figure, title)
+    return output.save(figure, path, dpi=130)
 
 
-def _draw_panel(ax: Any, panel: _Panel, results: Mapping[str, ProbeResult], colours: Mapping[str, str]) -> None:
+def _draw_panel(ax: Any, panel: _Panel, results: Mapping[str, ProbeResult], styles: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
+    drawn = [result[key] for result in results.values() for key in panel.lines if result.get(key)]
+    places = list(drawn[0]) if drawn and all(values.keys() == drawn[0].keys() for values in drawn) else None
     for name, result in results.items():
         for key, style in panel.lines.items():
-            if key not in result:
+            if not result.get(key):
                 continue
             values = _with_nan(result[key].values())
             if panel.sort:
                 values = np.sort(values)[::-1]
             label = name if "." in style else None
-            ax.plot(np.linspace(0, 1, len(values)), values, style, color=colours[name], linewidth=1, label=label)
-        if panel.reference:
-            ax.axhline(result["whole"]["whole"], color=colours[name], linestyle=":", linewidth=1)
+            xs = np.linspace(0, 1, len(values)) if places is None else np.arange(1, len(values) + 1)
+            look = styles[name] if "." in style else {"color": styles[name]["color"]}
+            line = style.replace(".", "")
+            ax.plot(xs, values, linestyle=line, linewidth=1, markersize=4, label=label, **look)
+        if panel.reference and any(result.get(key) for key in panel.lines):
+            ax.axhline(result["whole"]["whole"], color=styles[name]["color"], linestyle=":", linewidth=1)
     if not ax.lines:
         ax.axis("off")
         return
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, title="dotted: the whole network" if panel.reference else None, title_fontsize=8)
     ax.set_yscale("log" if panel.log else "linear")
-    ax.set_xlabel("rank, from the largest (0)" if panel.sort else "depth, from the image (0) to the head (1)")
+    if places is None:
+        ax.set_xlabel("rank, from the largest (0)" if panel.sort else "depth, from the image (0) to the head (1)")
+        return
+    ax.set_xlabel("rank, from the largest" if panel.sort else "from the image to the head")
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    if not panel.sort and len(places) <= 8:
+        ax.xaxis.set_major_locator(FixedLocator(list(range(1, len(places) + 1))))
+        ax.set_xticklabels([place.removeprefix("layer") for place in places])
 
 
-def draw_heat_maps(runs: Sequence[RunRecord], path: Path, tensorboard: Path | None) -> bool:
+def draw_heat_maps(
+    runs: Sequence[RunRecord],
+    path: Path,
+    tensorboard: Path | None,
+    output: Output = Output(),  # noqa: B008
+) -> list[Path]:
     """Draw gradient norms at the units' inputs by depth and time: a panel for each run, all with one colour scale.
 
-    tensorboard: a log folder that receives the picture too. Returns whether any run has recorded gradients; where none
-    has, nothing is written. Raises `OSError` where `path` cannot be written.
+    A plain network is left of its residual partner: the one of its depth and seed. tensorboard: a log folder that
+    receives the picture too. Returns the paths: none where no run has recorded gradients. Raises `OSError` where one
+    cannot be written.
     """
-    maps = [_heat_map(run) for run in sorted(runs, key=lambda run: (not run.run.network.plain, run.run.network.depth))]
-    maps = [heat_map for heat_map in maps if heat_map.steps]
-    if not maps:
-        return False
+    cells = _in_pairs([run for run in runs if any(record["kind"] == "gradients" for record in run.records)])
+    if not cells:
+        return []
     from matplotlib.colors import LogNorm  # imported here: most runs record no gradients
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    positive = np.concatenate([heat_map.norms[heat_map.norms > 0] for heat_map in maps])
+    maps = [None if run is None else _heat_map(run) for run in cells]
+    norms = [heat_map.norms for heat_map in maps if heat_map is not None]
+    positive = np.concatenate([values[values > 0] for values in norms])
     scale = LogNorm(positive.min(), positive.max()) if len(positive) else None
-    columns = math.ceil(math.sqrt(len(maps)))
-    rows = math.ceil(len(maps) / columns)
-    figure = Figure(figsize=(1.5 + 4.5 * columns, 3.4 * rows + 0.4), layout="constrained")
+    in_pairs = len(cells) > 1
+    most = 2 * math.ceil(math.sqrt(len(cells) / 4)) if in_pairs else 1
+    columns, width = output.columns(len(cells), 4.5, most)
+    if in_pairs and columns > 1:
+        columns -= columns % 2
+    rows = math.ceil(len(cells) / columns)
+    figure = Figure(figsize=(width, rows * 0.62 * width / columns + 0.5), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for (title, steps, norms), ax in zip(maps, axes, strict=False):
-        last_width = steps[-1] - steps[-2] if len(steps) > 1 else 1
-        edges = [*steps, steps[-1] + last_width]
-        mesh = ax.pcolormesh(edges, np.arange(len(norms) + 1), norms, norm=scale, cmap="viridis")
+    for ax, heat_map in itertools.zip_longest(axes, maps):
+        if heat_map is None:
+            ax.axis("off")
+            continue
+        steps, units = heat_map.steps, len(heat_map.norms)
+        edges = [*steps, steps[-1] + (steps[-1] - steps[-2] if len(steps) > 1 else 1)]
+        mesh = ax.pcolormesh(edges, np.arange(units + 1) + 0.5, heat_map.norms, norm=scale, cmap="viridis")
         ax.invert_yaxis()  # the image above, the head below
-        ax.set(title=title, xlabel="iteration", ylabel="unit")
-    for unused in axes[len(maps) :]:
-        unused.axis("off")
-    figure.colorbar(mesh, ax=figure.axes, label="gradient norm at the unit's input")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+        ax.yaxis.set_major_locator(MaxNLocator(min(units, 6), integer=True))
+        scale_steps(ax)
+        ax.set_title(heat_map.title, fontsize=10)
+        ax.set(xlabel="iteration", ylabel="unit")
+    figure.colorbar(mesh, ax=figure.axes, label="gradient norm at the unit's input", fraction=0.04, pad=0.01)
+    add_title(figure, ", ".join(dict.fromkeys(data_name(run.run.data) for run in runs)))
+    paths = output.save(figure, path, dpi=130 if len(cells) < 20 else 80)
     if tensorboard is not None:
-        add_image(tensorboard, "gradients/by_depth_and_time", path, maps[-1].steps[-1])
-    return True
+        last = [heat_map for heat_map in maps if heat_map is not None][-1]
+        add_image(tensorboard, "gradients/by_depth_and_time", path, last.steps[-1])
+    return paths
+
+
+def _in_pairs(runs: Sequence[RunRecord]) -> list[RunRecord | None]:
+    """The runs, each plain network before its residual partner. None is an empty place.
+
+    Shallow before deep. Those without a partner follow the pairs.
+    """
+    ordered = sorted(runs, key=lambda run: (run.run.network.depth, run.run.network.name, run.run.seed))
+    residual = [run for run in ordered if not run.run.network.plain]
+    pairs: list[RunRecord | None] = []
+    alone: list[RunRecord | None] = []
+    for run in (run for run in ordered if run.run.network.plain):
+        partners = [other for other in residual if _size(other) == _size(run)]
+        if not partners:
+            alone.append(run)
+        else:
+            partner = max(partners, key=lambda other: _likeness(other, run))
+            residual.remove(partner)
+            pairs += [run, partner]
+    return [*pairs, *alone, *residual]
+
+
+def _size(run: RunRecord) -> tuple[int, int]:
+    return run.run.network.depth, run.run.seed
+
+
+def _likeness(one: RunRecord, other: RunRecord) -> int:
+    """The number of fields in which two networks agree."""
+    fields, others = (canonical_fields(run.run.network) for run in (one, other))
+    return sum(others.get(key) == value for key, value in fields.items())
 
 
 class _HeatMap(NamedTuple):

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,11 +97,12 @@ class RunRecord:
     run: Run
     records: list[Record]
 
-    @property
+    @cached_property
     def end(self) -> Record | None:
         """The record that ends the run, once it is finished or has diverged."""
         return next((r for r in self.records if r["kind"] == "end"), None)
 
+    @cached_property
     def time_spent(self) -> list[TimeSpent]:
         """The time that the run had taken at each of its records; NaN where an evaluation was not timed."""
         spent, evaluation, probes = [], 0.0, 0.0

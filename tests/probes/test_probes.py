@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import figures, same_weights
 from matplotlib.figure import Figure
 
+from resnet_train.analysis import style
 from resnet_train.config import zoo
 from resnet_train.config.schema import Run
 from resnet_train.data import datasets, loader, normalize

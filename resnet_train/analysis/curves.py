@@ -1,0 +1,76 @@
+"""Curves of a group: an error by iteration and hours, with means and deviations over seeds. No torch."""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnet_train.analysis.groups import RECORDED, Group
+from resnet_train.config.data import DataConfig
+
+_MOST_POINTS = 1000
+"""Of a curve. More than a figure has pixels make it slow, and no more precise."""
+
+
+class Curve(NamedTuple):
+    """Arrays of equal length, empty where nothing is measured."""
+
+    steps: Any
+    hours: Any
+    """Of training, the mean over seeds; NaN where it is not known."""
+    means: Any
+    """In percent."""
+    deviations: Any
+    """Sample standard deviations over seeds, in percent; NaN where there is one seed."""
+
+
+def curve(group: Group, error: str) -> Curve:
+    """One of the errors of a group at the steps that all its seeds have measured.
+
+    Of more than 1,000 points neighbours are averaged.
+    """
+    kind, key = RECORDED[error]
+    runs = []
+    for run in group.runs:
+        points = [
+            (record["step"], record[key], spent.training / 3600)
+            for record, spent in zip(run.records, run.time_spent, strict=True)
+            if record["kind"] == kind and record.get(key) is not None
+        ]
+        runs.append(np.array(points, float).reshape(-1, 3))
+    steps = reduce(np.intersect1d, [run[:, 0] for run in runs])
+    values = np.stack([run[np.searchsorted(run[:, 0], steps)] for run in runs])  # [seeds, steps, 3]
+    deviations = np.full(len(steps), np.nan) if len(runs) == 1 else values[:, :, 1].std(0, ddof=1)
+    columns = (steps, values[:, :, 2].mean(0), values[:, :, 1].mean(0), deviations)
+    return Curve(*map(_thin, columns))
+
+
+def _thin(values: Any) -> Any:
+    if len(values) <= _MOST_POINTS:
+        return values
+    return np.array([part.mean() for part in np.array_split(values, _MOST_POINTS)])
+
+
+def data_names(groups: Sequence[Group]) -> list[str]:
+    """The data sets of the groups, each once."""
+    return list(dict.fromkeys(data_name(group.runs[0].run.data) for group in groups))
+
+
+def data_name(data: DataConfig) -> str:
+    """A name for titles: the kind or, of a user's own images, the name of their folder."""
+    path = str(getattr(data, "path", "")).rstrip("/")
+    own = data.kind in ("imagefolder", "shards")
+    return path.rpartition("/")[2] or data.kind if own else data.kind
+
+
+def title(groups: Sequence[Group]) -> tuple[str, list[str]]:
+    """Data sets and number of seeds, and the protocols, numbered where there are several."""
+    from resnet_train.analysis.groups import footnotes, protocols
+
+    seeds = sorted({len(group.runs) for group in groups})
+    of_seeds = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    if seeds[-1] > 1:
+        of_seeds += ": mean and standard deviation"
+    notes = footnotes(groups) or [protocol for protocol in protocols(groups) if protocol != "None"]
+    return f"{', '.join(data_names(groups))}; {of_seeds}", notes

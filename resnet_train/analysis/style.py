@@ -1,0 +1,142 @@
+"""How every figure looks: colours by kind and depth, sizes, formats, labels. No torch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_train.config.network import AnyNet
+from resnet_train.runtime.tables import short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_HUES = {
+    "plain": ("#F4AE72", "#D55E00", "#6B2D00"),
+    "residual": ("#7FC4F0", "#0072B2", "#00304D"),
+    "VGG": ("#B0B0B0", "#6E6E6E", "#1C1C1C"),
+}
+"""Of each kind of network the lightest, middle and darkest colour. The middle ones are Okabe and Ito's, safe for the
+colour-blind."""
+
+
+def kind_of(network: AnyNet) -> str:
+    """plain, residual or VGG."""
+    if network.unit == "vgg":
+        return "VGG"
+    return "plain" if network.plain else "residual"
+
+
+def hue(kind: str) -> str:
+    """The colour of a kind of network where depth plays no part."""
+    return _HUES[kind][1]
+
+
+def shade(kind: str, fraction: float) -> str:
+    """The colour of a kind from the shallowest network (0, light) to the deepest (1, dark)."""
+    light, middle, dark = _HUES[kind]
+    one, other, part = (light, middle, 2 * fraction) if fraction < 0.5 else (middle, dark, 2 * fraction - 1)
+    channels = (round(int(one[i : i + 2], 16) * (1 - part) + int(other[i : i + 2], 16) * part) for i in range(1, 7, 2))
+    return "#" + "".join(f"{channel:02X}" for channel in channels)
+
+
+def colours(networks: Sequence[AnyNet]) -> list[str]:
+    """A colour for each network. Networks of one depth have the same shade, each of its kind's colour."""
+    depths = sorted({network.depth for network in networks})
+    last = len(depths) - 1
+    return [shade(kind_of(net), depths.index(net.depth) / last if last else 0.5) for net in networks]
+
+
+@dataclass(frozen=True)
+class Output:
+    """In which formats figures are written, and how wide they are."""
+
+    formats: tuple[str, ...] = ("png",)
+    width: float | None = None
+    """In inches; None: that of the figure."""
+
+    def columns(self, panels: int, panel_width: float, most: int) -> tuple[int, float]:
+        """The number of columns of so many panels, and the width of the figure in inches.
+
+        A given width is shared by as many columns of two thirds of `panel_width` as fit into it.
+        """
+        columns = min(most, panels)
+        if self.width is None:
+            return columns, columns * panel_width
+        return max(1, min(columns, int(self.width / (panel_width * 2 / 3)))), self.width
+
+    def save(self, figure: "Figure", path: Path, dpi: int = 140) -> list[Path]:
+        """Write a figure in each format, beside `path`; the paths. Raises `OSError`."""
+        from matplotlib import rc_context
+
+        paths = [path.with_suffix(f".{name}") for name in self.formats]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "resnet-train"}):  # fonts that publishers accept
+            for file in paths:
+                dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+                figure.savefig(file, dpi=dpi, metadata=dates.get(file.suffix))
+        return paths
+
+
+def fit_errors(ax: "Axes", lowest: float, highest: float) -> None:
+    """An axis of errors in percent that fits them: from 0, unless all lie far above it."""
+    margin = max(0.05 * (highest - lowest), 0.02 * highest, 0.05)
+    ax.set_ylim(0 if lowest < 0.5 * highest else lowest - margin, highest + margin)
+
+
+def time_unit(hours: float) -> tuple[str, float]:
+    """The unit in which so many hours are a number of reasonable size, and how many of it an hour has."""
+    if hours * 3600 < 180:
+        return "seconds", 3600.0
+    return ("minutes", 60.0) if hours < 3 else ("hours", 1.0)
+
+
+def scale_costs(ax: "Axes", values: Sequence[float], tick_each: bool = False) -> None:
+    """An x axis of costs: logarithmic where they span much, with ticks such as 20 M.
+
+    tick_each: a tick at each value, if there is room for them.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    unique = sorted(set(values))
+    if unique and unique[-1] > 8 * unique[0]:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if unique[-1] < 50 * unique[0] else (1, 3), numticks=6))
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+    if tick_each or len(unique) == 1:
+        ax.xaxis.set_major_locator(FixedLocator(_apart(unique, ax.get_xscale() == "log")))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def _apart(values: Sequence[float], logarithmic: bool) -> list[float]:
+    """Those values whose labels do not overlap on an axis of ordinary size: each at least an eighth of it apart."""
+    places = [math.log(value) if logarithmic else value for value in values]
+    least = (places[-1] - places[0]) / 8 if places else 0
+    kept: list[int] = []
+    for i in range(len(values) - 1, -1, -1):  # the largest is always labelled
+        if not kept or places[kept[-1]] - places[i] >= least:
+            kept.append(i)
+    return [values[i] for i in reversed(kept)]
+
+
+def scale_steps(ax: "Axes") -> None:
+    """An x axis of iterations, with ticks such as 20 k."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def add_title(figure: "Figure", title: str, notes: Sequence[str] = ()) -> None:
+    """The title of a figure, and smaller lines below it, broken to its width."""
+    import textwrap
+
+    letters = max(30, int(figure.get_figwidth() * 15))
+    lines = [line for note in notes for line in textwrap.wrap(note, letters)]
+    wrapped = textwrap.wrap(title, max(20, int(letters * 0.75)))
+    text: dict[str, Any] = {"fontsize": 10 if figure.get_figwidth() > 5 else 8, "parse_math": False}
+    figure.suptitle("\n".join([*wrapped, *lines]), **text)
