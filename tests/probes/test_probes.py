@@ -321,12 +321,59 @@ def test_heat_maps_of_several_runs_are_a_grid(tiny_run: Callable[..., Any], monk
     records = [{"kind": "gradients", "step": step, "units": {"0": 1.0, "1": 2.0}} for step in (0, 5)]
     runs = [run_folder.RunRecord(Path("x"), tiny_run(seeds=[seed]), records) for seed in range(3)]
     assert probe_figures.draw_heat_maps(runs, Path("map.png"), None)
+    saved[0].draw_without_rendering()
     places = [(round(ax.get_position().x0, 2), round(ax.get_position().y0, 2)) for ax in saved[0].axes[:4]]
     assert len({x for x, _ in places}) == len({y for _, y in places}) == 2
     assert [ax.axison for ax in saved[0].axes[:4]] == [True, True, True, False]
     assert [ax.get_title() for ax in saved[0].axes[:3]] == [f"cifar-resnet-8 seed {seed}" for seed in range(3)]
     del records[1]["units"]["1"]  # as a file that was changed may have it
     assert probe_figures.draw_heat_maps(runs, Path("map.png"), None)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_a_plain_network_is_left_of_its_residual_partner(
+    seeds: int, tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any number of runs; what has no partner follows."""
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    records = [{"kind": "gradients", "step": step, "units": {"0": 1.0, "1": 2.0, "2": 3.0}} for step in (0, 5)]
+    names = [(name, seed) for name in ("resnet-14", "plain-8", "resnet-8", "preact-8") for seed in range(seeds)]
+    runs = [
+        run_folder.RunRecord(Path("x"), tiny_run(networks=[f"cifar-{name}"], seeds=[seed]), records)
+        for name, seed in names
+    ]
+    assert probe_figures.draw_heat_maps(runs, Path("map.png"), None)
+    saved[0].draw_without_rendering()
+    panels = [(ax.get_title(), ax.get_position()) for ax in saved[0].axes if ax.get_title()]
+    assert len(panels) == len(names)
+    for seed in range(seeds):
+        (plain, place), (residual, right) = panels[2 * seed : 2 * seed + 2]
+        assert plain == f"cifar-plain-8 seed {seed}"
+        assert residual.endswith(f"-8 seed {seed}")
+        assert "plain" not in residual
+        assert (place.y0, place.x0 < right.x0) == (right.y0, True)
+    ticks = saved[0].axes[0].get_yticks()
+    assert all(tick == round(tick) for tick in ticks)  # there is no unit one and a half
+
+
+def test_few_units_are_named_and_counted_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of one depth have units in common; others only a relative depth."""
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    units = {"layer1.0": 1.0, "layer2.0": 2.0, "layer3.0": 3.0}
+    networks = {name: zoo.network_config(name) for name in ("cifar-plain-8", "cifar-resnet-8")}
+    results: Any = {name: {"units": units} for name in networks}
+    probe_figures.draw_side_by_side("gradients", results, networks, Path("x.png"), "digits: gradients of 8 images")
+    for ax, name in zip(saved[0].axes, networks, strict=True):
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["1.0", "2.0", "3.0"]
+        assert list(ax.lines[0].get_xdata()) == [1, 2, 3]
+        assert ax.lines[0].get_color() == style.hue("plain" if "plain" in name else "residual")
+    assert saved[0].get_suptitle() == "digits: gradients of 8 images"
+    networks["cifar-resnet-14"] = zoo.network_config("cifar-resnet-14")
+    results["cifar-resnet-14"] = {"units": {f"layer{i}.{j}": 1.0 for i in (1, 2, 3) for j in (0, 1)}}
+    probe_figures.draw_side_by_side("gradients", results, networks, Path("x.png"))
+    assert list(saved[1].axes[1].lines[0].get_xdata()) == [0, 0.5, 1]
 
 
 def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> None:
