@@ -75,8 +75,10 @@ def _costs(row: Record) -> list[str]:
     return [*(short(row[name]) for name in ("params", "macs", "images_per_second")), hours]
 
 
-from resnet_train.analysis.style import Output
-from resnet_train.config.sweep import value_text
+def write_comparison(groups: Sequence[Group], out: Path, output: Output = Output()) -> list[Path]:  # noqa: B008
+    """Write the figures, `compare.md`, `compare.csv` and `compare.json` into a folder; their paths.
+
+    Figures of depth and cost show each network at the best value of a sweep, which has a figure of its own.
 
     Raises `BadInput` where the folder cannot be written.
     """

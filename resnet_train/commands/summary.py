@@ -201,7 +201,11 @@ def _complexity_sentence(record: dict[str, Any], reference: dict[str, Any]) -> s
 def _draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
+    from resnet_train.analysis.style import colours
+    from resnet_train.config import zoo
+
     titles = {key: _COSTS[key] for key in ("depth", "params", "macs", "activations")}
+    shades = colours([zoo.network_config(record["network"]) for record in records])
     titles["activations"] += " (memory an image: fp32, bf16)"  # proportional to them
     figure = Figure(figsize=(4 * len(titles), 1.2 + 0.4 * len(records)), layout="constrained")
     names = [record["network"] for record in records]
@@ -210,8 +214,7 @@ def _draw(records: Sequence[dict[str, Any]], path: Path) -> None:
         if key == "activations":
             memory = [f"({_cost_text(r, 'memory_fp32')}, {_cost_text(r, 'memory_bf16')})" for r in records]
             labels = [f"{label} {text}" for label, text in zip(labels, memory, strict=True)]
-        colours = ["#D55E00", *("#0072B2" for _ in records[1:])]
-        bars = ax.barh(names, [record[key] for record in records], color=colours)
+        bars = ax.barh(names, [record[key] for record in records], color=shades)
         ax.bar_label(bars, labels, fontsize=8, padding=2)
         ax.set_title(title, fontsize=10)
         ax.set_xticks([])
