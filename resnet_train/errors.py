@@ -4,8 +4,6 @@ What a scheduler may retry has a code of its own, of those that `sysexits.h` nam
 """
 
 import errno
-import os
-import resource
 import sys
 import traceback
 
@@ -53,7 +51,7 @@ class InvalidConfig(BadInput):
 class FolderInUse(BadInput):
     """Another process works in the folder that the command needs: once that ends, the same command can succeed."""
 
-    exit_code = os.EX_CANTCREAT
+    exit_code = 73  # EX_CANTCREAT
 
 
 class Diverged(Stop):
@@ -65,7 +63,7 @@ class Diverged(Stop):
 class RankLost(Stop):
     """Another rank has stopped, and has reported why; or its node or network was lost, so a retry can succeed."""
 
-    exit_code = os.EX_UNAVAILABLE
+    exit_code = 69  # EX_UNAVAILABLE, which Windows lacks
 
 
 class ReaderGone(Stop):
@@ -78,7 +76,7 @@ class ReaderGone(Stop):
 class Interrupted(Stop):
     """A signal asked the run to stop; its state is saved and the same command continues it."""
 
-    exit_code = os.EX_TEMPFAIL
+    exit_code = 75  # EX_TEMPFAIL
     on_all_ranks = True
 
 
@@ -88,11 +86,11 @@ def exhausted(error: BaseException) -> str | None:
         return "out of memory"
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.EMFILE, errno.ENFILE):
-        return f"too many open files{_limit(resource.RLIMIT_NOFILE, '', '-n')}"
+        return f"too many open files{_limit('RLIMIT_NOFILE', '', '-n')}"
     if number == errno.EAGAIN or str(error) == "can't start new thread":
-        return f"too many processes or threads{_limit(resource.RLIMIT_NPROC, '', '-u')}"
+        return f"too many processes or threads{_limit('RLIMIT_NPROC', '', '-u')}"
     if number == errno.EFBIG:
-        return f"a file is too large{_limit(resource.RLIMIT_FSIZE, ' bytes', '-f')}"
+        return f"a file is too large{_limit('RLIMIT_FSIZE', ' bytes', '-f')}"
     return None
 
 
@@ -101,9 +99,11 @@ def _does_not_fit(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "operator torchvision::nms does not exist" in str(error)
 
 
-def _limit(kind: int, unit: str, option: str) -> str:
+def _limit(kind: str, unit: str, option: str) -> str:
     """The limit of this process in words. If it has none, the machine, a container or the file system has."""
-    number = resource.getrlimit(kind)[0]
+    import resource  # Windows, which `__main__` refuses in a line, has none
+
+    number = resource.getrlimit(getattr(resource, kind))[0]
     return "" if number == resource.RLIM_INFINITY else f", the limit is {number}{unit} (ulimit {option})"
 
 
