@@ -77,14 +77,14 @@ ITEMS: dict[str, dict[str, Item]] = {
             "training loss and test error of 1001 layers on CIFAR-10, original and pre-activation",
             (
                 "resnet-train run cifar10-preact --only cifar-resnet-1001 --only cifar-preact-1001",
-                "resnet-train compare runs/cifar10-preact",
+                "resnet-train compare runs/cifar10-preact --loss",
             ),
             cost="2 x 64,000 steps of 128 images",
         ),
         "figure 2": Item("kinds of shortcut", reason=_DRAWING),
         "figure 3": Item(
             "training loss and test error with four kinds of shortcut, 110 layers",
-            ("resnet-train run cifar10-shortcuts", "resnet-train compare runs/cifar10-shortcuts"),
+            ("resnet-train run cifar10-shortcuts", "resnet-train compare runs/cifar10-shortcuts --loss"),
             cost="all of table 1",
         ),
         "figure 4": Item("orders of batch norm, ReLU and addition", reason=_DRAWING),
@@ -94,7 +94,7 @@ ITEMS: dict[str, dict[str, Item]] = {
             (
                 "resnet-train run cifar10-orders --only cifar-resnet-110 --only bn-after-addition-110",
                 "resnet-train run cifar10-preact --only cifar-resnet-164 --only cifar-preact-164",
-                "resnet-train compare runs/cifar10-orders runs/cifar10-preact",
+                "resnet-train compare runs/cifar10-orders runs/cifar10-preact --loss",
             ),
             cost="4 x 64,000 steps of 128 images",
         ),
@@ -110,7 +110,7 @@ ITEMS: dict[str, dict[str, Item]] = {
             "training loss and test error of a thin and a wide network",
             (
                 "resnet-train run cifar10-wide --only cifar-preact-164 --only wrn-28-10",
-                "resnet-train compare runs/cifar10-wide",
+                "resnet-train compare runs/cifar10-wide --loss",
             ),
             cost="2 x 200 epochs",
         ),
@@ -118,7 +118,7 @@ ITEMS: dict[str, dict[str, Item]] = {
             "training loss and test error on SVHN, with and without dropout",
             (
                 "resnet-train run svhn-wide --only wrn-16-4 --only wrn-16-4-dropout",
-                "resnet-train compare runs/svhn-wide",
+                "resnet-train compare runs/svhn-wide --loss",
             ),
             cost="2 x 160 epochs",
         ),

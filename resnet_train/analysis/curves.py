@@ -20,13 +20,13 @@ class Curve(NamedTuple):
     hours: Any
     """Of training, the mean over seeds; NaN where it is not known."""
     means: Any
-    """In percent."""
+    """In percent, but for the loss."""
     deviations: Any
-    """Sample standard deviations over seeds, in percent; NaN where there is one seed."""
+    """Sample standard deviations over seeds; NaN where there is one seed."""
 
 
 def curve(group: Group, error: str) -> Curve:
-    """One of the errors of a group at the steps that all its seeds have measured.
+    """One of the errors of a group, or `train_loss`, at the steps that all its seeds have measured.
 
     Of more than 1,000 points neighbours are averaged.
     """

@@ -76,7 +76,7 @@ def draw_curves(groups: Sequence[Group], path: Path, output: Output = Output()) 
                 _draw_line(ax, points.steps, points, colour, has_band=error != "train_error", **line)
             _mark_published(ax, group, "val_error_top1", group.step, colour)
             _mark_published(ax, group, "clean_train_error", group.step, colour, markersize=6)
-            _mark_end(ax, curve(group, "val_error_top1"), colour, markers[id(group)], _label(group, groups))
+            _mark_end(ax, curve(group, "val_error_top1"), colour, markers[id(group)], label_of(group, groups))
         ax.set(title=name, xlabel="iteration")
         ax.title.set_fontsize(10)
         ax.grid(alpha=0.3)
@@ -147,7 +147,7 @@ def _has_marks(groups: Sequence[Group]) -> bool:
     return any(one.error in ("val_error_top1", "clean_train_error") and not one.reasons for one in published(groups))
 
 
-def _label(group: Group, groups: Sequence[Group]) -> str:
+def label_of(group: Group, groups: Sequence[Group]) -> str:
     """Its name, with the number of its protocol where there are several."""
     texts = protocols(groups)
     return group.label if len(texts) < 2 else f"{group.label} [{texts.index(group.protocol) + 1}]"
@@ -212,7 +212,7 @@ def _draw_over_hours(ax: "Axes", groups: Sequence[Group], unit: str, per_hour: f
             "marker": markers[id(group)],
             "markersize": 3,
             "linewidth": 1.2,
-            "label": _label(group, groups),
+            "label": label_of(group, groups),
         }
         _draw_line(ax, points.hours * per_hour, points, shades[id(group)], **style)
         drawn.append(points.means[len(points.means) // 4 :])
@@ -266,7 +266,7 @@ def _draw_names(ax: "Axes", groups: Sequence[Group], rows: dict[int, Record], x:
     names = [
         ax.text(
             *place,
-            _label(group, groups) + (f" at step {group.step:,}" if several_steps else ""),
+            label_of(group, groups) + (f" at step {group.step:,}" if several_steps else ""),
             fontsize=8,
             color=hue(group.kind),
         )
@@ -310,7 +310,7 @@ def _draw_key(ax: "Axes", groups: Sequence[Group], several_errors: bool) -> None
     below = ax.transAxes.inverted().transform(top.get_window_extent().min)[1] - 0.02
     key |= {"bbox_to_anchor": (0, below)}
     networks = [
-        Line2D([], [], color=shades[id(g)], marker=markers[id(g)], markersize=4, label=_label(g, groups))
+        Line2D([], [], color=shades[id(g)], marker=markers[id(g)], markersize=4, label=label_of(g, groups))
         for g in groups
     ]
     ax.legend(handles=networks, ncols=2 if len(groups) > 6 else 1, fontsize=small, **key)

@@ -169,8 +169,9 @@ RECORDED = {
     "clean_train_error": ("eval", "clean_train_error_top1"),
     "val_error_top1": ("eval", "val_error_top1"),
     "val_error_top5": ("eval", "val_error_top5"),
+    "train_loss": ("train", "loss"),
 }
-"""The kind and key of the records that hold an error."""
+"""The kind and key of the records that hold an error, or the running loss."""
 
 
 def _measured(run: RunRecord, error: str) -> dict[int, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from resnet_train.analysis import figures, sweep_figure
 from resnet_train.analysis.findings import findings, warnings
 from resnet_train.analysis.groups import Group, error_columns, footnotes, protocols
+from resnet_train.analysis.loss_figure import draw_loss
 from resnet_train.analysis.published import add_published, published, published_rows, reasons
 from resnet_train.analysis.style import Output
 from resnet_train.analysis.sweeps import at_best, best_note, rows, swept_keys
@@ -75,12 +76,16 @@ def _costs(row: Record) -> list[str]:
     return [*(short(row[name]) for name in ("params", "macs", "images_per_second")), hours]
 
 
-def write_comparison(groups: Sequence[Group], out: Path, output: Output = Output()) -> list[Path]:  # noqa: B008
+def write_comparison(
+    groups: Sequence[Group],
+    out: Path,
+    output: Output = Output(),  # noqa: B008
+    with_loss: bool = False,
+) -> list[Path]:
     """Write the figures, `compare.md`, `compare.csv` and `compare.json` into a folder; their paths.
 
     Figures of depth and cost show each network at the best value of a sweep, which has a figure of its own.
-
-    Raises `BadInput` where the folder cannot be written.
+    with_loss: the figure of the training loss, too. Raises `BadInput` where the folder cannot be written.
     """
     markdown, table, as_json = files = [out / name for name in ("compare.md", "compare.csv", "compare.json")]
     records = add_published(rows(groups), groups)
@@ -88,9 +93,11 @@ def write_comparison(groups: Sequence[Group], out: Path, output: Output = Output
         out.mkdir(parents=True, exist_ok=True)
         paths = figures.draw_curves(at_best(groups), out / "compare.png", output)
         paths += figures.draw_costs(at_best(groups), out / "compare-cost.png", output)
+        if with_loss:
+            paths += draw_loss(at_best(groups), out / "compare-loss.png", output)
         if swept_keys(groups):
             paths += sweep_figure.draw_sweeps(groups, out / "compare-sweep.png", output)
-        markdown.write_text(_markdown(groups, output.formats[0]), "utf-8", "surrogateescape")
+        markdown.write_text(_markdown(groups, output.formats[0], with_loss), "utf-8", "surrogateescape")
         with table.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, records[0].keys())
             writer.writeheader()
@@ -101,12 +108,13 @@ def write_comparison(groups: Sequence[Group], out: Path, output: Output = Output
     return [*paths, *files]
 
 
-def _markdown(groups: Sequence[Group], suffix: str) -> str:
+def _markdown(groups: Sequence[Group], suffix: str, with_loss: bool) -> str:
     records = rows(groups)
     errors, keys = _with_medians(error_columns(records[0]), records), swept_keys(groups)
     headings = ["network", *keys, "depth", "seeds", "step", *errors.values(), *_COSTS]
     lines = ["# Error across depths", "", f"![error across depths](compare.{suffix})", ""]
     lines += [f"![error against cost](compare-cost.{suffix})", ""]
+    lines += [f"![training loss](compare-loss.{suffix})", ""] if with_loss else []
     if keys:
         lines += [f"![error against {' and '.join(keys)}](compare-sweep.{suffix})", ""]
     lines += [f"| {' | '.join(headings)} |", f"| --- {'| ---: ' * (len(headings) - 1)}|"]

@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for compare.png, compare-cost.png, compare-sweep.png (of a sweep), compare.md, .csv and .json "
         "(default: the first FOLDER)",
     )
+    parser.add_argument(
+        "--loss",
+        action="store_true",
+        help="also draw the training loss beside the validation error, as He et al. 2016 do: compare-loss.png",
+    )
     add_figure_options(parser)
     add_json(parser)
 
@@ -41,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
 
     folders = [Path(folder) for folder in args.folders]
     groups = group_runs(run_folder.find(folders))
-    paths = tables.write_comparison(groups, args.out or folders[0], figure_output(args))
+    paths = tables.write_comparison(groups, args.out or folders[0], figure_output(args), args.loss)
     if args.json:
         print(json.dumps(add_published(rows(groups), groups), indent=2))
         return

@@ -1,0 +1,63 @@
+"""The figure of `compare --loss`: training loss and validation error against iterations. No torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resnet_train.analysis.curves import Curve, curve, title
+from resnet_train.analysis.figures import label_of
+from resnet_train.analysis.groups import Group
+from resnet_train.analysis.style import Output, add_title, colours, fit_errors, scale_steps
+
+
+def draw_loss(groups: Sequence[Group], path: Path, output: Output = Output()) -> list[Path]:  # noqa: B008
+    """Figures 1, 3 and 6 of He et al. 2016: training loss, dashed and logarithmic, and validation error, bold.
+
+    Plain networks are left, residual ones right; the panels have the same axes. Returns the paths.
+    """
+    from matplotlib.figure import Figure
+
+    panels = [("plain", [g for g in groups if g.plain]), ("residual", [g for g in groups if not g.plain])]
+    panels = [(name, members) for name, members in panels if members]
+    columns, width = output.columns(len(panels), 6.2, 2)
+    rows = -(-len(panels) // columns)
+    height = 0.62 * width / columns + 0.2 * max(len(members) for _, members in panels)
+    figure = Figure(figsize=(width, rows * height + 1), layout="constrained")
+    drawn: list[Curve] = []
+    left: Any = None
+    rights = []
+    for i, (name, members) in enumerate(panels, 1):
+        left = figure.add_subplot(rows, columns, i, sharey=left)
+        right = left.twinx()
+        rights.append(right)
+        for group, colour in zip(members, _colours(members), strict=True):
+            loss, error = curve(group, "train_loss"), curve(group, "val_error_top1")
+            left.plot(loss.steps, loss.means, color=colour, linewidth=0.9, linestyle="--")
+            marker = "." if len(error.steps) == 1 else None
+            right.plot(
+                error.steps, error.means, color=colour, linewidth=2, marker=marker, label=label_of(group, groups)
+            )
+            drawn.append(error)
+        left.set_yscale("log", nonpositive="mask")
+        left.set(xlabel="iteration", ylabel="training loss")
+        left.set_title(name, fontsize=10)
+        right.set_ylabel("validation top-1 error (%)")
+        left.grid(alpha=0.3)
+        scale_steps(left)
+        right.legend(fontsize=8, frameon=False, loc="upper right")
+    if shown := [value for points in drawn for value in points.means[len(points.means) // 4 :]]:
+        for right in rights:
+            fit_errors(right, float(min(shown)), float(max(shown)))
+    heading, notes = title(groups)
+    add_title(figure, heading, [*notes, "dashed: training loss (running), left; bold: validation error, right"])
+    return output.save(figure, path)
+
+
+def _colours(members: Sequence[Group]) -> Sequence[Any]:
+    """Those of all figures, by depth; of networks of one depth, such as those with several shortcuts, one for each."""
+    from matplotlib import colormaps
+
+    by_depth = colours([group.network for group in members])
+    if len(set(by_depth)) == len(by_depth):
+        return by_depth
+    return [colormaps["tab20" if len(members) > 10 else "tab10"](i % 20) for i in range(len(members))]
