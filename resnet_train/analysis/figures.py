@@ -17,6 +17,7 @@ from resnet_train.analysis.style import (
     colours,
     fit_errors,
     hue,
+    line_colours,
     scale_costs,
     scale_steps,
     time_unit,
@@ -59,7 +60,7 @@ def draw_curves(groups: Sequence[Group], path: Path, output: Output = Output()) 
 
     panels = [("plain", [g for g in groups if g.plain]), ("residual", [g for g in groups if not g.plain])]
     panels = [(title, members) for title, members in panels if members]
-    markers, shades = _markers(groups), _shades(groups)
+    markers, of_all = _markers(groups), _shades(groups)
     columns, width = output.columns(len(panels), 5.5, 2)
     rows = math.ceil(len(panels) / columns)
     key_columns = max(1, int(width / columns / 1.8))
@@ -68,8 +69,10 @@ def draw_curves(groups: Sequence[Group], path: Path, output: Output = Output()) 
     axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     drawn: list[Curve] = []
     for ax, (name, members) in zip(axes, panels, strict=True):
-        for group in members:
-            colour = shades[id(group)]
+        shades = [of_all[id(group)] for group in members]
+        if len(set(shades)) < len(shades):  # of several networks of one depth
+            shades = line_colours([group.network for group in members])
+        for group, colour in zip(members, shades, strict=True):
             for error, line in _LINES.items():
                 points = curve(group, error)
                 drawn.append(points)

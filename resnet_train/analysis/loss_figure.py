@@ -7,7 +7,7 @@ from typing import Any
 from resnet_train.analysis.curves import Curve, curve, title
 from resnet_train.analysis.figures import label_of
 from resnet_train.analysis.groups import Group
-from resnet_train.analysis.style import Output, add_title, colours, fit_errors, scale_steps
+from resnet_train.analysis.style import Output, add_title, fit_errors, line_colours, scale_steps
 
 
 def draw_loss(groups: Sequence[Group], path: Path, output: Output = Output()) -> list[Path]:  # noqa: B008
@@ -30,7 +30,7 @@ def draw_loss(groups: Sequence[Group], path: Path, output: Output = Output()) ->
         left = figure.add_subplot(rows, columns, i, sharey=left)
         right = left.twinx()
         rights.append(right)
-        for group, colour in zip(members, _colours(members), strict=True):
+        for group, colour in zip(members, line_colours([group.network for group in members]), strict=True):
             loss, error = curve(group, "train_loss"), curve(group, "val_error_top1")
             left.plot(loss.steps, loss.means, color=colour, linewidth=0.9, linestyle="--")
             marker = "." if len(error.steps) == 1 else None
@@ -51,13 +51,3 @@ def draw_loss(groups: Sequence[Group], path: Path, output: Output = Output()) ->
     heading, notes = title(groups)
     add_title(figure, heading, [*notes, "dashed: training loss (running), left; bold: validation error, right"])
     return output.save(figure, path)
-
-
-def _colours(members: Sequence[Group]) -> Sequence[Any]:
-    """Those of all figures, by depth; of networks of one depth, such as those with several shortcuts, one for each."""
-    from matplotlib import colormaps
-
-    by_depth = colours([group.network for group in members])
-    if len(set(by_depth)) == len(by_depth):
-        return by_depth
-    return [colormaps["tab20" if len(members) > 10 else "tab10"](i % 20) for i in range(len(members))]

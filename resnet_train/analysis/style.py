@@ -49,6 +49,19 @@ def colours(networks: Sequence[AnyNet]) -> list[str]:
     return [shade(kind_of(net), depths.index(net.depth) / last if last else 0.5) for net in networks]
 
 
+def line_colours(networks: Sequence[AnyNet]) -> list[Any]:
+    """A colour for each curve of a panel: that of its kind and depth, or one of its own where several have one depth.
+
+    Such are networks that differ in their shortcuts or orders alone (He et al. 2016).
+    """
+    from matplotlib import colormaps
+
+    by_depth = colours(networks)
+    if len(set(by_depth)) == len(by_depth):
+        return by_depth
+    return [colormaps["tab20" if len(networks) > 10 else "tab10"](i % 20) for i in range(len(networks))]
+
+
 @dataclass(frozen=True)
 class Output:
     """In which formats figures are written, and how wide they are."""

@@ -10,6 +10,7 @@ from conftest import groups
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from resnet_train.analysis.figures import draw_curves
 from resnet_train.analysis.loss_figure import draw_loss
 
 Program = Callable[..., tuple[int, str, str]]
@@ -56,13 +57,18 @@ def test_losses_and_errors_are_means_on_axes_of_their_own(
 
 
 def test_networks_of_one_depth_have_a_colour_each(
-    recorded: Callable[..., Path], drawn: Callable[[], list[Any]]
+    recorded: Callable[..., Path], drawn: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in the figures of He et al. 2016, whose networks differ in their shortcuts and orders alone."""
     for i in range(12):
         recorded({"base": "cifar-resnet-20", "name": f"net-{i}", "dropout": i / 100}, 0, 5.0 + i)
     _, error = drawn()
     assert len({to_hex(line.get_color()) for line in error.lines}) == 12
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
+    draw_curves(groups(), Path("unused.png"))
+    bold = [line for line in kept[0].axes[0].lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]
+    assert len({to_hex(line.get_color()) for line in bold}) == len(bold) == 12
 
 
 def test_it_is_drawn_on_request(recorded: Callable[..., Path], program: Program) -> None:
