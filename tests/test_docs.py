@@ -25,6 +25,7 @@ PAGES = sorted(
 WITHOUT_COMMANDS = {"CHANGELOG.md", "docs/architecture.md", "docs/metrics.md", "docs/scaling.md"}
 """Every other page has at least one command; if none is found there, the search is broken."""
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/*.yaml"))
+BATCH_FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("slurm/*.sbatch"))
 
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.S | re.M)
 """A block of code with its language."""
@@ -40,6 +41,11 @@ def commands(text: str) -> Iterator[Words]:
         for words in split(line):
             if words[:1] == ["scripts/quickstart.sh"]:
                 yield ["run", "configs/quickstart.yaml", *words[1:]]
+            batch_files = [i for i, word in enumerate(words) if re.fullmatch(r"slurm/[\w-]+\.sbatch", word)]
+            if "sbatch" in words and batch_files:
+                assert (ROOT / words[batch_files[0]]).is_file()
+                if arguments := [word for word in words[batch_files[0] + 1 :] if word != "…"]:
+                    yield ["run", *arguments]
             programs = [i for i, word in enumerate(words[:-1]) if Path(word).name in ("resnet-train", "resnet_train")]
             if programs and words[:2] != ["docker", "build"]:
                 yield [word for word in words[programs[-1] + 1 :] if word != "…"]
@@ -73,7 +79,7 @@ def split(line: str) -> Iterator[Words]:
 
 
 def comments(text: str) -> str:
-    """The comment lines of a YAML file or a Dockerfile, as a document: commands are indented by two more spaces."""
+    """The comment lines of a YAML file, a Dockerfile or a batch file, as a document: commands are indented by two more spaces."""
     lines = [line.removeprefix("#").removeprefix(" ") for line in text.splitlines() if line.startswith("#")]
     return "\n".join(re.sub("^  (?=[^ ])", "    ", line) for line in lines)
 
@@ -110,7 +116,7 @@ def a_run() -> load.Run:
     return next(load.runs(load.load(ROOT / "configs/imagenet-resnet.yaml")))
 
 
-@pytest.mark.parametrize("name", [*PAGES, *CONFIGS])
+@pytest.mark.parametrize("name", [*PAGES, *CONFIGS, *BATCH_FILES])
 def test_commands_are_understood(name: str) -> None:
     found = list(commands(document(name)))
     assert bool(found) == (name not in WITHOUT_COMMANDS)
