@@ -57,12 +57,9 @@ def _published(group: Group, error: str, entry: ExpectConfig) -> Published:
     figure, reasons = entry.figures(error)[group.network.name], _reasons(group, error, entry)
     then = group.at(group.step)
     values = list(then.by_seed(error).values())
-    measured = difference = half_width = None
-    if values:
-        measured, difference = _difference(values, figure)
-        half_width = _half_width(values, figure, then.images(error))
-    verdict = "another protocol" if reasons else _verdict(difference, half_width, figure)
+    measured, difference, verdict = compare_with(figure, values, then.images(error)) if values else (None, None, "")
     std = statistics.stdev(values) if len(values) > 1 else None
+    verdict = "another protocol" if reasons else verdict
     return Published(group, error, entry, figure, measured, std, len(values), difference, verdict, reasons)
 
 
@@ -79,8 +76,23 @@ def _reasons(group: Group, error: str, entry: ExpectConfig) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _difference(values: Sequence[float], figure: Figure) -> tuple[float, float]:
-    """What was measured, in the form of the figure, and its difference to the figure."""
+def compare_with(figure: Figure, values: Sequence[float], images: int) -> tuple[float, float, str]:
+    """What was measured, in the form of a published figure, its difference to it, and the verdict.
+
+    values: an error in percent for each seed, measured on so many images.
+    """
+    measured, difference = _difference(figure, values)
+    half_width = _half_width(figure, values, images)
+    if half_width is None:
+        verdict = "too few seeds to tell"
+    elif abs(difference) > half_width + 1e-9:
+        verdict = "better" if difference < 0 else "worse"
+    else:
+        verdict = "agrees" if half_width <= _margin(figure) else "too few seeds to tell"
+    return measured, difference, verdict
+
+
+def _difference(figure: Figure, values: Sequence[float]) -> tuple[float, float]:
     mean = statistics.mean(values)
     if not isinstance(figure, FigureConfig):
         return mean, mean - figure
@@ -92,7 +104,7 @@ def _difference(values: Sequence[float], figure: Figure) -> tuple[float, float]:
     return mean, mean - figure.mean
 
 
-def _half_width(values: Sequence[float], figure: Figure, images: int) -> float | None:
+def _half_width(figure: Figure, values: Sequence[float], images: int) -> float | None:
     """Half the width of the 95 % confidence interval of the difference; None where one side or the other has no spread.
 
     Both deviations known: Welch's. One of them known: Student's, with that deviation for both sides. The variance of a
@@ -116,14 +128,6 @@ def _half_width(values: Sequence[float], figure: Figure, images: int) -> float |
         return None
     half_width = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * math.sqrt(total)
     return half_width if n > 1 else max(half_width, 200 * sampling_error(values[0], images, values[0], images))
-
-
-def _verdict(difference: float | None, half_width: float | None, figure: Figure) -> str:
-    if difference is None or half_width is None:
-        return "too few seeds to tell"
-    if abs(difference) > half_width + 1e-9:
-        return "better" if difference < 0 else "worse"
-    return "agrees" if half_width <= _margin(figure) else "too few seeds to tell"
 
 
 def _margin(figure: Figure) -> float:

@@ -1,7 +1,6 @@
 """Published figures beside measured ones, from run folders written by hand."""
 
 import csv
-import itertools
 import json
 import math
 import statistics
@@ -12,16 +11,21 @@ from typing import Any
 import pytest
 import yaml
 from conftest import groups
+from matplotlib import figure as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from pydantic import TypeAdapter
 from scipy import stats
+from scipy.optimize import brentq
 
 from resnet_train.analysis import figures
-from resnet_train.analysis.published import Published, published
+from resnet_train.analysis.groups import rows
+from resnet_train.analysis.published import Published, add_published, compare_with, published, published_table
+from resnet_train.config.expect import Figure
 
 Program = Callable[..., tuple[int, str, str]]
 Recorded = Callable[..., Path]
 NET = "cifar-resnet-20"
+FIGURE: TypeAdapter[Figure] = TypeAdapter(Figure)
 
 
 def expect(figure: Any, error: str = "val_error_top1", **changes: Any) -> list[dict[str, Any]]:
@@ -36,48 +40,70 @@ def compared(recorded: Recorded, clean: Sequence[float], entries: list[dict[str,
     return one
 
 
-def verdict_of(published_figure: Any, values: Sequence[float], recorded: Recorded) -> str:
-    for path in Path("runs").rglob("*.*"):
-        path.unlink()
-    for folder in sorted(Path("runs").rglob("*"), reverse=True):
-        folder.rmdir()
-    return compared(recorded, values, expect(published_figure, "clean_train_error")).verdict
+def verdict_of(figure: Any, values: Sequence[float], images: int = 10_000) -> str:
+    return compare_with(FIGURE.validate_python(figure), values, images)[2]
 
 
-SPREADS = [0.1, 0.3, 1.0]
-SHIFTS = [0.0, 0.2, 0.6, 3.0]
+def check_threshold(figure: Any, values: Sequence[float], p_value: Callable[[float], float], images: int) -> None:
+    """Errors are better or worse from the difference on at which a test of scipy's has a p-value of 0.05."""
+    threshold = brentq(lambda shift: p_value(shift) - 0.05, 1e-3, 1e3)
+    for side, verdict in ((-1, "better"), (1, "worse")):
+        assert verdict_of(figure, [value + side * threshold * 1.001 for value in values], images) == verdict
+        below = verdict_of(figure, [value + side * threshold * 0.999 for value in values], images)
+        assert below in ("agrees", "too few seeds to tell")
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_both_deviations_known_is_welchs_test(seeds: int, recorded: Recorded) -> None:
-    """Against scipy's."""
-    seen = set()
-    for spread, shift, n in itertools.product(SPREADS, SHIFTS, (2, 5)):
-        values = [8 + shift + spread * math.sin(3 * seed) for seed in range(seeds)]
-        p = stats.ttest_ind_from_stats(
-            statistics.mean(values), statistics.stdev(values), seeds, 8, 0.3, n, equal_var=False
-        ).pvalue
-        verdict = verdict_of({"mean": 8, "std": 0.3, "n": n}, values, recorded)
-        assert (verdict in ("better", "worse")) == (p < 0.05), (spread, shift, n, p)
-        seen.add(verdict)
-    assert {"agrees", "worse"} <= seen or seeds == 2
+@pytest.mark.parametrize(("spread", "seeds", "n"), [(0.1, 2, 5), (0.1, 3, 2), (0.5, 5, 5), (1.0, 2, 2)])
+def test_both_deviations_known_is_welchs_test(spread: float, seeds: int, n: int) -> None:
+    values = [50 + spread * math.sin(3 * seed) for seed in range(seeds)]
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+
+    def p_value(shift: float) -> float:
+        return float(stats.ttest_ind_from_stats(mean + shift, deviation, seeds, mean, 0.3, n, equal_var=False).pvalue)
+
+    check_threshold({"mean": mean, "std": 0.3, "n": n}, values, p_value, images=10_000)
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_a_single_number_is_one_training_with_our_spread(seeds: int, recorded: Recorded) -> None:
+@pytest.mark.parametrize(("spread", "seeds"), [(0.1, 2), (0.1, 3), (0.5, 5)])
+def test_a_single_number_is_one_training_with_our_spread(spread: float, seeds: int) -> None:
     """Student's test of one value against several, as scipy's with pooled variances has it."""
-    for spread, shift in itertools.product(SPREADS, SHIFTS):
-        values = [8 - shift + spread * math.sin(3 * seed) for seed in range(seeds)]
-        p = stats.ttest_ind_from_stats(statistics.mean(values), statistics.stdev(values), seeds, 8, 0, 1).pvalue
-        assert (verdict_of(8, values, recorded) in ("better", "worse")) == (p < 0.05), (spread, shift, p)
+    values = [50 + spread * math.sin(3 * seed) for seed in range(seeds)]
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+
+    def p_value(shift: float) -> float:
+        return float(stats.ttest_ind_from_stats(mean + shift, deviation, seeds, mean, 0, 1).pvalue)
+
+    check_threshold(mean, values, p_value, images=10_000)
 
 
-def test_a_single_seed_is_one_training_with_their_spread(recorded: Recorded) -> None:
-    for shift in (0.0, 0.3, 0.5, 0.6, 1.0):
-        p = stats.ttest_ind_from_stats(8 + shift, 0, 1, 8, 0.2, 5).pvalue
-        verdict = verdict_of({"mean": 8, "std": 0.2, "n": 5}, [8 + shift], recorded)
-        # the images that the error was measured on are 10,000: two standard errors of a difference are 0.77
-        assert verdict == ("worse" if p < 0.05 and shift > 0.78 else "agrees"), shift
+def test_a_single_seed_is_one_training_with_their_spread() -> None:
+    """And it must differ by two standard errors of the images, as between two networks of one seed each."""
+    figure = {"mean": 8, "std": 0.2, "n": 5}
+
+    def p_value(shift: float) -> float:
+        return float(stats.ttest_ind_from_stats(8 + shift, 0, 1, 8, 0.2, 5).pvalue)
+
+    check_threshold(figure, [8.0], p_value, images=10**9)
+    p = (8.7 / 100 * 10_000 + 1) / 10_002
+    assert 0.7 < 200 * math.sqrt(2 * p * (1 - p) / 10_002) < 0.8
+    assert [verdict_of(figure, [8 + shift]) for shift in (0.7, 0.9)] == ["agrees", "worse"]
+
+
+def test_a_median_is_compared_with_our_median() -> None:
+    assert compare_with(FIGURE.validate_python({"median": 8, "n": 5}), [7.0, 8.5, 9.0], 10_000)[:2] == (8.5, 0.5)
+
+
+@pytest.mark.parametrize(("figure", "factor"), [({"mean": 8, "n": 5}, 1), ({"median": 8, "n": 5}, math.pi / 2)])
+def test_without_their_deviation_ours_is_that_of_both(figure: Any, factor: float) -> None:
+    """The variance of a median of normal values is pi / 2 times that of a mean, for many of them."""
+    values = [-0.3, 0.0, 0.3]  # their mean is their median
+    half_width = stats.t.ppf(0.975, 2) * 0.3 * math.sqrt(factor * (1 / 3 + 1 / 5))
+    for side, verdict in ((-1, "better"), (1, "worse")):
+        assert verdict_of(figure, [8 + value + side * (half_width + 0.001) for value in values]) == verdict
+        assert verdict_of(figure, [8 + value + side * (half_width - 0.001) for value in values]) not in (
+            "better",
+            "worse",
+        )
 
 
 @pytest.mark.parametrize("figure", [8.0, {"median": 8, "n": 5}, {"mean": 8, "n": 5}, {"low": 7, "high": 9}])
@@ -107,8 +133,8 @@ def test_a_single_seed_tells_nothing_where_no_spread_is_known(figure: Any, recor
         (2, [2.0, 2.2, 1.8], "too few seeds to tell"),  # 4.3 x 0.2 x 1.15 is more than 0.5
     ],
 )
-def test_verdicts_know_the_spread(figure: Any, values: list[float], verdict: str, recorded: Recorded) -> None:
-    assert verdict_of(figure, values, recorded) == verdict
+def test_verdicts_know_the_spread(figure: Any, values: list[float], verdict: str) -> None:
+    assert verdict_of(figure, values) == verdict
 
 
 @pytest.mark.parametrize(
@@ -164,15 +190,16 @@ def test_published_stands_beside_measured_in_every_output(recorded: Recorded, pr
     assert (residual["published_val_error_top1"], residual["verdict_val_error_top1"]) == ("8.75", "better")
     assert float(residual["difference_val_error_top1"]) == pytest.approx(-0.65)
     assert (residual["published_val_error_top5"], plain["published_val_error_top1"]) == ("1.00 ± 0.10 (3)", "")
-    rows = json.loads(Path("runs/compare.json").read_text())
-    assert rows == json.loads(program("compare", "runs", "--json")[1])
-    assert (rows[1]["source_val_error_top1"], rows[0]["verdict_val_error_top1"]) == ("a paper, table 1", None)
+    table = json.loads(Path("runs/compare.json").read_text())
+    assert table == json.loads(program("compare", "runs", "--json")[1])
+    assert (table[1]["source_val_error_top1"], table[0]["verdict_val_error_top1"]) == ("a paper, table 1", None)
 
 
-def test_nothing_published_is_not_mentioned(recorded: Recorded, program: Program) -> None:
+def test_nothing_published_is_not_mentioned(recorded: Recorded) -> None:
     recorded(NET, 0, 4.0)
-    assert "published" not in program("compare", "runs")[1]
-    assert "ublished" not in Path("runs/compare.md").read_text() + Path("runs/compare.csv").read_text()
+    assert published(groups()) == []
+    assert published_table([]) == ""
+    assert add_published(rows(groups()), groups()) == rows(groups())
 
 
 def stars(ax: Axes) -> list[tuple[float, float]]:
@@ -180,8 +207,8 @@ def stars(ax: Axes) -> list[tuple[float, float]]:
 
 
 def test_figures_have_a_mark_at_the_published_value(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    drawn: list[mpl.Figure] = []
+    monkeypatch.setattr(mpl.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     recorded(NET, 0, 4.0, expect=expect(8.75, clean_train_error={NET: {"low": 1, "high": 3}}))
     recorded("cifar-resnet-32", 0, 4.0, expect=expect(8, protocol="ten-crop"))  # another protocol: no mark
     figures.draw_curves(groups(), Path("unused.png")), figures.draw_costs(groups(), Path("unused.png"))
