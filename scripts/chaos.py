@@ -134,7 +134,6 @@ class Faults:
 
             setattr(module, name, function)
 
-        from resnet_train.runtime import processes
         from resnet_train.training import loop
 
         real_open = io.open
@@ -143,10 +142,7 @@ class Faults:
             before(os, name, call)
         before(os, "mkdir", "mkdir")
         before(loop, "train_step", "step")
-        # Workers are copies, too, so that their calls count.
-        context = multiprocessing.get_context("fork")
-        processes.multiprocessing.get_context = lambda _=None: context  # type: ignore[assignment,attr-defined]
-        processes.ensure_fork_server = lambda: None
+        forks.fork_workers()  # so that their calls count, too
 
 
 # --- the scenarios ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ importing torch. For `chaos.py` and `fuzz.py`.
 
 import gc
 import importlib
+import multiprocessing
 import os
 import resource
 import select
@@ -119,10 +120,20 @@ def command(*arguments: object) -> int:
     return cli.main([str(argument) for argument in arguments])
 
 
+def fork_workers() -> None:
+    """Start the workers of this process as copies of it: multiprocessing's fork server would import torch once more."""
+    from resnet_train.runtime import processes
+
+    context = multiprocessing.get_context("fork")
+    processes.multiprocessing.get_context = lambda _=None: context  # type: ignore[assignment,attr-defined]
+    processes.ensure_fork_server = lambda: None
+
+
 def call(*arguments: object, folder: Path, before: Callable[[], object] = lambda: None) -> Outcome:
     """Run `resnet-train` in a copy, in `folder`, after a call of `before` there."""
 
     def function() -> int:
+        fork_workers()
         before()
         return command(*arguments)
 
