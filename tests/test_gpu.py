@@ -129,8 +129,11 @@ EVERYTHING = {"clip_grad_norm": 0.5, "ema_decay": 0.9, "label_smoothing": 0.1}
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(
     ("changes", "kind"),
-    [({}, "sgd"), (EVERYTHING, "sgd"), ({"compile": True}, "sgd"), (EVERYTHING, "lars")],
-    ids=["plain", "everything", "compiled", "lars"],
+    [
+        *(({}, "sgd"), (EVERYTHING, "sgd"), ({"compile": True}, "sgd")),
+        *((EVERYTHING, kind) for kind in ("lars", "adamw", "lamb")),
+    ],
+    ids=["plain", "everything", "compiled", "lars", "adamw", "lamb"],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_graph_takes_the_same_steps(

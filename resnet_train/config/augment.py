@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from resnet_train.config.section import Count, Fraction, Pixels, Positive, Section
+from resnet_train.config.section import Count, Fraction, NonNegative, Pixels, Positive, Section
 
 
 class ScaleCropConfig(Section):
@@ -75,7 +75,23 @@ class RandAugmentConfig(Section):
     """Strength of the operations, from 0 to 30."""
 
 
-AutoAugmentConfig = Annotated[TrivialAugmentConfig | RandAugmentConfig, Field(discriminator="kind")]
+class TimmRandAugmentConfig(Section):
+    """timm's RandAugment, `rand-mMAGNITUDE-mstdSTD-inc1`: some random operations of 15, each left out with probability
+    1/2, at magnitudes from a normal distribution; all of them get stronger with the magnitude."""
+
+    kind: Literal["timm-rand-augment"]
+    """timm's RandAugment."""
+    operations: Annotated[int, Field(ge=1, le=4)] = 2
+    """Number of operations that are drawn for an image."""
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    """Mean of the magnitudes, which are cut to 0 to 10."""
+    magnitude_std: NonNegative = 0.5
+    """Standard deviation of the magnitudes."""
+
+
+AutoAugmentConfig = Annotated[
+    TrivialAugmentConfig | RandAugmentConfig | TimmRandAugmentConfig, Field(discriminator="kind")
+]
 
 
 class AugmentConfig(Section):
@@ -97,7 +113,7 @@ class AugmentConfig(Section):
     pca_lighting: bool = False
     """Shift colours along the principal components of ImageNet's RGB values (Krizhevsky et al. 2012)."""
     auto_augment: AutoAugmentConfig | None = None
-    """Random operations on geometry and colour, those of torchvision."""
+    """Random operations on geometry and colour, those of torchvision or timm."""
     random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a rectangle of 0.02 to 0.33 of the area becomes the mean of all images (Zhong et al. 2017)."""
     mixup: Positive | None = None

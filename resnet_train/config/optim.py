@@ -69,21 +69,25 @@ ScheduleConfig = Annotated[StepScheduleConfig | DecayScheduleConfig, Field(discr
 
 
 class OptimizerConfig(Section):
-    """Stochastic gradient descent with momentum: v = momentum * v + g, w = w - lr * v."""
+    """Stochastic gradient descent with momentum: v = momentum * v + g, w = w - lr * v. Or one of its successors."""
 
-    kind: Literal["sgd", "lars"] = "sgd"
+    kind: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
     """`sgd` is stochastic gradient descent; `lars`, for large batches, gives each convolution and the head a learning
-    rate of its own (You et al. 2017)."""
+    rate of its own (You et al. 2017). `adamw` is Adam with decoupled weight decay (Loshchilov and Hutter 2019); `lamb`
+    is to Adam what `lars` is to `sgd` (You et al. 2019)."""
     trust_coefficient: Positive = 0.001
     """Only for `lars`: a step is this fraction of a weight's norm, times `lr` (You et al. 2017)."""
     lr: Positive = 0.1
     """Learning rate after the warm-up and before any decay."""
     momentum: Fraction = 0.9
-    """Factor of the previous step's update."""
+    """Factor of the previous step's update; with `adamw` and `lamb` beta1, the decay of the mean of gradients."""
+    beta2: Fraction = 0.999
+    """Only for `adamw` and `lamb`: decay of the mean of squared gradients."""
     nesterov: bool = False
     """Use Nesterov's momentum, as fb.resnet.torch does; He et al. use plain momentum."""
     weight_decay: NonNegative = 1e-4
-    """Factor of each weight that is added to its gradient."""
+    """Factor of each weight that is added to its gradient; with `lamb` to its step before the learning rate of its
+    layer; with `adamw` to its step."""
     decay_on: Literal["all", "matrices"] = "all"
     """What is decayed: `all` parameters (He et al. 2015), or `matrices`: the weights of convolutions and of the head,
     not batch norm and biases."""
@@ -91,9 +95,13 @@ class OptimizerConfig(Section):
     def complaints(self) -> Iterator[str]:
         if self.nesterov and self.momentum == 0:
             yield "nesterov has no effect with momentum 0: remove one of them"
-        if self.nesterov and self.kind == "lars":
-            yield "nesterov has no effect with kind lars, which has plain momentum: remove it"
-        if self.kind == "sgd" and self.trust_coefficient != OptimizerConfig.model_fields["trust_coefficient"].default:
-            yield "trust_coefficient has no effect with kind sgd: remove it, or use kind lars"
+        if self.nesterov and self.kind != "sgd":
+            yield f"nesterov has no effect with kind {self.kind}, which has plain momentum: remove it"
+        only_for = {"trust_coefficient": ("lars",), "beta2": ("adamw", "lamb")}
+        for key, kinds in only_for.items():
+            if self.kind not in kinds and getattr(self, key) != OptimizerConfig.model_fields[key].default:
+                yield f"{key} has no effect with kind {self.kind}: remove it, or use kind {' or '.join(kinds)}"
+        if self.kind == "lamb" and 0 in (self.momentum, self.beta2):
+            yield "kind lamb needs momentum and beta2 above 0"
         if self.decay_on == "matrices" and self.weight_decay == 0:
             yield "decay_on has no effect with weight_decay 0: remove one of them"

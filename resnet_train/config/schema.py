@@ -62,8 +62,14 @@ class TrainConfig(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay at each step of an exponential moving average of the weights, which evaluation then uses; by default there
     is no average."""
+    loss: Literal["cross-entropy", "binary-cross-entropy"] = "cross-entropy"
+    """`binary-cross-entropy` takes each class as a question of its own, and the mean over classes (Wightman et al.
+    2021). Evaluation reports cross-entropy either way."""
     label_smoothing: Fraction = 0.0
     """Probability that is spread evenly over all classes in the target (Szegedy et al. 2016)."""
+    target_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Only for `binary-cross-entropy` of mixed images: a class whose share is above this has the target 1, any other
+    0; by default the targets are the shares."""
     on_divergence: Literal["stop", "record"] = "stop"
     """What happens if the loss is not finite: `stop` ends the program; `record` records it as the result of this
     network and continues with the next."""
@@ -79,6 +85,10 @@ class TrainConfig(Section):
             yield (f"batch_size {self.batch_size} is not divisible by grad_accum_steps {self.grad_accum_steps}")
         if self.cuda_graph and self.grad_accum_steps > 1:
             yield (f"cuda_graph needs grad_accum_steps 1, and it is {self.grad_accum_steps}: set one of them back")
+        if self.target_threshold is not None and self.loss != "binary-cross-entropy":
+            yield f"target_threshold has no effect with loss {self.loss}: remove it, or use binary-cross-entropy"
+        if self.target_threshold is not None and self.label_smoothing:
+            yield "label_smoothing has no effect with target_threshold, by which targets are 0 or 1: remove one of them"
         if self.device in ("cpu", "mps") and self.precision == "tf32":
             yield f"precision tf32 has no effect with device {self.device}: use fp32 or bf16"
 
@@ -216,6 +226,8 @@ class Recipe(Section):
                 f"train.batch_size {self.train.batch_size} is not divisible by "
                 f"augment.repeated_augmentation {self.augment.repeated_augmentation}"
             )
+        if self.train.target_threshold is not None and not self.augment.mixes:
+            yield "train.target_threshold has no effect without augment.mixup or augment.cutmix: remove it"
         if self.augment.pca_lighting and self.data.grey:
             yield (
                 f"augment.pca_lighting needs colour images, and those of data.kind {self.data.kind} are grey: remove it"

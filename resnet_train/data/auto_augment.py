@@ -1,4 +1,4 @@
-"""TrivialAugment (Müller and Hutter 2021) and RandAugment (Cubuk et al. 2019), by torchvision's functions.
+"""TrivialAugment (Müller and Hutter 2021) and RandAugment (Cubuk et al. 2019), by torchvision's functions or timm's.
 
 As in `augment`, operations are planned as plain arrays first and applied afterwards.
 """
@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from resnet_train.config.augment import RandAugmentConfig, TrivialAugmentConfig
+from resnet_train.config.augment import RandAugmentConfig, TimmRandAugmentConfig, TrivialAugmentConfig
+from resnet_train.data import timm_augment
 from resnet_train.data.decoding import ImageArray
 from resnet_train.data.rng import Floats, Ints
+
+AnyAutoAugment = TrivialAugmentConfig | RandAugmentConfig | TimmRandAugmentConfig
 
 OPERATIONS = (
     "Identity",
@@ -43,18 +46,23 @@ class Edits(NamedTuple):
     """The operations on each of n images, applied one after the other."""
 
     operations: Ints
-    """[n, k], indices into `OPERATIONS`."""
+    """[n, k], indices into `OPERATIONS`, followed by those of `timm_augment`."""
     magnitudes: Floats
     """[n, k], in the unit of each operation: slopes, pixels, degrees, factors, bits or thresholds."""
 
 
-def number_of_draws(cfg: TrivialAugmentConfig | RandAugmentConfig) -> int:
+def number_of_draws(cfg: AnyAutoAugment) -> int:
     """Random numbers that the plan of an image needs."""
+    if isinstance(cfg, TimmRandAugmentConfig):
+        return timm_augment.DRAWS * cfg.operations
     return 3 * cfg.operations if isinstance(cfg, RandAugmentConfig) else 3
 
 
-def plan(cfg: TrivialAugmentConfig | RandAugmentConfig, random: Floats, size: int) -> Edits:
+def plan(cfg: AnyAutoAugment, random: Floats, size: int) -> Edits:
     """[n, number_of_draws(cfg)] random numbers -> the operations on images of `size` x `size` pixels."""
+    if isinstance(cfg, TimmRandAugmentConfig):
+        operations, is_applied, magnitudes = timm_augment.plan(cfg, random, size)
+        return Edits(np.where(is_applied, len(OPERATIONS) + operations, 0), magnitudes)
     operation, level, sign = np.moveaxis(random.reshape(len(random), -1, 3), 2, 0)
     operations = np.floor(operation * len(OPERATIONS)).astype(np.int64)
     if isinstance(cfg, RandAugmentConfig):
@@ -95,7 +103,7 @@ def apply(images: ImageArray, edits: Edits) -> None:
 
 @cache
 def _functions() -> tuple[Callable[[Any, float], Any], ...]:
-    """Functions of an image and a magnitude, in the order of `OPERATIONS`."""
+    """Functions of an image and a magnitude, in the order of `OPERATIONS`; then timm's."""
     # Imported here since it takes seconds, and most recipes do not need it.
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as tv
@@ -120,4 +128,5 @@ def _functions() -> tuple[Callable[[Any, float], Any], ...]:
         lambda image, m: tv.solarize(image, 255.0 * m),
         lambda image, _: tv.autocontrast(image),
         lambda image, _: tv.equalize(image),
+        *timm_augment.OPERATIONS.values(),
     )

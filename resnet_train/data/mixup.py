@@ -88,6 +88,24 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, smoothi
     return torch.lerp(F.cross_entropy(logits, neighbours(labels), label_smoothing=smoothing), loss, weight)
 
 
+def binary_cross_entropy(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, smoothing: float, threshold: float | None
+) -> Tensor:
+    """The loss of mixed images by class, float32 []: the mean over images and classes, as timm's BinaryCrossEntropy.
+
+    The target of a class is its share of the image, smoothed; with a threshold it is 1 above that, else 0. weight: as
+    returned by `mix`; None: the images are not mixed.
+    """
+    targets = torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
+    if weight is not None:
+        targets = torch.lerp(neighbours(targets), targets, weight)
+    if threshold is not None:
+        targets = (targets > threshold).to(logits.dtype)
+    elif smoothing:
+        targets = targets * (1 - smoothing) + smoothing / logits.shape[1]
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
 def majority(labels: Tensor, weight: Tensor | None) -> Tensor:
     """The label with the larger weight in each mixed image, int64 [n]."""
     return labels if weight is None else torch.where(weight < 0.5, neighbours(labels), labels)

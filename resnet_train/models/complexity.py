@@ -95,12 +95,13 @@ def network_complexity(cfg: AnyNet, size: int, classes: int, channels: int = 3) 
     return total(stage_table(cfg, size, classes, channels))
 
 
-def estimate_training_memory(cost: Complexity, images: int, precision: str, ema: bool) -> int:
+def estimate_training_memory(cost: Complexity, images: int, precision: str, ema: bool, moments: int = 1) -> int:
     """An estimate of the device memory of a training, in bytes, with micro-batches of `images`.
 
     Weights, gradients, momentum and (with `ema`) the average of the weights in fp32; for each image the output of every
     convolution and every batch norm, which the backward pass reads. Workspaces and the allocator's reserve come on top.
+    moments: what the optimizer keeps for each weight: 1, or 2 if it also has a mean of squared gradients.
     """
-    parameter_copies = 4 if ema else 3
+    parameter_copies = 2 + moments + ema
     bytes_per_activation = 2 if precision in ("bf16", "fp16") else 4
     return cost.params * 4 * parameter_copies + 2 * cost.activations * images * bytes_per_activation

@@ -54,7 +54,13 @@ def estimate_training(run: Run) -> TrainingEstimate:
         macs=cost.macs,
         activations=cost.activations,
         steps=steps,
-        memory=complexity.estimate_training_memory(cost, images, run.train.precision, run.train.ema_decay is not None),
+        memory=complexity.estimate_training_memory(
+            cost,
+            images,
+            run.train.precision,
+            ema=run.train.ema_decay is not None,
+            moments=2 if run.optimizer.kind in ("adamw", "lamb") else 1,
+        ),
     )
 
 

@@ -188,9 +188,15 @@ def _forward_backward(
         images, own_weight = mixup.mix(images, batch.mix_params)
     with autocast(cfg.precision, images.device):
         logits = state.forward(images)  # [n, classes]
-    loss = mixup.cross_entropy(logits.float(), batch.labels, own_weight, cfg.label_smoothing)
+    loss = _loss(logits.float(), batch.labels, own_weight, cfg)
     state.scaler.scale(loss / passes).backward()
     _add_to_sums(state, loss.detach(), logits.detach(), mixup.majority(batch.labels, own_weight))
+
+
+def _loss(logits: Tensor, labels: Tensor, own_weight: Tensor | None, cfg: TrainConfig) -> Tensor:
+    if cfg.loss == "cross-entropy":
+        return mixup.cross_entropy(logits, labels, own_weight, cfg.label_smoothing)
+    return mixup.binary_cross_entropy(logits, labels, own_weight, cfg.label_smoothing, cfg.target_threshold)
 
 
 def _update(state: TrainState, cfg: TrainConfig) -> Metrics:

@@ -117,6 +117,22 @@ def error_message(path: Path, *overrides: str) -> str:
         ),
         ("optimizer.trust_coefficient=0.1", "optimizer: trust_coefficient has no effect with kind sgd"),
         ("optimizer={kind: lars, nesterov: true}", "optimizer: nesterov has no effect with kind lars"),
+        ("optimizer={kind: lamb, trust_coefficient: 0.1}", "optimizer: trust_coefficient has no effect with kind lamb"),
+        ("optimizer.beta2=0.9", "optimizer: beta2 has no effect with kind sgd: remove it, or use kind adamw or lamb"),
+        ("optimizer={kind: lamb, momentum: 0}", "optimizer: kind lamb needs momentum and beta2 above 0"),
+        ("train.target_threshold=0.2", "train: target_threshold has no effect with loss cross-entropy"),
+        (
+            "train={loss: binary-cross-entropy, target_threshold: 0.2}",
+            "train.target_threshold has no effect without augment.mixup or augment.cutmix: remove it",
+        ),
+        (
+            "train={loss: binary-cross-entropy, target_threshold: 0.2, label_smoothing: 0.1}",
+            "train: label_smoothing has no effect with target_threshold",
+        ),
+        (
+            "augment.auto_augment={kind: timm-rand-augment, magnitude: 11}",
+            "augment.auto_augment.magnitude = 11: input should be less than or equal to 10",
+        ),
         ("per_network={resnet-50: {train: {steps: 3}}}", "per_network.resnet-50 has no effect: the networks are"),
         ("per_network.cifar-resnet-8.train.step=3", "train.step: unknown key; did you mean steps?"),
         ("networks=[resnet-18-A-B]", "unknown network 'resnet-18-A-B': -B contradicts the suffix before it"),

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+import timm.data.mixup
+import timm.loss
 import torch
 import torchvision.transforms.v2 as v2
 from torch import nn
@@ -101,3 +103,21 @@ def test_with_mixup_and_cutmix_each_batch_draws_one_of_them() -> None:
     is_mixup = [np.array_equal(params, first) for params, first in zip(both, alone[0], strict=True)]
     assert all(a or np.array_equal(b, c) for a, b, c in zip(is_mixup, both, alone[1], strict=True))
     assert abs(sum(is_mixup) - 500) < 80
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("threshold", [None, 0.2])
+@pytest.mark.parametrize("weight", [None, 0.0, 0.15, 0.5, 0.93, 1.0])
+def test_binary_cross_entropy_is_timms(weight: float | None, threshold: float | None, smoothing: float) -> None:
+    """Of two images, of which each is mixed with the other, in either implementation."""
+    if threshold is not None and smoothing:
+        return  # refused in a recipe
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 7, requires_grad=True), torch.tensor([5, 2])
+    own = None if weight is None else torch.tensor(weight)
+    ours = mixup.binary_cross_entropy(logits, labels, own, smoothing, threshold)
+    targets = timm.data.mixup.mixup_target(labels, 7, 1.0 if weight is None else weight, smoothing)
+    theirs = timm.loss.BinaryCrossEntropy(smoothing, target_threshold=threshold)(logits, targets)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients)

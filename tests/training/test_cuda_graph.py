@@ -68,7 +68,9 @@ def assert_same(one: TrainState, other: TrainState) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(
-    ("changes", "kind"), [({}, "sgd"), (EVERYTHING, "sgd"), (EVERYTHING, "lars")], ids=["plain", "everything", "lars"]
+    ("changes", "kind"),
+    [({}, "sgd"), (EVERYTHING, "sgd"), (EVERYTHING, "lars"), (EVERYTHING, "adamw"), (EVERYTHING, "lamb")],
+    ids=["plain", "everything", "lars", "adamw", "lamb"],
 )
 def test_a_graph_takes_the_same_steps(precision: str, changes: dict[str, Any], kind: str, tiny_run: TinyRun) -> None:
     """Weights, running statistics, momentum, average, sums and loss scale, bit for bit, at a rate that moves."""
@@ -138,7 +140,7 @@ def test_the_step_that_diverged_is_that_of_the_graph(tiny_run: TinyRun) -> None:
     assert graph.diverged_at.item() == 7
 
 
-@pytest.mark.parametrize("kind", ["sgd", "lars"])
+@pytest.mark.parametrize("kind", ["sgd", "lars", "adamw", "lamb"])
 def test_a_loss_scale_falls_within_the_graph(kind: str, tiny_run: TinyRun) -> None:
     run = tiny_run(train={"precision": "fp16"}, optimizer={"kind": kind})
     eager, graph = states(run)

@@ -64,7 +64,7 @@ def without_values(batches: StepBatches) -> StepBatches:
     return batches._replace(micro_batches=fakes)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw", "lamb"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("mix", [False, True], ids=["", "mix"])  # everything that is random at once
 def test_a_step_never_waits(tiny_run: Callable[..., Run], optimizer: str, precision: str, mix: bool) -> None:
@@ -74,6 +74,8 @@ def test_a_step_never_waits(tiny_run: Callable[..., Run], optimizer: str, precis
     newer = {"dirac": True, "addition": {"kind": "skip-init"}} if mix else {}
     networks = [{"base": "cifar-resnet-8", "widths": [4, 8, 8], **random, **newer}]
     train["precision"] = precision
+    if mix and optimizer == "lamb":
+        train |= {"loss": "binary-cross-entropy", "target_threshold": 0.2}
     run = tiny_run(networks=networks, optimizer={"kind": optimizer}, augment=options, train=train)
     state, real_batches = create_train_state(run, 4, 3, CPU), first_batches(run)
     with FakeTensorMode():

@@ -105,3 +105,38 @@ def test_modern_recipe_averages_as_torchvisions() -> None:
     alpha = (1 - 0.99998) * run.train.batch_size * 32 / run.train.epochs
     assert 1 - run.train.ema_decay**32 == pytest.approx(alpha, rel=0.01)
     assert build_schedule(run, 100.0).image_size_at(0) is None
+
+
+def test_recipes_of_resnet_strikes_back_are_the_papers() -> None:
+    """Wightman et al. 2021, table 2: A1, A2, A3."""
+    runs = [next(load.runs(load.load(CONFIGS / f"imagenet-rsb-a{i}.yaml"))) for i in (1, 2, 3)]
+    for run, epochs, lr, decay, smoothing, depth, repeat, magnitude, mixup, size in zip(
+        runs,
+        *((600, 300, 100), (0.005, 0.005, 0.008), (0.01, 0.02, 0.02), (0.1, 0.0, 0.0), (0.05, 0.05, 0.0)),
+        *((3, 3, 1), (7, 7, 6), (0.2, 0.1, 0.1), (224, 224, 160)),
+        strict=True,
+    ):
+        train, optimizer, augment, net = run.train, run.optimizer, run.augment, run.network
+        assert (train.epochs, train.loss, train.label_smoothing) == (epochs, "binary-cross-entropy", smoothing)
+        assert (optimizer.kind, optimizer.lr, optimizer.weight_decay) == ("lamb", lr, decay)
+        assert net.unit != "vgg"
+        assert (net.drop_path_rate, net.zero_init_residual) == (depth, True)
+        assert (augment.repeated_augmentation, augment.mixup, augment.cutmix) == (repeat, mixup, 1.0)
+        assert augment.auto_augment is not None
+        assert augment.auto_augment.model_dump() == {
+            "kind": "timm-rand-augment",
+            "operations": 2,
+            "magnitude": magnitude,
+            "magnitude_std": 0.5,
+        }
+        assert augment.crop is not None
+        assert augment.crop.kind == "random-resized"
+        assert augment.crop.size == size
+        assert run.view is not None
+        assert (run.view.crop, run.view.resize) == (224, int(224 / 0.95))
+        assert run.schedule.warmup is not None
+        assert (run.schedule.kind, run.schedule.warmup.epochs, train.batch_size // 8) == (
+            "cosine",
+            5,
+            256 - (repeat > 1),
+        )

@@ -43,8 +43,15 @@ from resnet_train.training import checkpoint, log
             },
             "optimizer": {"kind": "lars", "lr": 1.0},
         },
+        {
+            "networks": [{"base": "cifar-resnet-8", "stem": "cifar", "widths": [4, 8, 8], "drop_path_rate": 0.5}],
+            "augment": {"auto_augment": {"kind": "timm-rand-augment"}, "mixup": 0.2, "cutmix": 1.0},
+            "train": {"loss": "binary-cross-entropy", "target_threshold": 0.2, "precision": "fp16"},
+            "optimizer": {"kind": "lamb", "lr": 0.01, "decay_on": "matrices"},
+        },
+        {"optimizer": {"kind": "adamw", "lr": 0.01}, "train": {"loss": "binary-cross-entropy"}},
     ],
-    ids=["plain", "scaled", "newer"],
+    ids=["plain", "scaled", "newer", "strikes-back", "adamw"],
 )
 def test_resume_is_exact(
     stop_after: int, changes: Any, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch, images: Path

@@ -239,7 +239,7 @@ def test_lower_precision_follows_fp32(tiny_run: TinyRun, precision: str) -> None
     assert next(half.net.parameters()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw", "lamb"])
 def test_a_first_step_that_overflows_leaves_no_trace(tiny_run: TinyRun, optimizer: str) -> None:
     """The loss scaler skips it; the next one must start from zero momentum, not from unwritten memory."""
     run = tiny_run(train={"precision": "fp16"}, optimizer={"kind": optimizer})
@@ -259,7 +259,7 @@ def test_a_first_step_that_overflows_leaves_no_trace(tiny_run: TinyRun, optimize
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw", "lamb"])
 def test_a_later_step_that_overflows_changes_nothing(tiny_run: TinyRun, optimizer: str) -> None:
     """Not the weights, which still have momentum, and not the momentum."""
     run = tiny_run(train={"precision": "fp16"}, optimizer={"kind": optimizer})
@@ -267,7 +267,7 @@ def test_a_later_step_that_overflows_changes_nothing(tiny_run: TinyRun, optimize
 
     def kept() -> list[torch.Tensor]:
         return [p.detach().clone() for p in state.net.parameters()] + [
-            state.optimizer.state[p]["momentum_buffer"].clone() for p in state.net.parameters()
+            tensor.clone() for p in state.net.parameters() for tensor in state.optimizer.state[p].values()
         ]
 
     before = kept()
@@ -295,6 +295,9 @@ CALLS = {
     "fp16": ({"train": {"precision": "fp16"}}, 230),
     "lars": ({"optimizer": {"kind": "lars"}}, 230),
     "lars, fp16": ({"optimizer": {"kind": "lars"}, "train": {"precision": "fp16"}}, 290),
+    "adamw": ({"optimizer": {"kind": "adamw"}}, 200),
+    "lamb": ({"optimizer": {"kind": "lamb"}}, 270),
+    "binary": ({"train": {"loss": "binary-cross-entropy"}}, 200),
 }
 """Changes to the tiny experiment, and how many of torch's operations a step may call."""
 
