@@ -10,6 +10,7 @@ from resnet_train.analysis.groups import Group
 from resnet_train.analysis.significance import differs_significantly
 from resnet_train.analysis.sweeps import at_best
 from resnet_train.config.sweep import label as sweep_label
+from resnet_train.config.sweep import value_text
 from resnet_train.runs import run_folder
 from resnet_train.runs.records import Record
 from resnet_train.runs.run_folder import RunRecord
@@ -106,16 +107,26 @@ def _at_equal_values(one: Group, other: Group, groups: Sequence[Group]) -> list[
         [group for group in groups if (group.name, _set(group)) == (of.name, _set(of))] for of in (one, other)
     )
     pairs = [(a, b) for a in all_one for b in all_other if a.sweep and a.sweep == b.sweep]
-    values: dict[str, list[str]] = {}
+    values: dict[str, list[Group]] = {}
     for a, b in pairs:
         diverged = [group.name for group in (a, b) if group.has_diverged]
         verdict = f"{' and '.join(diverged)} diverged"
         if not diverged:
             column, _ = _training_error_of_both(a, b)
             verdict = _verdict(*_at_one_step(a, b, column)[:2], column)
-        values.setdefault(verdict, []).append(sweep_label(a.sweep))
-    verdicts = "; ".join(f"{verdict} at {', '.join(labels)}" for verdict, labels in values.items())
+        values.setdefault(verdict, []).append(a)
+    verdicts = "; ".join(f"{verdict} at {_values(members)}" for verdict, members in values.items())
+    if len(values) == 1 < len(pairs):
+        verdicts = verdicts.replace(" at ", " at every one of ", 1)
     return [f"{one.name} against {other.name}, training error at equal values: {verdicts}"] if verdicts else []
+
+
+def _values(groups: Sequence[Group]) -> str:
+    """The values of a sweep in words, such as `optimizer.lr 0.05, 0.1`."""
+    keys = sweeps.swept_keys(groups)
+    if len(keys) == 1:
+        return f"{keys[0]} {', '.join(value_text(group.sweep[keys[0]]) for group in groups)}"
+    return "; ".join(sweep_label(group.sweep) for group in groups)
 
 
 def _cheaper_and_better(groups: Sequence[Group]) -> list[str]:

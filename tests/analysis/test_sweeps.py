@@ -50,11 +50,11 @@ def test_networks_are_set_against_each_other_at_their_best_values() -> None:
         "plain: the deeper network's training error is higher: cifar-plain-56 optimizer.lr=0.02 20.00 %, "
         "cifar-plain-20 optimizer.lr=0.1 5.00 % (clean; each at the optimizer.lr where this error is lowest)",
         "cifar-plain-56 against cifar-plain-20, training error at equal values: "
-        "higher at optimizer.lr=0.02, optimizer.lr=0.1, optimizer.lr=0.2",
+        "higher at every one of optimizer.lr 0.02, 0.1, 0.2",
         "56 layers: the residual network's training error is lower: cifar-resnet-56 optimizer.lr=0.1 2.00 %, "
         "cifar-plain-56 optimizer.lr=0.02 20.00 % (clean; each at the optimizer.lr where this error is lowest)",
         "cifar-resnet-56 against cifar-plain-56, training error at equal values: "
-        "lower at optimizer.lr=0.02, optimizer.lr=0.1, optimizer.lr=0.2",
+        "lower at every one of optimizer.lr 0.02, 0.1, 0.2",
     ]
     assert findings.warnings(groups()) == [
         "cifar-plain-56: its best optimizer.lr, 0.02, is the lowest that was tried; a lower one may be better"
@@ -127,7 +127,7 @@ def test_the_best_has_not_diverged_and_is_of_the_same_step(swept: Recorded) -> N
     assert [group.sweep["optimizer.lr"] for group in at_best(groups())] == [0.1]
     swept("cifar-plain-56", 0.1, 5.0), swept("cifar-plain-56", 0.2, 9.0)
     assert (
-        "training error at equal values: not measurably different at optimizer.lr=0.1; cifar-plain-20 diverged at "
+        "training error at equal values: not measurably different at optimizer.lr 0.1; cifar-plain-20 diverged at "
         in ("\n".join(findings.findings(groups())))
     )
     # One is still at step 10, where the other was better.
