@@ -14,6 +14,8 @@ from resnet_train.config.sweep import value_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_LEGEND = "larger: its best; cross: diverged"
+
 
 def draw_sweeps(groups: Sequence[Group], path: Path, output: Output = Output()) -> list[Path]:  # noqa: B008
     """The clean training error and the validation error against each swept key: a line for each network.
@@ -41,7 +43,9 @@ def draw_sweeps(groups: Sequence[Group], path: Path, output: Output = Output()) 
             ax.set(xlabel=key, ylabel=f"{ERRORS[error][0]}, %")
             ax.set_ylim(bottom=0)
             ax.grid(alpha=0.3)
-        row[0].legend(fontsize=8, title="larger: its best; cross: diverged", title_fontsize=8)
+    # Below the panels: within one it would cover points.
+    lines = {line.get_label(): line for ax in grid.flat for line in ax.get_legend_handles_labels()[0]}
+    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=2, fontsize=8, title=_LEGEND)
     add_title(figure, *title(groups))
     return output.save(figure, path, dpi=130)
 
