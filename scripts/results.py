@@ -21,8 +21,9 @@ from typing import Any
 from PIL import Image
 
 from resnet_train import cli
-from resnet_train.analysis import figures, tables
+from resnet_train.analysis import tables
 from resnet_train.analysis.groups import Group, group_runs
+from resnet_train.analysis.style import Output
 from resnet_train.config import load, recipes
 from resnet_train.config.schema import Experiment
 from resnet_train.config.yaml12 import to_yaml
@@ -77,11 +78,9 @@ def collect(runs: Path, command: str, out: Path, note: str | None) -> None:
     experiment = experiment_of(command)
     records = list(_planned(run_folder.find([runs]), experiment, command))
     groups = group_runs(records)
-    tables.write_comparison(groups, out)
-    for name in ("compare.png", "compare-cost.png"):
-        _shrink(out / name)
-    figures.draw_curves(groups, out / "compare.svg")
-    figures.draw_costs(groups, out / "compare-cost.svg")
+    tables.write_comparison(groups, out, Output(("png", "svg")))
+    for path in out.glob("*.png"):
+        _shrink(path)
     study = _study(groups, command, note)
     (out / "experiment.yaml").write_text(to_yaml(load.dump(experiment)))
     (out / "study.json").write_text(json.dumps(study, indent=2) + "\n")
@@ -92,9 +91,9 @@ def collect(runs: Path, command: str, out: Path, note: str | None) -> None:
 
 def _planned(records: Sequence[RunRecord], experiment: Experiment, command: str) -> Iterator[RunRecord]:
     """The records with what is expected of them now. Raises `BadInput` if one is not finished, or another run."""
-    planned = {(run.network.name, run.seed): run for run in load.runs(experiment)}
+    planned = {(run.cell, run.seed): run for run in load.runs(experiment)}
     for record in records:
-        run = planned.get((record.run.network.name, record.run.seed))
+        run = planned.get((record.run.cell, record.run.seed))
         if run is None:
             raise BadInput(f"{record.folder}: {command!r} does not train it")
         for key, old, new in run_folder.differences(record.run, run):
@@ -107,7 +106,7 @@ def _planned(records: Sequence[RunRecord], experiment: Experiment, command: str)
 def _study(groups: Sequence[Group], command: str, note: str | None) -> dict[str, Any]:
     records = [record for group in groups for record in (*group.runs, *group.left_out)]
     sessions = [session for record in records for session in run_folder.sessions(record.folder)]
-    left_out = ("from_step", "date", "platform", "commit")
+    left_out = ("from_step", "date", "platform", "commit", "host", "pid", "queue")
     machines = {json.dumps({k: v for k, v in one.items() if k not in left_out and v is not None}) for one in sessions}
     return {
         "experiment": groups[0].experiment,

@@ -83,6 +83,17 @@ def test_runs_that_the_command_would_not_make_are_refused(command: str, message:
     assert not Path("kept").exists()
 
 
+def test_cells_of_a_sweep_are_kept_apart(recorded: Callable[..., Path]) -> None:
+    """Runs of one network and seed, with other values."""
+    for rate in (0.1, 0.2):
+        recorded("cifar-resnet-8", 0, 4.0 + rate, file="study.yaml", sweep={"optimizer.lr": [rate]})
+    path = Path("study.yaml").resolve()
+    results.collect(Path("runs"), f"resnet-train run {path} sweep.optimizer.lr=[0.1,0.2]", Path("kept/tiny"), None)
+    rows = json.loads(Path("kept/tiny/compare.json").read_text())
+    assert [row["clean_train_error"] for row in rows] == [4.1, 4.2]
+    assert "cifar-resnet-8 optimizer.lr=0.2 | 1 |" in results.table(Path("kept"))
+
+
 def test_an_unfinished_run_is_refused(finished: str) -> None:
     path = next(Path("runs").rglob("metrics.jsonl"))
     path.write_text("".join(line for line in path.read_text().splitlines(True) if '"end"' not in line))
