@@ -78,9 +78,9 @@ def collect(runs: Path, command: str, out: Path, note: str | None) -> None:
     experiment = experiment_of(command)
     records = list(_planned(run_folder.find([runs]), experiment, command))
     groups = group_runs(records)
-    tables.write_comparison(groups, out, Output(("png", "svg")))
-    for path in out.glob("*.png"):
-        _shrink(path)
+    for path in tables.write_comparison(groups, out, Output(formats=("png", "svg"))):
+        if path.suffix == ".png":
+            _shrink(path)
     study = _study(groups, command, note)
     (out / "experiment.yaml").write_text(to_yaml(load.dump(experiment)))
     (out / "study.json").write_text(json.dumps(study, indent=2) + "\n")
@@ -113,7 +113,9 @@ def _study(groups: Sequence[Group], command: str, note: str | None) -> dict[str,
         "command": command,
         "date": datetime.fromtimestamp(max(record.records[-1]["time"] for record in records), UTC).date().isoformat(),
         "commits": sorted({str(session.get("commit")) for session in sessions}),
-        "hours": {group.label: _hours(group.runs) / len(group.runs) for group in groups},
+        "hours": {
+            group.label: _hours(group.runs) / len(group.runs) for group in groups
+        },  # in the order of compare.json
         "hours_in_all": _hours(records),
         "machines": [json.loads(machine) for machine in sorted(machines)],
         "hardware": "; ".join(sorted({_hardware(session) for session in sessions})),
@@ -167,10 +169,10 @@ def table(root: Path) -> str:
         experiment_of(study["command"])
         whole = (study["hardware"], ", ".join(commit[:7] for commit in study["commits"]))
         link = f"[{folder.name}]({folder.name}/README.md)"
-        for row in json.loads((folder / "compare.json").read_text()):
-            name, steps = row["network"], f"{row['step'] or 0:,}"
-            hours = f"{study['hours'][name]:.2g}"
-            rows.append((link, name, str(row["seeds"]), steps, *_errors(row), *_published(row), hours, *whole))
+        compared = json.loads((folder / "compare.json").read_text())
+        for row, (name, hours) in zip(compared, study["hours"].items(), strict=True):
+            cells = (str(row["seeds"]), f"{row['step'] or 0:,}", *_errors(row), *_published(row), f"{hours:.2g}")
+            rows.append((link, name, *cells, *whole))
         pages.append(f"- [{folder.name}]({folder.name}/README.md), {study['date']}: `{study['command']}`")
     body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([_HEAD, *([body, "", _ABOUT, "", *pages] if pages else ["None yet."]), "", _ADD])
