@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weight-scale",
         type=positive_numbers,
         metavar="S,...",
-        help="gradients of networks without batch norm, such as cifar-plain-56-nobn, for weights S times as large",
+        help="gradients of networks without batch norm, such as cifar-plain-56-nobn, for weights S times as large "
+        "(default: 1)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="the figure (default: KIND.png)")
     add_figure_options(parser)

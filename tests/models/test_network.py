@@ -232,8 +232,10 @@ def test_without_norms_a_network_is_the_one_whose_norms_do_nothing(order: str) -
         images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
         torch.testing.assert_close(nets[0](images), nets[1](images))
         assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in nets[0].modules())
-        before = images.clone(), nets[0].layer1[0](x := torch.randn(2, 4, 5, 5).double()), x.clone()
-        assert torch.equal(before[2], x), "the unit overwrote its input, which its shortcut needs"
+        unit = build_network(net_config("cifar-resnet-14-nobn", **changes), classes=3).double().layer1[1]
+        before = (x := torch.randn(2, 4, 5, 5).double()).clone()
+        unit(x)
+        assert torch.equal(before, x), "the unit overwrote its input, which its shortcut needs"
         nets[0](images).sum().backward()
         assert all(bool(p.grad.any()) for name, p in nets[0].named_parameters() if name.endswith("bias"))
 

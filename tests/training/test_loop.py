@@ -282,14 +282,17 @@ def test_garbage_is_collected_at_steps_that_are_due(
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_files_train_two_steps_on_synthetic_data(path: Path, program: Program, images: Path) -> None:
     """Every network of the file, narrower and of one unit a stage, with all of its recipe."""
-    networks = load.load(path).networks
+    experiment = load.load(path)
+    networks, repeats = experiment.networks, experiment.augment.repeated_augmentation
     stages = len(networks[0].depths)
     small = {"widths": [4] * stages, "depths": [1] * stages, "stem_width": 4}
     narrow = [load.dump(network) | small for network in networks]
     short = [
         "train.steps=2",
-        "train.batch_size=4",
+        f"train.batch_size={4 if 4 % repeats == 0 else 2 * repeats}",
         "train.device=cpu",
+        "per_network=null",  # of which one trains for epochs
+        "sweep=null",
         "eval.clean_train_images=4",
         "eval.batch_size=4",
         "seeds=[0]",
