@@ -1,5 +1,6 @@
 """`resnet-train`, `python -m resnet_train`, and so `torchrun -m resnet_train`."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -14,6 +15,9 @@ def main() -> NoReturn:
     from resnet_train.runtime.process_exit import exit_process
     from resnet_train.runtime.streams import prepare_streams
 
+    # Figures are files; matplotlib cannot be imported with a backend that it lacks. Not in `cli`: if a notebook calls
+    # that, the variable is the notebook's.
+    os.environ["MPLBACKEND"] = "agg"
     prepare_streams()
     exit_process(cli.main())
 

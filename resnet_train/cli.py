@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -46,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             args = parse(arguments)
-            os.environ["MPLBACKEND"] = "agg"  # figures are files; matplotlib cannot be imported with one that it lacks
             check_temporary_folder()
             args.main(args)
         finally:  # also after --help, which ends by SystemExit

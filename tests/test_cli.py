@@ -18,7 +18,7 @@ import torch
 from conftest import spawn
 from PIL import Image
 
-from resnet_train import cli
+from resnet_train import __main__, cli
 
 ROOT = Path(__file__).parents[1]
 Program = Callable[..., tuple[int, str, str]]
@@ -171,3 +171,18 @@ def test_commands_are_parsed_without_heavy_imports() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "\n"
+
+
+def test_the_backend_of_matplotlib_is_the_program_s_and_not_its_caller_s(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """matplotlib cannot be imported with a backend that it lacks. In a notebook the variable is the notebook's."""
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    assert program("schema")[0] == 0
+    assert os.environ["MPLBACKEND"] == "nonsense"
+    seen: list[str] = []
+    monkeypatch.setattr(cli, "main", lambda: seen.append(os.environ["MPLBACKEND"]))
+    monkeypatch.setattr("resnet_train.runtime.streams.prepare_streams", lambda: None)
+    monkeypatch.setattr("resnet_train.runtime.process_exit.exit_process", lambda code: None)
+    __main__.main()
+    assert seen == ["agg"]
