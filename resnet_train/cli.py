@@ -15,6 +15,7 @@ COMMANDS = {
     "run": "train every network of an experiment, or continue what is unfinished",
     "status": "print how far each run is: its state, step, errors, speed and time left",
     "compare": "tabulate and draw the errors of run folders across depths",
+    "report": "write one web page about run folders: findings, curves, costs, probes, configuration",
     "eval": "print the error of checkpoints, and of their ensemble",
     "probe": "measure gradients or responses by depth, or the error without each unit, and draw them",
     "predict": "print the most probable classes of image files",

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "Dockerfile")
 )
-WITHOUT_COMMANDS = {"CHANGELOG.md", "docs/architecture.md", "docs/metrics.md", "docs/scaling.md"}
+WITHOUT_COMMANDS = {"CHANGELOG.md", "docs/architecture.md", "docs/scaling.md"}
 """Every other page has at least one command; if none is found there, the search is broken."""
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/*.yaml"))
 BATCH_FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("slurm/*.sbatch"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_train.config.network import AnyNet
+from resnet_train.config.network import AnyNet, canonical_fields
 from resnet_train.runtime.tables import short
 
 if TYPE_CHECKING:
@@ -60,6 +60,12 @@ def line_colours(networks: Sequence[AnyNet]) -> list[Any]:
     if len(set(by_depth)) == len(by_depth):
         return by_depth
     return [colormaps["tab20" if len(networks) > 10 else "tab10"](i % 20) for i in range(len(networks))]
+
+
+def likeness(one: AnyNet, other: AnyNet) -> int:
+    """The number of fields in which two networks agree."""
+    others = canonical_fields(other)
+    return sum(others.get(key) == value for key, value in canonical_fields(one).items())
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def write_comparison(
     Figures of depth and cost show each network at the best value of a sweep, which has a figure of its own.
     with_loss: the figure of the training loss, too. Raises `BadInput` where the folder cannot be written.
     """
-    markdown, table, as_json = files = [out / name for name in ("compare.md", "compare.csv", "compare.json")]
+    markdown, sheet, as_json = files = [out / name for name in ("compare.md", "compare.csv", "compare.json")]
     records = add_published(rows(groups), groups)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def write_comparison(
         if swept_keys(groups):
             paths += sweep_figure.draw_sweeps(groups, out / "compare-sweep.png", output)
         markdown.write_text(_markdown(groups, output.formats[0], with_loss), "utf-8", "surrogateescape")
-        with table.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with sheet.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, records[0].keys())
             writer.writeheader()
             writer.writerows(records)
@@ -108,29 +108,36 @@ def write_comparison(
     return [*paths, *files]
 
 
-def _markdown(groups: Sequence[Group], suffix: str, with_loss: bool) -> str:
+def table(groups: Sequence[Group], best: str = "* {}") -> list[list[str]]:
+    """All columns of a comparison, the first row of headings. The best values of a sweep are set into `best`."""
     records = rows(groups)
     errors, keys = _with_medians(error_columns(records[0]), records), swept_keys(groups)
-    headings = ["network", *keys, "depth", "seeds", "step", *errors.values(), *_COSTS]
+    lines = [["network", *keys, "depth", "seeds", "step", *errors.values(), *_COSTS]]
+    for row in records:
+        cells = [row["network"], *_values(row, keys, best), str(row["depth"]), str(row["seeds"]), _step(row)]
+        lines.append([*cells, *_errors(row, errors), *_costs(row)])
+    return lines
+
+
+def _markdown(groups: Sequence[Group], suffix: str, with_loss: bool) -> str:
+    headings, *body = table(groups, best="**{}**")
+    keys = swept_keys(groups)
     lines = ["# Error across depths", "", f"![error across depths](compare.{suffix})", ""]
     lines += [f"![error against cost](compare-cost.{suffix})", ""]
     lines += [f"![training loss](compare-loss.{suffix})", ""] if with_loss else []
     if keys:
         lines += [f"![error against {' and '.join(keys)}](compare-sweep.{suffix})", ""]
     lines += [f"| {' | '.join(headings)} |", f"| --- {'| ---: ' * (len(headings) - 1)}|"]
-    for row in records:
-        cells = [row["network"], *_values(row, keys, "**{}**"), str(row["depth"]), str(row["seeds"]), _step(row)]
-        cells += [*_errors(row, errors), *_costs(row)]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {' | '.join(cells)} |" for cells in body]
     lines += ["", "Errors in percent, mean ± standard deviation over seeds.", ""]
     lines += [f"Bold, and in the figures above: {note}." for note in best_note(groups)] + [""] * bool(keys)
     lines += [f"Validation protocol: {'; '.join(footnotes(groups) or protocols(groups))}.", ""]
     found = published(groups)
     if found:
-        head, *body = published_rows(found)
+        head, *published_cells = published_rows(found)
         lines += ["## Published and measured", "", f"| {' | '.join(head)} |"]
         lines += ["| --- | --- | ---: | ---: | ---: | --- | --- |"]
-        lines += [f"| {' | '.join(row)} |" for row in body]
+        lines += [f"| {' | '.join(row)} |" for row in published_cells]
         lines += ["", "In brackets the number of seeds, or of the source's trainings where there are several.", ""]
     lines += [f"- {line}" for line in [*reasons(found), *findings(groups), *warnings(groups)]]
     return "\n".join(lines).rstrip() + "\n"

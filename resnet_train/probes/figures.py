@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_train.analysis.curves import data_name
-from resnet_train.analysis.style import Output, add_title, colours, fit_errors, scale_steps
-from resnet_train.config.network import AnyNet, canonical_fields
+from resnet_train.analysis.style import Output, add_title, colours, fit_errors, likeness, scale_steps
+from resnet_train.config.network import AnyNet
 from resnet_train.probes.hooks import ProbeResult
 from resnet_train.runs.run_folder import RunRecord
 from resnet_train.runs.tensorboard import add_image
@@ -196,7 +196,7 @@ def _in_pairs(runs: Sequence[RunRecord]) -> list[RunRecord | None]:
         if not partners:
             alone.append(run)
         else:
-            partner = max(partners, key=lambda other: _likeness(other, run))
+            partner = max(partners, key=lambda other: likeness(other.run.network, run.run.network))
             residual.remove(partner)
             pairs += [run, partner]
     return [*pairs, *alone, *residual]
@@ -204,12 +204,6 @@ def _in_pairs(runs: Sequence[RunRecord]) -> list[RunRecord | None]:
 
 def _size(run: RunRecord) -> tuple[int, int]:
     return run.run.network.depth, run.run.seed
-
-
-def _likeness(one: RunRecord, other: RunRecord) -> int:
-    """The number of fields in which two networks agree."""
-    fields, others = (canonical_fields(run.run.network) for run in (one, other))
-    return sum(others.get(key) == value for key, value in fields.items())
 
 
 class _HeatMap(NamedTuple):
