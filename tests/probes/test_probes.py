@@ -385,7 +385,7 @@ def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> 
         ("lesion", "none.pt"): "none.pt: no such checkpoint",
         ("responses", "."): "run folders are for `probe gradients`",
         ("gradients", "cifar-resnet-9", "--data", "digits"): "depths are 6n+2",
-        ("gradients", "cifar-plain-8", "--data", "digits", "--weight-scale", "0.1"): "no effect with batch norm, nor with dirac: give",
+        ("gradients", "cifar-plain-8", "--data", "digits", "--weight-scale", "0.1"): "nor with dirac: give",
         ("gradients", "vgg-16", "--data", "synthetic", "--weight-scale", "0.1"): "a VGG has no units to probe",
         ("gradients", ".", "--weight-scale", "0.1"): "--weight-scale is for networks, and run folders hold",
         ("lesion", "cifar-plain-8-nobn", "--weight-scale", "1"): "--weight-scale is for `probe gradients`, not for",
