@@ -109,7 +109,7 @@ def _half_width(figure: Figure, values: Sequence[float], images: int) -> float |
 
     Both deviations known: Welch's. One of them known: Student's, with that deviation for both sides. The variance of a
     median is pi / 2 times that of a mean (of normal values, for many of them). The ends of a range are exact. A single
-    seed must also differ by two standard errors of the images.
+    seed, or seeds whose errors are equal by chance, must also differ by two standard errors of the images.
     """
     from scipy import stats
 
@@ -127,7 +127,8 @@ def _half_width(figure: Figure, values: Sequence[float], images: int) -> float |
     else:
         return None
     half_width = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * math.sqrt(total)
-    return half_width if n > 1 else max(half_width, 200 * sampling_error(values[0], images, values[0], images))
+    mean = statistics.mean(values)
+    return half_width if n > 1 and total else max(half_width, 200 * sampling_error(mean, images, mean, images))
 
 
 def _margin(figure: Figure) -> float:

@@ -65,8 +65,7 @@ def check_runs(experiment: Experiment, layers: Sequence[Layer] = (), names: Coll
                 complaints += stem_complaints(run) if network.name in names else ()
                 swept.append((values, dump(run)))
         if (complaint := sweep.same_training(swept)) is not None:
-            exceptions = network.name in experiment.per_network
-            complaints.append(complaint + (f", with per_network.{network.name}" if exceptions else ""))
+            complaints.append(complaint)
     if complaints:
         raise InvalidConfig(*dict.fromkeys(complaints))
 
@@ -302,6 +301,8 @@ def _run(
     if complaints:
         raise InvalidConfig(*complaints)
     tree = merge(recipe, changes)
+    if lost := sweep.changed_keys(swept, recipe, tree):
+        raise InvalidConfig(*(f"{source}.{key}: the sweep sets it, too: remove one of them" for key in lost))
     tree |= {"experiment": experiment.name, "network": network.model_dump(mode="json"), "seed": seed}
     tree["sweep"] = values or {}
     tree["expect"] = [part for entry in experiment.expect if (part := entry.of(network.name))]

@@ -99,6 +99,12 @@ def complaints(sweep: Mapping[str, Sequence[Any]], sections: Collection[str]) ->
                 yield f"sweep.{shorten(key)}: {shorten(value_text(values[i]))} is listed twice"
 
 
+def changed_keys(swept: Tree, before: Tree, after: Tree) -> list[str]:
+    """The swept keys that have another value after an exception for one network: their runs would be misnamed."""
+    was, now = flatten(before), flatten(after)
+    return [key for key in flatten(swept) if was.get(key) != now.get(key)]
+
+
 def same_training(runs: Sequence[tuple[Mapping[str, Any], Tree]]) -> str | None:
     """Why a sweep is without effect: two combinations that train the same; None if all differ.
 

@@ -64,6 +64,13 @@ def test_both_deviations_known_is_welchs_test(spread: float, seeds: int, n: int)
     check_threshold({"mean": mean, "std": 0.3, "n": n}, values, p_value, images=10_000)
 
 
+@pytest.mark.parametrize("figure", [3.0, {"mean": 3.0, "std": 0.0, "n": 5}, {"low": 1.0, "high": 3.0}])
+def test_seeds_that_are_equal_by_chance_are_not_certain(figure: Any) -> None:
+    """On few images ties are common: 0.06 points are a fifth of one of 359."""
+    assert verdict_of(figure, [3.06] * 3, images=359) == "too few seeds to tell"
+    assert verdict_of(figure, [8.0] * 3, images=359) == "worse"
+
+
 @pytest.mark.parametrize(("spread", "seeds"), [(0.1, 2), (0.1, 3), (0.5, 5)])
 def test_a_single_number_is_one_training_with_our_spread(spread: float, seeds: int) -> None:
     """Student's test of one value against several, as scipy's with pooled variances has it."""
