@@ -92,7 +92,7 @@ class Slots(_SharedFile):
     def __init__(self, count: int, handle: int | None = None) -> None:
         super().__init__(handle)
         self.count = count
-        self._mapped: dict[int, ImageArray] = {}
+        self._mapped: dict[tuple[int, int], ImageArray] = {}
 
     def _arguments(self) -> tuple[int, ...]:
         return (self.count,)
@@ -120,13 +120,14 @@ class Slots(_SharedFile):
 
     def _memory(self, slot: int, size: int) -> ImageArray:
         """At least `size` bytes of a slot."""
-        memory = self._mapped.get(slot, np.empty(0, np.uint8))
+        # The area follows from the size alone: another process may have mapped this slot in a larger area, or in none.
+        room = max(_SMALLEST_ROOM, 1 << max(size - 1, 0).bit_length())
+        memory = self._mapped.get((slot, room), np.empty(0, np.uint8))
         if len(memory) < size:
-            room = max(_SMALLEST_ROOM, 1 << (size - 1).bit_length())
             size = min(size + size // 8, room)  # since the next ones may be somewhat larger
             offset = self.count * (room - _SMALLEST_ROOM) + slot * room
             _allocate(self.handle, offset, size)
-            memory = self._mapped[slot] = np.frombuffer(mmap.mmap(self.handle, size, offset=offset), np.uint8)
+            memory = self._mapped[slot, room] = np.frombuffer(mmap.mmap(self.handle, size, offset=offset), np.uint8)
         return memory
 
 

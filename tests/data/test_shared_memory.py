@@ -49,3 +49,11 @@ def test_slots_grow_and_do_not_touch_each_other() -> None:
         for parcel, value in zip(parcels, written, strict=True):
             assert_same(reader.read(parcel), value)
     assert_same(reader.read(slots.write(4, {})), {})
+
+
+def test_workers_of_one_slot_write_where_the_reader_reads() -> None:
+    """Whatever each process has mapped before: a small object of one worker after a large one of another."""
+    reader = Slots(1)
+    first, second = (Slots(1, handle=os.dup(reader.handle)) for _ in range(2))
+    for writer, size, value in ((first, 20_000, 1), (second, 3_000, 2), (first, 3_000, 3), (second, 20_000, 4)):
+        assert_same(reader.read(writer.write(0, rows(size, value))), rows(size, value))
