@@ -106,7 +106,7 @@ def test_the_version_of_python_is_read(name: str, setup: Setup, tmp_path: Path) 
     """By a real Python; one that is too old is made of this one."""
     old = "import sys\nsys.version_info = (3, 9, 0)\n" if name == "python3.9" else ""
     (tmp_path / "sitecustomize.py").write_text(old)
-    real = f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"\n'
+    real = f'PYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n'
     code, _, err, _ = setup(python3=f"case $1 in -c) {real};; *) {PYTHON} esac", PYTHON="python3")
     assert (code == 0) == (name == "python3.11"), err
     assert ("; python3 is 3.9: " in err) == (name == "python3.9")
