@@ -127,4 +127,4 @@ def opened() -> Iterator[Page]:
                 with suppress(Exception):
                     send.write(b'{"id": 0, "method": "Browser.close"}\0')
                     send.flush()
-        process.wait()
+                process.wait()

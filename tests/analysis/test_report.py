@@ -111,5 +111,10 @@ def test_a_browser_shows_it_without_error_or_request(runs: Path, program: Progra
             page.click("#curves .legendtoggle")
             page.wait(lambda: page.value(visible) != before)  # noqa: B023
             assert set(page.value(visible)) == set(before) - {"cifar-plain-20"}
+            titles = page.value("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title)")
+            assert bool(titles) is (width == 1280)
+            assert not [title for title in titles if "hare" in title or "loud" in title]  # none uploads the chart
+            context = "[...document.querySelectorAll('.js-plotly-plot')].map(p => p._context.plotlyServerURL)"
+            assert set(page.value(context)) == {""}
             assert page.errors() == []
             assert page.addresses() == [path.absolute().as_uri()]
