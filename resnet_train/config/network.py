@@ -182,6 +182,11 @@ class NetConfig(Section):
         return self.norm == "batch"
 
     @property
+    def is_random(self) -> bool:
+        """Whether a training pass draws random numbers."""
+        return bool(self.dropout or self.drop_path_rate) or isinstance(self.addition, ShortcutDropoutConfig)
+
+    @property
     def plain(self) -> bool:
         """Whether this is a plain network: without shortcuts."""
         return self.shortcut == "none"
@@ -212,6 +217,11 @@ class VGGConfig(Section):
     """Number of layers with weights."""
     batch_norm: bool = False
     """Add batch norm after each convolution."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a training pass draws random numbers: VGG's head has dropout."""
+        return True
 
     @property
     def plain(self) -> bool:

@@ -143,8 +143,7 @@ class Unit(nn.Module):
     F is conv1-bn1-relu-conv2-bn2 (basic, unless `kernels` says otherwise) or conv1-bn1-relu-conv2-bn2-relu-conv3-bn3
     (bottleneck); `ORDERS` has the other orders. With pre-activation, bn1 is before conv1, bn2 before conv2, and so on.
     If such a unit changes the shape, its shortcut reads the activated input, as F does. `number`: of the unit in the
-    network, from 0. Number 0 reads the
-    stem's output, which is already activated.
+    network, from 0. Number 0 reads the stem's output, which is already activated.
 
     [N, w_in, H, W] -> [N, w_out, ceil(H / stride), ceil(W / stride)]
     """
@@ -173,7 +172,6 @@ class Unit(nn.Module):
                 self.add_module(f"bn{i}", norm(cfg, layer.in_channels if pre_activated else layer.out_channels))
         # Not in place if the ReLU is the unit's first layer: it would overwrite the shortcut's input.
         self.relu = nn.ReLU(inplace=cfg.batch_norm and order.before != ("relu",))
-        self.dropout = nn.Dropout(cfg.dropout)
 
         last = len(convs)
         self.before = () if first else _layer_names(order.before, 1)
@@ -184,6 +182,7 @@ class Unit(nn.Module):
         self.residual = ("conv1", *inner, *_layer_names(order.end, last))
         """Names of the layers of F."""
         if cfg.dropout:
+            self.dropout = nn.Dropout(cfg.dropout)
             position = self.residual.index(f"conv{last}")
             self.residual = (*self.residual[:position], "dropout", *self.residual[position:])
         if isinstance(cfg.addition, SkipInitConfig):

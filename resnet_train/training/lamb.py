@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resnet_train.training.layerwise import LayerwiseOptimizer
+
 EPS = 1e-6
 """Added to the root of the mean of squared gradients, as in timm."""
 
 
-class LAMB(torch.optim.Optimizer):
+class LAMB(LayerwiseOptimizer):
     """Layer-wise adaptive moments for batch training: You et al. 2019, algorithm 2, with the bias corrections of Adam.
 
     With gradient g, weight w, step t, betas b1 and b2, and weight decay d:
@@ -22,11 +24,6 @@ class LAMB(torch.optim.Optimizer):
 
     In a group that does not `adapt`, for batch norm and biases, |w| / |u| is left out.
     """
-
-    _step_supports_amp_scaling = True
-    """Asks torch's GradScaler, which would otherwise wait for the device before each step, to set `found_inf`."""
-    found_inf: Tensor | None = None
-    """float32 []: where it is not 0, a gradient overflowed, and the step changes nothing."""
 
     def __init__(
         self,
@@ -43,14 +40,6 @@ class LAMB(torch.optim.Optimizer):
                 count = torch.zeros((), device=weight.device)
                 moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
                 self.state[weight].update(moments | {"count": count})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step. Never waits for the device."""
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                self._step_group(group, weights)
 
     def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         means, squares, counts = (

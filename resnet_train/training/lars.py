@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resnet_train.training.layerwise import LayerwiseOptimizer
 
-class LARS(torch.optim.Optimizer):
+
+class LARS(LayerwiseOptimizer):
     """Layer-wise adaptive rate scaling: You et al. 2017, algorithm 1.
 
     With gradient g, weight w, momentum buffer v and weight decay d:
@@ -18,11 +20,6 @@ class LARS(torch.optim.Optimizer):
 
     A group whose `trust_coefficient` is None has a local rate of 1. It is for batch norm and biases.
     """
-
-    _step_supports_amp_scaling = True
-    """Asks torch's GradScaler, which would otherwise wait for the device before each step, to set `found_inf`."""
-    found_inf: Tensor | None = None
-    """float32 []: where it is not 0, a gradient overflowed, and the step changes nothing."""
 
     def __init__(
         self,
@@ -43,32 +40,26 @@ class LARS(torch.optim.Optimizer):
             for parameter in group["params"]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step. Never waits for the device."""
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if not weights:
-                continue
-            decay, gradients = group["weight_decay"], [weight.grad for weight in weights]
-            buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
-            updates = torch._foreach_add(gradients, weights, alpha=decay)
-            if group["trust_coefficient"] is not None:
-                norms = torch.stack(torch._foreach_norm(weights))
-                denominators = torch.stack(torch._foreach_norm(gradients)) + decay * norms
-                # A weight of norm 0 would never move; without gradient and decay the denominator is 0.
-                is_scaled = (norms > 0) & (denominators > 0)
-                local_lrs = torch.where(is_scaled, group["trust_coefficient"] * norms / denominators, 1.0)
-                torch._foreach_mul_(updates, list(local_lrs.unbind()))
-            torch._foreach_mul_(updates, group["lr"])
-            momentum = group["momentum"]
-            if self.found_inf is not None:
-                overflow = self.found_inf > 0
-                zero = torch.zeros_like(self.found_inf)
-                updates = tuple(torch.where(overflow, zero, update) for update in updates)
-                momentum = torch.where(overflow, 1.0, momentum)
-            torch._foreach_mul_(buffers, momentum)
-            torch._foreach_add_(buffers, updates)
-            torch._foreach_sub_(
-                weights, buffers if self.found_inf is None else torch._foreach_mul(buffers, (~overflow).float())
-            )
+    def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        decay, gradients = group["weight_decay"], [weight.grad for weight in weights]
+        buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
+        updates = torch._foreach_add(gradients, weights, alpha=decay)
+        if group["trust_coefficient"] is not None:
+            norms = torch.stack(torch._foreach_norm(weights))
+            denominators = torch.stack(torch._foreach_norm(gradients)) + decay * norms
+            # A weight of norm 0 would never move; without gradient and decay the denominator is 0.
+            is_scaled = (norms > 0) & (denominators > 0)
+            local_lrs = torch.where(is_scaled, group["trust_coefficient"] * norms / denominators, 1.0)
+            torch._foreach_mul_(updates, list(local_lrs.unbind()))
+        torch._foreach_mul_(updates, group["lr"])
+        momentum = group["momentum"]
+        if self.found_inf is not None:
+            overflow = self.found_inf > 0
+            zero = torch.zeros_like(self.found_inf)
+            updates = tuple(torch.where(overflow, zero, update) for update in updates)
+            momentum = torch.where(overflow, 1.0, momentum)
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_sub_(
+            weights, buffers if self.found_inf is None else torch._foreach_mul(buffers, (~overflow).float())
+        )

@@ -47,8 +47,8 @@ class TrainState:
     """The exponential moving average of the weights, if the recipe asks for one."""
     averaged: tuple[list[Tensor], list[Tensor]]
     """The tensors of `ema` and of `net` that are averaged: listing them in each step would cost as much as a layer."""
-    has_dropout: bool
-    """Whether a step draws random numbers."""
+    is_random: bool
+    """Whether a training pass draws random numbers."""
     sums: Tensor
     """float64 [3], or float32 where the device has no float64: loss, errors and number of this rank's samples since the
     last log line."""
@@ -101,7 +101,7 @@ def create_train_state(run: Run, classes: int, channels: int, world: World) -> T
         scaler=GradScaler(world.device.type, enabled=run.train.precision == "fp16"),
         ema=ema,
         averaged=([], []) if ema is None else (_floats(ema), _floats(net)),
-        has_dropout=any(isinstance(module, nn.Dropout) for module in net.modules()),
+        is_random=run.network.is_random,
         sums=torch.zeros(3, dtype=_dtype_of_sums(world.device), device=world.device),
         diverged_at=torch.full((), -1, device=world.device),
         device_step=torch.zeros((), dtype=torch.int64, device=world.device),
@@ -169,8 +169,8 @@ def _compile_errors(cfg: TrainConfig) -> Iterator[None]:
 
 
 def _seed(state: TrainState, seed: int) -> None:
-    """Seed the only random operation of a step."""
-    if state.has_dropout:
+    """Seed dropout and stochastic depth, the only random operations of a step."""
+    if state.is_random:
         torch.manual_seed(seed)
 
 

@@ -131,14 +131,17 @@ def test_accumulation_is_one_larger_batch_but_for_batch_norm(tiny_run: TinyRun) 
     assert states[0].sums[0].item() == pytest.approx(states[1].sums[0].item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("key", ["dropout", "drop_path_rate"])
-def test_dropout_is_a_function_of_the_step_and_the_share(key: str, tiny_run: TinyRun) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("dropout", 0.5), ("drop_path_rate", 0.5), ("addition", {"kind": "shortcut-dropout", "rate": 0.5})],
+)
+def test_dropout_is_a_function_of_the_step_and_the_share(key: str, value: Any, tiny_run: TinyRun) -> None:
     """Not of what was drawn before: two passes on one rank drop what two ranks drop, and a repeated step repeats."""
     assert Sampler(7, 40, 16, grad_accum_steps=2).seeds(5) == [
         Sampler(7, 40, 16, rank=r, ranks=2).seeds(5)[0] for r in (0, 1)
     ]
     assert len({seed for step in range(9) for seed in Sampler(7, 40, 16, grad_accum_steps=2).seeds(step)}) == 18
-    run = tiny_run(networks=[{"base": "cifar-resnet-8", "widths": [4, 8, 8], key: 0.5}])
+    run = tiny_run(networks=[{"base": "cifar-resnet-8", "widths": [4, 8, 8], key: value}])
     nets = []
     for before in (0, 3):
         state = create_train_state(run, 4, 3, CPU)
@@ -149,6 +152,14 @@ def test_dropout_is_a_function_of_the_step_and_the_share(key: str, tiny_run: Tin
     other = create_train_state(run, 4, 3, CPU)
     train_step(other, step_batches(random_batch())._replace(seeds=[1]), IDENTITY, 0.1, run.train)
     assert not torch.equal(other.net.conv1.weight, nets[0].conv1.weight)
+
+
+def test_a_step_without_dropout_seeds_nothing(tiny_run: TinyRun) -> None:
+    """Which takes as long as some layers."""
+    torch.manual_seed(123)
+    run = tiny_run()
+    train_step(create_train_state(run, 4, 3, CPU), step_batches(random_batch()), IDENTITY, 0.1, run.train)
+    assert torch.initial_seed() == 123
 
 
 def test_mixed_and_erased_batches_are_learnt_as_torchvisions(tiny_run: TinyRun) -> None:
