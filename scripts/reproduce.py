@@ -285,6 +285,9 @@ def _measured(results: Path) -> dict[tuple[str, ...], str]:
 
 
 def _text(row: dict[str, Any], error: str) -> str:
+    """What was measured, in the form of the published figure."""
+    if "median" in row[f"published_{error}"]:
+        return f"{row[f'{error}_median']:.2f} (median of {row['seeds']})"
     return percent(row[error], row[f"{error}_std"]) + (f" ({row['seeds']})" if row["seeds"] > 1 else "")
 
 

@@ -24,8 +24,9 @@ from resnet_train import cli
 from resnet_train.analysis import tables
 from resnet_train.analysis.groups import Group, group_runs
 from resnet_train.analysis.style import Output
+from resnet_train.commands import select_runs
 from resnet_train.config import load, recipes
-from resnet_train.config.schema import Experiment
+from resnet_train.config.schema import Experiment, Run
 from resnet_train.config.yaml12 import to_yaml
 from resnet_train.errors import BadInput
 from resnet_train.runs import run_folder
@@ -61,7 +62,12 @@ _HEADINGS = (
 
 
 def experiment_of(command: str) -> Experiment:
-    """The experiment that a command trains. Raises `BadInput` if it is no such command, or no longer valid."""
+    """The experiment of a command. Raises `BadInput` if it is no such command, or no longer valid."""
+    return _parse(command)[0]
+
+
+def _parse(command: str) -> tuple[Experiment, list[Run]]:
+    """The experiment of a command, and the runs that it trains: with `--only` a part. Raises `BadInput`."""
     words = shlex.split(command)
     programs = [i for i, word in enumerate(words) if Path(word).name in ("resnet-train", "resnet_train")]
     if not programs or words[programs[-1] + 1 : programs[-1] + 2] != ["run"]:
@@ -70,13 +76,14 @@ def experiment_of(command: str) -> Experiment:
         args = cli.parse(words[programs[-1] + 1 :])
     except SystemExit:
         raise BadInput(f"{command!r} is not understood") from None
-    return load.load(recipes.find(args.config, RESULTS.parents[1]), args.overrides)
+    experiment = load.load(recipes.find(args.config, RESULTS.parents[1]), args.overrides)
+    return experiment, select_runs(args.config, experiment, args.only or [])
 
 
 def collect(runs: Path, command: str, out: Path, note: str | None) -> None:
     """Write the study of a finished experiment into the folder `out`. Raises `BadInput`."""
-    experiment = experiment_of(command)
-    records = list(_planned(run_folder.find([runs]), experiment, command))
+    experiment, planned = _parse(command)
+    records = list(_planned(run_folder.find([runs]), planned, command))
     groups = group_runs(records)
     for path in tables.write_comparison(groups, out, Output(formats=("png", "svg"))):
         if path.suffix == ".png":
@@ -89,9 +96,9 @@ def collect(runs: Path, command: str, out: Path, note: str | None) -> None:
     (out / "README.md").write_text(_page(study) + compared)
 
 
-def _planned(records: Sequence[RunRecord], experiment: Experiment, command: str) -> Iterator[RunRecord]:
-    """The records with what is expected of them now. Raises `BadInput` if one is not finished, or another run."""
-    planned = {(run.cell, run.seed): run for run in load.runs(experiment)}
+def _planned(records: Sequence[RunRecord], runs: Sequence[Run], command: str) -> Iterator[RunRecord]:
+    """The records with what is expected of them now. Raises `BadInput` if one is not finished, missing, or another."""
+    planned = {(run.cell, run.seed): run for run in runs}
     for record in records:
         run = planned.get((record.run.cell, record.run.seed))
         if run is None:
@@ -101,6 +108,8 @@ def _planned(records: Sequence[RunRecord], experiment: Experiment, command: str)
         if record.end is None:
             raise BadInput(f"{record.folder} is not finished: run it again to continue")
         yield dataclasses.replace(record, run=run)
+    for cell, seed in planned.keys() - {(record.run.cell, record.run.seed) for record in records}:
+        raise BadInput(f"{command!r} also trains {cell} seed {seed}, which is not there: a study holds every run")
 
 
 def _study(groups: Sequence[Group], command: str, note: str | None) -> dict[str, Any]:

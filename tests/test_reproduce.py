@@ -37,6 +37,7 @@ def test_what_a_study_measured_stands_beside_what_was_published(tmp_path: Path) 
     (tmp_path / "kept/study.json").write_text('{"experiment": "cifar10-depth"}')
     row = {"network": "cifar-resnet-20", "seeds": 3, "val_error_top1": 8.6, "val_error_top1_std": 0.12}
     row |= {"source_val_error_top1": "He et al. 2015, table 6", "verdict_val_error_top1": "agrees"}
+    row |= {"published_val_error_top1": "8.75"}
     other = row | {"network": "cifar-resnet-32", "verdict_val_error_top1": "another protocol"}
     (tmp_path / "kept/compare.json").write_text(json.dumps([row, other]))
     lines = reproduce.page(tmp_path).splitlines()
@@ -44,6 +45,16 @@ def test_what_a_study_measured_stands_beside_what_was_published(tmp_path: Path) 
     assert ours.endswith("| 8.75 | 8.60 ± 0.12 (3), [agrees](results/kept/README.md) |")
     [ours] = [line for line in lines if line.startswith("| table 6 | `cifar10-depth` | cifar-resnet-32 ")]
     assert ours.endswith("| 7.51 | – |")
+
+
+def test_a_median_stands_beside_a_median(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/study.json").write_text('{"experiment": "cifar10-preact"}')
+    row = {"network": "cifar-preact-164", "seeds": 5, "val_error_top1": 5.6, "val_error_top1_std": 0.3}
+    row |= {"val_error_top1_median": 5.44, "published_val_error_top1": "5.46 (median of 5)"}
+    row |= {"source_val_error_top1": "He et al. 2016, table 3", "verdict_val_error_top1": "agrees"}
+    (tmp_path / "kept/compare.json").write_text(json.dumps([row]))
+    assert "| 5.46 (median of 5) | 5.44 (median of 5), [agrees](results/kept/README.md) |" in reproduce.page(tmp_path)
 
 
 def test_figures_of_another_preprocessing_are_listed_and_say_so() -> None:

@@ -70,6 +70,8 @@ def test_a_finished_experiment_becomes_a_study(finished: str) -> None:
         ("resnet-train run quickstart", "cifar-plain-8/seed-0: 'resnet-train run quickstart' does not train it"),
         ("{} optimizer.lr=0.2", "optimizer.lr = 0.1, and 0.2 with"),
         ("{} seeds=[0]", "seed-1: "),
+        ("{} seeds=[0,1,2] --only cifar-resnet-8", "cifar-plain-8/seed-0: "),
+        ("{} seeds=[0,1,2]", "seed 2, which is not there: a study holds every run"),
         ("{} train.step=3", "train.step: unknown key"),
         ("{} --job 2 --unknown", "is not understood"),
         ("resnet-train eval x.pt", "is not a resnet-train run"),

@@ -1,6 +1,5 @@
 """Groups: runs that differ in nothing but their seeds, with means and deviations over these. No torch."""
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 from resnet_train.analysis.style import kind_of
 from resnet_train.config.expect import ExpectConfig
 from resnet_train.config.network import AnyNet
-from resnet_train.config.sweep import label, value_text
+from resnet_train.config.sweep import folder_names, label, value_text
 from resnet_train.errors import BadInput
 from resnet_train.runs.records import Record
 from resnet_train.runs.run_folder import RunRecord
@@ -217,7 +216,7 @@ def group_runs(runs: Iterable[RunRecord]) -> list[Group]:
     by_key: dict[tuple[str, str, str, str], list[RunRecord]] = {}
     for run in runs:
         if any(record["kind"] in ("train", "end") for record in run.records):
-            values = json.dumps(run.run.sweep, sort_keys=True)
+            values = "/".join(folder_names(run.run.sweep))  # 1 and 1.0 share a folder, so they are one value
             key = (run.run.experiment, run.run.network.name, str(run.records[0].get("protocol")), values)
             by_key.setdefault(key, []).append(run)
     for members in by_key.values():

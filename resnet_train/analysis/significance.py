@@ -15,13 +15,15 @@ def differs_significantly(one: Group, other: Group, error: str) -> bool:
 
     Several seeds each: a t-test over seeds, paired where both have the same seeds, else Welch's. A single seed on one
     side: Student's t-test with the variance of the other side; and the difference must also exceed the sampling error
-    of the images. A single seed each: the sampling error alone, which does not account for seed-to-seed variation.
+    of the images. A single seed each, or seeds between which nothing varies: the sampling error alone, which does not
+    account for seed-to-seed variation.
     """
     by_seed = one.by_seed(error), other.by_seed(error)
     seeds = [len(values) for values in by_seed]
-    if max(seeds) > 1 and _t_test(*by_seed) >= LEVEL:
-        return False
-    return min(seeds) > 1 or _exceeds_sampling_error(
+    p_value = _t_test(*by_seed) if max(seeds) > 1 else None
+    if p_value is not None and (p_value >= LEVEL or min(seeds) > 1):
+        return p_value < LEVEL
+    return _exceeds_sampling_error(
         statistics.mean(by_seed[0].values()),
         one.images(error),
         statistics.mean(by_seed[1].values()),
@@ -29,18 +31,21 @@ def differs_significantly(one: Group, other: Group, error: str) -> bool:
     )
 
 
-def _t_test(one: Mapping[int, float], other: Mapping[int, float]) -> float:
-    """The p-value of a difference of means, from values by seed; at least one side has several."""
+def _t_test(one: Mapping[int, float], other: Mapping[int, float]) -> float | None:
+    """The p-value of a difference of means, from values by seed; at least one side has several.
+
+    None without any variance, which a t-test would divide by: ties are common where there are few images.
+    """
     from scipy import stats
 
     if one.keys() == other.keys():
         differences = [one[seed] - other[seed] for seed in one]
-        if math.isclose(min(differences), max(differences), abs_tol=1e-9):  # no variance: a t-test divides by 0
-            return float(math.isclose(differences[0], 0, abs_tol=1e-9))
+        if math.isclose(min(differences), max(differences), abs_tol=1e-9):
+            return None
         return float(stats.ttest_1samp(differences, 0).pvalue)
     (mean, deviation, n), (other_mean, other_deviation, other_n) = _moments(one), _moments(other)
     if deviation == other_deviation == 0:
-        return float(mean == other_mean)
+        return None
     test = stats.ttest_ind_from_stats(
         mean, deviation, n, other_mean, other_deviation, other_n, equal_var=min(n, other_n) == 1
     )

@@ -82,21 +82,26 @@ def at_best(groups: Sequence[Group], error: str = CHOSEN_BY) -> list[Group]:
 def rows(groups: Sequence[Group]) -> list[Record]:
     """The rows of `groups.rows`; of a sweep with a column for each key, and one that says which value is the best."""
     table, keys = groups_module.rows(groups), swept_keys(groups)
-    best = at_best(groups)
+    best, several = at_best(groups), _has_choice(groups)
     for row, group in zip(table, groups, strict=True):
         config = flatten(dump(group.runs[0].run)) if keys else {}
         for key in keys:
             value = group.sweep.get(key, config.get(key))
             row[key] = value if is_number(value) else value_text(value)
         if keys:
-            row["best_of_sweep"] = any(group is one for one in best) if group.sweep else None
+            row["best_of_sweep"] = any(group is one for one in best) if group.sweep and several else None
     return table
 
 
 def best_note(groups: Sequence[Group]) -> list[str]:
     """What tables and figures show of a sweep, in words; empty without one."""
-    keys = swept_keys(groups)
+    keys = swept_keys(groups) if _has_choice(groups) else []
     return [f"each network at its best {', '.join(keys)}: the lowest validation top-1 error"] if keys else []
+
+
+def _has_choice(groups: Sequence[Group]) -> bool:
+    """Whether some network has several values to choose from, so that one can be its best."""
+    return any(len(sweep.groups) > 1 for sweep in sweeps(groups))
 
 
 def findings(groups: Sequence[Group]) -> list[str]:

@@ -33,8 +33,9 @@ class RunStatus:
     state: str
     """waiting (for its turn in a command that trained another run), running, stopped, finished or diverged."""
     host: str | None = None
-    """Of the last session."""
+    """Of the last session; of a run that waits, of the command that will train it."""
     pid: int | None = None
+    """Like `host`; of a run that waits, None once that command has ended."""
     step: int = 0
     total_steps: int | None = None
     train_error: float | None = None
@@ -50,7 +51,7 @@ class RunStatus:
     @property
     def is_active(self) -> bool:
         """Whether it may change without a new command."""
-        return self.state in ("running", "waiting")
+        return self.state == "running" or (self.state == "waiting" and self.pid is not None)
 
 
 def run_statuses(root: Path) -> list[RunStatus]:
@@ -63,10 +64,18 @@ def run_statuses(root: Path) -> list[RunStatus]:
         config = folder / "config.yaml"
         run = read_run(read_yaml(config), str(config))
         statuses[folder] = _status(folder, run, session, held)
+        host, pid = session.get("host"), session.get("pid")
+        is_trained = statuses[folder].state == "running" or (host == socket.gethostname() and _is_process(pid))
         for name in session.get("queue", []):
             path = folder.parents[place_of(run).count("/")] / name
             cell, _, seed = name.rpartition("/seed-")
-            waiting[path] = RunStatus(str(path), run.experiment, cell.replace("/", " "), int(seed), "waiting")
+            if path in waiting and not is_trained:
+                continue  # another session of its command may go on
+            waiting[path] = RunStatus(
+                *(str(path), run.experiment, cell.replace("/", " "), int(seed), "waiting"),
+                host=host,
+                pid=pid if is_trained else None,
+            )
     return [*statuses.values(), *(status for path, status in waiting.items() if path not in statuses)]
 
 
@@ -149,6 +158,19 @@ def _is_locked(
         return (stat.st_dev, stat.st_ino) in held
     usual_pause = newest["seconds"] / max(1, newest["step"]) if newest else 0.0
     return age is not None and age < max(_LEAST_QUIET, _ELSEWHERE_QUIET * usual_pause)
+
+
+def _is_process(pid: int | None) -> bool:
+    """Whether this machine has a process of this number."""
+    if pid is None or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _lock_holders() -> set[tuple[int, int]] | None:

@@ -41,7 +41,8 @@ class LARS(LayerwiseOptimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
-        decay, gradients = group["weight_decay"], [weight.grad for weight in weights]
+        decay = group["weight_decay"]
+        gradients: Any = [weight.grad for weight in weights]
         buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
         updates = torch._foreach_add(gradients, weights, alpha=decay)
         if group["trust_coefficient"] is not None:

@@ -141,6 +141,18 @@ def test_several_seeds_are_compared_by_a_t_test(shared: bool, recorded: Callable
             assert f"is {verdict}" in findings.findings(groups())[0], (seeds, difference, p)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_seeds_that_differ_by_the_same_are_not_certain(first: int, recorded: Callable[..., Path]) -> None:
+    """Ties are common where there are few images: two of 10,000 are no difference, and 200 are one."""
+    for name, error, seeds in (("cifar-resnet-20", 5.0, (0, 1)), ("cifar-resnet-56", 5.02, (first, first + 1))):
+        for seed in seeds:
+            recorded(name, seed, error)
+    recorded("cifar-resnet-110", first, 7.0), recorded("cifar-resnet-110", first + 1, 7.0)
+    one, two, far = groups()
+    assert not differs_significantly(one, two, "clean_train_error")
+    assert differs_significantly(one, far, "clean_train_error")
+
+
 def test_variances_of_two_networks_are_not_pooled(recorded: Callable[..., Path]) -> None:
     """Two seeds far apart against five close together: significant to Student's t-test, and not to Welch's."""
     from scipy.stats import ttest_ind

@@ -100,6 +100,18 @@ def test_values_are_in_the_order_of_numbers_and_seeds_are_of_one_value(swept: Re
     assert [len(group.runs) for group in groups()] == [2, 2, 2]
 
 
+def test_values_of_one_folder_are_one_value(swept: Recorded) -> None:
+    """1 and 1.0, by another command for the second seed."""
+    swept("cifar-plain-20", 1, 5.0, 0), swept("cifar-plain-20", 1.0, 6.0, 1)
+    assert [len(group.runs) for group in groups()] == [2]
+
+
+def test_a_single_value_is_not_the_best(swept: Recorded, program: Program) -> None:
+    swept("cifar-plain-20", 0.1, 5.0), swept("cifar-plain-56", 0.1, 6.0)
+    code, out, _ = program("compare", "runs", "--out", "out")
+    assert (code, "*" in out, "best" in out) == (0, False, False)
+
+
 def test_a_key_that_only_some_were_swept_over_is_a_difference(swept: Recorded, recorded: Recorded) -> None:
     swept("cifar-plain-20", 0.05, 5.0), swept("cifar-plain-56", 0.2, 9.0)
     assert findings.warnings(groups()) == [

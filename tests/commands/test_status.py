@@ -116,6 +116,27 @@ def test_a_run_of_another_machine_runs_while_its_record_grows(recorded: Callable
     assert "elsewhere:7" in program("status")[1]
 
 
+@pytest.mark.parametrize(("lives", "ends"), [(True, False), (False, True)])
+def test_runs_that_wait_for_a_command_that_ended_are_not_watched(
+    lives: bool, ends: bool, recorded: Callable[..., Path], program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody will train them: --watch would never end."""
+    folder = recorded("cifar-resnet-20", 0, 5.0, status=None)
+    session = {"ranks": 1, "device": "cpu", "torch": "2", "host": socket.gethostname(), "pid": 7}
+    session["queue"] = ["cifar-resnet-32/seed-1"]
+    (folder / "env.json").write_text(json.dumps({"sessions": [session]}))
+    monkeypatch.setattr(run_status, "_is_process", lambda pid: lives)
+    first, second = run_status.run_statuses(Path("runs"))
+    assert (first.state, second.state, second.is_active) == ("stopped", "waiting", not ends)
+    if ends:
+        assert program("status", "--watch")[0] == 0
+
+
+def test_a_process_is_known_by_its_number() -> None:
+    assert run_status._is_process(os.getpid())
+    assert not any(map(run_status._is_process, (None, 0, -1, 2**40)))
+
+
 def test_what_cannot_be_shown_is_one_line(recorded: Callable[..., Path], program: Program) -> None:
     code, _, err = program("status")
     assert (code, err) == (
