@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -289,6 +290,13 @@ def whole_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def photos(whole_photos: Path, tmp_path: Path) -> Path:
     """The same, to change."""
     return shutil.copytree(whole_photos, tmp_path / "photos")
+
+
+def unpack(path: Path, folder: Path = Path()) -> None:
+    """Unpack a tar file that a test has written. Python 3.11.2, which Debian 12 has, knows no filter yet."""
+    with tarfile.open(path) as archive:
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)
 
 
 def opened(path: Path, kind: str = "shards") -> tuple[ImageFileDataset, ImageFileDataset]:

@@ -10,6 +10,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 import pytest
+from conftest import unpack
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,8 +50,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(path, checkout / path.name, symlinks=True, ignore=ignore)
     sdist = build("sdist", checkout, folder)
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+    unpack(sdist, folder / "unpacked")
     return sdist, build("wheel", folder / "unpacked" / sdist.name.removesuffix(".tar.gz"), folder)
 
 

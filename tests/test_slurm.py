@@ -26,7 +26,8 @@ def test_a_batch_file_is_a_script_with_its_options_at_the_head(file: Path) -> No
 
 @pytest.mark.slurm
 def test_jobs_are_saved_put_back_and_finished() -> None:
-    missing = [name for name in ("munged", "slurmctld", "slurmd") if shutil.which(name, path=PROGRAMS) is None]
+    needed = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
+    missing = [name for name in needed if shutil.which(name, path=PROGRAMS) is None]
     if missing:
         pytest.skip(f"Slurm is not installed: no {', '.join(missing)}")
     environment = os.environ | {"PYTHON": sys.executable}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import unpack
 from scipy.io import savemat
 
 from resnet_train.data import class_labels
@@ -77,8 +78,7 @@ def test_a_single_synset_is_a_list_of_one(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_development_kit_is_read_packed_and_unpacked() -> None:
     path = write_devkit(meta_mat())
-    with tarfile.open(path) as tar:
-        tar.extractall(filter="data")
+    unpack(path)
     for place in (path, Path("ILSVRC2012_devkit_t12"), Path("ILSVRC2012_devkit_t12/data")):
         class_of_image, class_names = read_class_labels(place)
         assert class_of_image == {f"ILSVRC2012_val_{i:08}": n for i, n in ((1, "n02"), (2, "n01"), (3, "n02"))}
@@ -132,8 +132,7 @@ def test_nothing_is_in_dev_shm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_meta_mat_that_crashes_its_reader_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some damaged files end SciPy's reader with a segmentation fault. It must not be ours."""
     path = write_devkit(meta_mat(compressed=False))
-    with tarfile.open(path) as tar:
-        tar.extractall(filter="data")
+    unpack(path)
     meta, generator = Path("ILSVRC2012_devkit_t12/data/meta.mat"), random.Random(0)
     whole = meta.read_bytes()
     for _ in range(5):
@@ -161,8 +160,7 @@ def test_a_meta_mat_that_crashes_its_reader_is_refused(monkeypatch: pytest.Monke
 def test_what_ends_the_reader_of_meta_mat_need_not_be_the_file(
     number: signal.Signals | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tarfile.open(write_devkit(meta_mat())) as tar:
-        tar.extractall(filter="data")
+    unpack(write_devkit(meta_mat()))
     Path("ILSVRC2012_devkit_t12").rename("data")
 
     def run_jobs(*_: object, hint: str, **__: object) -> None:
