@@ -274,3 +274,14 @@ def open_run_folder(run: Run, folder: Path, fresh: bool, stack: ExitStack) -> li
     except OSError as error:
         raise BadInput(f"output: cannot write {folder}: {error.strerror or error}") from None
     return []
+
+
+def update_expected(folder: Path, run: Run) -> None:
+    """Write what is expected of a finished run by now into its config, which `compare` reads. Raises `BadInput`."""
+    path = folder / "config.yaml"
+    recorded = read_run(read_yaml(path), str(path))
+    if recorded.expect != run.expect:
+        try:
+            atomic_write_text(path, to_yaml(dump(recorded.model_copy(update={"expect": run.expect}))))
+        except OSError as error:
+            raise BadInput(f"output: cannot write {path}: {error.strerror or error}") from None

@@ -65,6 +65,7 @@ def train_all(runs: Sequence[Run], output: str, settings: TrainConfig, fresh: bo
                 pending.append((run, folder))
             elif world.is_main:
                 logger.info("%s: %s already", folder, status)
+                run_folder.update_expected(folder, run)
         distributed.broadcast_from_main(
             world, lambda: finetune.check_init_from((run for run, _ in pending), output, fresh)
         )

@@ -12,6 +12,7 @@ from conftest import figures, same_weights, spawn
 
 from resnet_train.config import load
 from resnet_train.errors import BadInput
+from resnet_train.runs import run_folder
 from resnet_train.training import checkpoint, grid
 
 Config = Callable[..., Path]
@@ -127,3 +128,20 @@ def test_ranks_that_cannot_share_a_batch_are_refused_before_data_is_opened(confi
     grid.check_ranks(runs, 16)
     with pytest.raises(BadInput, match=r"^train.batch_size = 16 .* not divisible by 3 ranks .*: use 15$"):
         grid.check_ranks(runs, 3)
+
+
+def test_a_corrected_expectation_reaches_finished_runs(config: Config, program: Callable[..., Any]) -> None:
+    """By the same command again; nothing else of what they recorded changes."""
+    for figure in (50.0, 20.0):
+        expect = [{"source": "a paper", "val_images": 14, "val_error_top1": {"cifar-plain-8": figure}}]
+        code, _, err = program("run", config(networks=NETWORKS[:1], expect=expect))
+        assert code == 0, err
+        folder = Path("runs") / FOLDERS[0]
+        record = run_folder.read(folder)
+        [entry] = record.run.expect
+        assert (entry.figures("val_error_top1"), len(record.records)) == (
+            {"cifar-plain-8": figure},
+            len(figures(folder)),
+        )
+    [before] = load.runs(load.load(config(networks=NETWORKS[:1])))
+    assert record.run.model_copy(update={"expect": ()}) == before
