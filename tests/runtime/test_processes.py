@@ -144,7 +144,7 @@ def test_a_worker_whose_parent_was_killed_before_it_began_ends() -> None:
 def test_a_signal_that_comes_while_the_fork_server_starts_is_handled(monkeypatch: pytest.MonkeyPatch) -> None:
     def start() -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # to this thread: another, which may be slow, would take os.kill's
 
     monkeypatch.setattr(processes.forkserver, "ensure_running", start)
     came: list[int] = []
