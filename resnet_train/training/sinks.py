@@ -68,7 +68,7 @@ class TensorBoardSink:
     """The same figures as scalars, and the configuration as hyper-parameters.
 
     A run that resumes writes the log again from the records of earlier sessions, so that no steps show that were taken
-    after the last checkpoint and lost.
+    after the last checkpoint and lost. `purge_step` would not hide them: TensorBoard's default loader ignores it.
     """
 
     def __init__(self, folder: Path, run: Run, records: Sequence[Record]) -> None:
@@ -80,23 +80,21 @@ class TensorBoardSink:
         for summary in hparams(scalars, {"error/val_top1": 0, "error/train_clean": 0}):
             self.events.add(summary)
         for record in records:
-            self.write(record)
+            self._add(record)
+        if records:
+            self.events.flush()
 
     def write(self, record: Record) -> None:
-        kind = record["kind"]
-        for key, value in record.items():
-            if isinstance(value, dict):  # a probe's figures, by unit or layer
-                for name, figure in value.items():
-                    self._add_scalar(f"{kind}/{key}/{name}".replace(" ", "-"), figure, record)
-        for key, tag in TAGS.get(kind, {}).items():
-            self._add_scalar(tag, record.get(key), record)
+        self._add(record)
         self.events.flush()
 
-    def _add_scalar(self, tag: str, value: float | None, record: Record) -> None:
-        from torch.utils.tensorboard.summary import scalar
-
-        if value is not None:
-            self.events.add(scalar(tag, value), record["step"], record["time"])
+    def _add(self, record: Record) -> None:
+        kind = record["kind"]
+        figures = {tag: record.get(key) for key, tag in TAGS.get(kind, {}).items()}
+        for key, value in record.items():
+            if isinstance(value, dict):  # a probe's figures, by unit or layer
+                figures |= {f"{kind}/{key}/{name}".replace(" ", "-"): figure for name, figure in value.items()}
+        self.events.add_scalars(figures, record["step"], record["time"])
 
     def flush(self) -> None:
         pass

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
 
+from resnet_train.config.default_run import default_run
 from resnet_train.runs import tensorboard
 from resnet_train.runs.records import Record
-from resnet_train.training.sinks import JsonLinesSink, ProgressSink
+from resnet_train.training.sinks import TAGS, JsonLinesSink, ProgressSink, TensorBoardSink
 
 FOLDER = Path("runs/tiny/cifar-resnet-8/seed-0")
 Config = Callable[..., Path]
@@ -24,6 +27,23 @@ def test_earlier_records_are_written_again_without_a_line_cut_short(tmp_path: Pa
     lines.write({"step": 2, "kind": "eval"})
     lines.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_all_scalars_of_a_record_are_one_event(tmp_path: Path) -> None:
+    """A resume writes them all again: 40,000 log lines are 40,000 events, not 280,000."""
+    figures = {key: float(number) for number, key in enumerate(TAGS["train"])}
+    records: list[Record] = [{"step": step, "kind": "train", "time": step / 4, **figures} for step in (1, 2)]
+    probed: Record = {"step": 2, "kind": "responses", "time": 2.0, "units": {"layer1.0 in": 5.0, "layer1.1 in": None}}
+    sink = TensorBoardSink(tmp_path, default_run("cifar-resnet-8", {"kind": "synthetic"}), records[:1])
+    for record in (records[1], probed):
+        sink.write(record)
+    sink.close()
+    [path] = (tmp_path / "tensorboard").iterdir()
+    events = [Event.FromString(data) for data in RawEventFileLoader(str(path)).Load()]
+    with_steps = [event for event in events if event.step]
+    shown = [(e.step, e.wall_time, {v.tag: v.simple_value for v in e.summary.value}) for e in with_steps]
+    trained = {tag: figures[key] for key, tag in TAGS["train"].items()}
+    assert shown == [(1, 0.25, trained), (2, 0.5, trained), (2, 2.0, {"responses/units/layer1.0-in": 5.0})]
 
 
 def removed(folder: Path) -> None:
