@@ -285,10 +285,13 @@ def _measured(results: Path) -> dict[tuple[str, ...], str]:
 
 
 def _text(row: dict[str, Any], error: str) -> str:
-    """What was measured, in the form of the published figure."""
-    if "median" in row[f"published_{error}"]:
-        return f"{row[f'{error}_median']:.2f} (median of {row['seeds']})"
-    return percent(row[error], row[f"{error}_std"]) + (f" ({row['seeds']})" if row["seeds"] > 1 else "")
+    """What was measured, in the form of the published figure. A row of several protocols has columns of its own."""
+    own = (name.removeprefix(error) for name in row if name.partition(" [")[0] == error and row[name] is not None)
+    suffix = next(own, "")
+    median, std = row.get(f"{error}_median{suffix}"), row.get(f"{error}_std{suffix}")
+    if "median" in row[f"published_{error}"] and median is not None:  # of one seed there is none
+        return f"{median:.2f} (median of {row['seeds']})"
+    return percent(row[error + suffix], std) + (f" ({row['seeds']})" if row["seeds"] > 1 else "")
 
 
 def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

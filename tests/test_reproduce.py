@@ -70,3 +70,29 @@ def test_costs_are_those_of_the_networks_own_recipe() -> None:
     """The batch of 64 of He et al. 2016, table 4, is an exception for one network."""
     [row] = [line for line in reproduce.page().splitlines() if "--only cifar-preact-1001-batch-64" in line]
     assert "| 1 x 5 seeds x 200 epochs |" in row
+
+
+def test_a_study_of_two_protocols_has_columns_of_each(tmp_path: Path) -> None:
+    """As `compare` writes them: a row has the figures of its own protocol, and none under the others."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/study.json").write_text('{"experiment": "cifar10-preact"}')
+    row = {"network": "cifar-preact-164", "seeds": 5, "published_val_error_top1": "5.46 (median of 5)"}
+    row |= {"source_val_error_top1": "He et al. 2016, table 3", "verdict_val_error_top1": "agrees"}
+    row |= {f"val_error_top1{name} [1]": None for name in ("", "_std", "_median")}
+    row |= {"val_error_top1 [2]": 5.6, "val_error_top1_std [2]": 0.3, "val_error_top1_median [2]": 5.44}
+    table_4 = {"source_val_error_top1": "He et al. 2016, table 4", "network": "cifar-preact-1001-batch-64"}
+    rows = [row, row | table_4 | {"published_val_error_top1": "4.69 ± 0.20 (5)"}]
+    (tmp_path / "kept/compare.json").write_text(json.dumps(rows))
+    text = reproduce.page(tmp_path)
+    assert "| 5.46 (median of 5) | 5.44 (median of 5), [agrees](results/kept/README.md) |" in text
+    assert "| 4.69 ± 0.20 (5) | 5.60 ± 0.30 (5), [agrees](results/kept/README.md) |" in text
+
+
+def test_one_seed_has_no_median(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/study.json").write_text('{"experiment": "cifar10-preact"}')
+    row = {"network": "cifar-preact-164", "seeds": 1, "val_error_top1": 5.6, "val_error_top1_std": None}
+    row |= {"val_error_top1_median": None, "published_val_error_top1": "5.46 (median of 5)"}
+    row |= {"source_val_error_top1": "He et al. 2016, table 3", "verdict_val_error_top1": "too few seeds to tell"}
+    (tmp_path / "kept/compare.json").write_text(json.dumps([row]))
+    assert "| 5.46 (median of 5) | 5.60, [too few seeds to tell]" in reproduce.page(tmp_path)
