@@ -1,7 +1,7 @@
 """The keys of the data set: which images, and where they are."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -162,3 +162,16 @@ class SyntheticConfig(BaseDataConfig):
 DataConfig = Annotated[
     ImageFolderConfig | ShardsConfig | TorchvisionConfig | DigitsConfig | SyntheticConfig, Field(discriminator="kind")
 ]
+
+_SECTIONS = (ImageFolderConfig, ShardsConfig, TorchvisionConfig, DigitsConfig, SyntheticConfig)
+_BY_KIND: dict[Any, type[BaseDataConfig]] = {
+    kind: section for section in _SECTIONS for kind in get_args(section.model_fields["kind"].annotation)
+}
+
+
+def shared_keys(old: str, new: str) -> frozenset[str]:
+    """The keys that a `data` section keeps when its kind changes: those that both kinds have, except where the images
+    are. None for kinds of anything else than data."""
+    if old not in _BY_KIND or new not in _BY_KIND:
+        return frozenset()
+    return frozenset(_BY_KIND[old].model_fields.keys() & _BY_KIND[new].model_fields.keys() - {"kind", "path"})

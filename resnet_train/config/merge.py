@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_train.config.data import shared_keys
 from resnet_train.config.optim import Duration
 from resnet_train.config.validate import Layer
 from resnet_train.config.yaml12 import Tree
@@ -18,13 +19,14 @@ class _Replacement(dict[str, Any]):
 def merge(base: Tree, changes: Tree, keep_null: bool = False) -> Tree:
     """`base` with `changes` merged into it, mapping by mapping.
 
-    A section of another `kind` replaces the section of `base`, and a duration in another unit replaces its unit. A
-    mapping from numbers (progressive resizing) replaces the other as a whole. `null` resets a key to its default;
-    with `keep_null` it stays, for changes that are merged into something else later.
+    A section of another `kind` replaces the section of `base`; of data, keys that both kinds have stay. A duration in
+    another unit replaces its unit. A mapping from numbers (progressive resizing) replaces the other as a whole. `null`
+    resets a key to its default; with `keep_null` it stays, for changes that are merged into something else later.
     """
     merged = copy.deepcopy(base)
     if "kind" in base and changes.get("kind") not in (None, base["kind"]):
-        merged = type(base)()
+        kept = shared_keys(str(base["kind"]), str(changes["kind"]))
+        merged = type(base)({key: value for key, value in merged.items() if key in kept})
     if _DURATION_UNITS & changes.keys():
         merged = type(base)({key: value for key, value in merged.items() if key not in _DURATION_UNITS})
     for key, value in changes.items():

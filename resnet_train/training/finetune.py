@@ -21,6 +21,9 @@ from resnet_train.training.step import TrainState
 
 logger = logging.getLogger(__name__)
 
+_INITIAL = {key: NetConfig.model_fields[key].default for key in ("init", "zero_init_residual")}
+"""Fields of a network that say what its weights are at first, and their defaults."""
+
 
 def check_init_from(runs: Iterable[Run], output: str, fresh: bool) -> None:
     """Raise `BadInput` if a run's `train.init_from` does not fit its network. For all runs before the first trains.
@@ -44,6 +47,11 @@ def load_initial_weights(source: str, network: NetConfig | VGGConfig, state: Tra
     weights, note = distributed.main_first(world, lambda: _read_fitting_weights(source, network, state.net))
     if note is not None and world.is_main:
         logger.info("%s", note)
+    without_effect = [key for key in _INITIAL if getattr(network, key, None) != _INITIAL[key]]
+    if isinstance(network, NetConfig) and without_effect and world.is_main:
+        logger.warning(
+            "%s of %s: no effect, the weights are those of %s", ", ".join(without_effect), network.name, source
+        )
     for net in (state.net, state.ema):
         if net is not None:
             net.load_state_dict(weights, strict=False)

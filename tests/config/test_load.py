@@ -293,3 +293,40 @@ def test_dry_run_prints_an_experiment_that_loads_again(
     absent = ["data={kind: cifar10, path: nowhere}", "--dry-run", "train.epochs=3"]
     code, out, err = program("run", path, *absent)
     assert (code, "–" in out, "no complete cifar10 in nowhere" in err) == (0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        (["data.kind=shards", "data.path=y"], {"normalize", "holdout", "workers", "class_map", "on_bad_image"}),
+        (["data={kind: shards, path: y, workers: 3}"], {"normalize", "holdout", "class_map", "on_bad_image"}),
+        (["data.kind=digits", "augment=null"], {"normalize", "holdout"}),
+        (
+            ["data.kind=shards", "data.path=y", "data.normalize=null"],
+            {"holdout", "workers", "class_map", "on_bad_image"},
+        ),
+    ],
+)
+def test_data_of_another_kind_keep_the_keys_that_both_kinds_have(
+    changes: list[str], kept: set[str], config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """On the command line, and in a file that is based on another."""
+    given = {"normalize": "pixel-mean", "holdout": 5, "workers": 2, "class_map": "names", "on_bad_image": "skip"}
+    data = {"kind": "imagefolder", "path": "x", "val_labels": "labels", **given}
+    path = config("under.yaml", data=data, augment={"crop": {"kind": "random-resized", "size": 8}})
+    (tmp_path / "over.yaml").write_text(f"base: under.yaml\n{yaml.safe_dump(load.parse_overrides(changes))}")
+    for got in (load.load(path, changes).data, load.load(tmp_path / "over.yaml").data):
+        assert {key for key, value in given.items() if getattr(got, key, None) == value} == kept
+        assert getattr(got, "path", "y") == "y"
+
+
+def test_where_data_of_another_kind_are_must_be_said(config: Callable[..., Path]) -> None:
+    path = config(data={"kind": "imagefolder", "path": "x"}, augment={"crop": {"kind": "random-resized", "size": 8}})
+    with pytest.raises(BadInput, match=r"data\.path"):
+        load.load(path, ["data.kind=shards"])
+
+
+def test_null_before_data_of_another_kind_keeps_nothing(config: Callable[..., Path]) -> None:
+    path = config(data={"normalize": "pixel-mean", "holdout": 5})
+    assert load.load(path, ["data=null", "data={kind: digits}"]).data.holdout == 0
+    assert load.load(path, ["data={kind: digits}"]).data.holdout == 5

@@ -130,3 +130,14 @@ def test_what_is_unset_is_what_it_stands_for(config: Config, program: Program) -
     )
     code, _, err = program("run", config(name="other", networks=[bottleneck | {"expansion": 2}], train=train))
     assert (code, "expansion is 4 there and 2 here" in err) == (2, True)
+
+
+def test_keys_of_initial_weights_have_no_effect_and_say_so(checkpoint: str, config: Config, program: Program) -> None:
+    """Recipes that set them can be fine-tuned; what is said once is not said where nothing is lost."""
+    base = {"base": "cifar-resnet-8", "stem": "cifar", "widths": [4, 8, 8]}
+    train = {"init_from": checkpoint, "steps": 1}
+    net = base | {"zero_init_residual": True, "init": "orthogonal"}
+    code, _, err = program("run", config(name="new", networks=[net], train=train))
+    line = f"init, zero_init_residual of cifar-resnet-8: no effect, the weights are those of {checkpoint}"
+    assert (code, err.count(line)) == (0, 1), err
+    assert "no effect" not in program("run", config(name="other", networks=[base], train=train))[2]
