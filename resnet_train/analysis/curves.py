@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnet_train.analysis.data_sets import data_names
 from resnet_train.analysis.groups import RECORDED, Group
-from resnet_train.config.data import DataConfig
 
 _MOST_POINTS = 1000
 """Of a curve. More than a figure has pixels make it slow, and no more precise."""
@@ -50,18 +50,6 @@ def _thin(values: Any) -> Any:
     if len(values) <= _MOST_POINTS:
         return values
     return np.array([part.mean() for part in np.array_split(values, _MOST_POINTS)])
-
-
-def data_names(groups: Sequence[Group]) -> list[str]:
-    """The data sets of the groups, each once."""
-    return list(dict.fromkeys(data_name(group.runs[0].run.data) for group in groups))
-
-
-def data_name(data: DataConfig) -> str:
-    """A name for titles: the kind or, of a user's own images, the name of their folder."""
-    path = str(getattr(data, "path", "")).rstrip("/")
-    own = data.kind in ("imagefolder", "shards")
-    return path.rpartition("/")[2] or data.kind if own else data.kind
 
 
 def title(groups: Sequence[Group]) -> tuple[str, list[str]]:

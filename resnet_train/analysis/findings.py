@@ -14,6 +14,12 @@ from resnet_train.config.sweep import value_text
 from resnet_train.runs import run_folder
 from resnet_train.runs.records import Record
 from resnet_train.runs.run_folder import RunRecord
+from resnet_train.runtime.tables import few
+
+_MOST_RUNS = 3
+"""Of more runs a warning is one sentence."""
+_MOST_KEYS = 6
+"""In one warning."""
 
 
 def findings(groups: Sequence[Group]) -> list[str]:
@@ -166,7 +172,10 @@ def _single_machine(group: Group) -> str | None:
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:
-    """What makes the comparison doubtful: other settings, other protocols, other steps, runs that are not finished."""
+    """What makes the comparison doubtful: other settings, other protocols, other steps, runs that are not finished.
+
+    What holds for many networks is one sentence, which names the first of them.
+    """
     runs = [run for group in groups for run in group.runs]
     return [
         *_differing_settings(groups, runs[0]),
@@ -174,30 +183,55 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         *_differing_validation_sets(runs),
         *_differing_steps(groups),
         *sweeps.warnings(groups),
-        *(warning for group in groups for run in group.runs for warning in _not_finished(run, group)),
-        *(_left_out(run) for group in groups for run in group.left_out),
+        *_not_finished(groups),
+        *_left_out(groups),
     ]
 
 
 def _differing_settings(groups: Sequence[Group], first: RunRecord) -> list[str]:
-    """Configuration keys, beside the network, in which runs differ, unless both were swept over them."""
+    """Configuration keys, beside the network, in which runs differ, unless both were swept over them.
+
+    Keys that set the same networks apart are one sentence.
+    """
     keys: dict[str, None] = {}
+    settings = {id(run): run_folder.defining_keys(run.run) for group in groups for run in group.runs}
     for group in groups:
         for run in group.runs:
             swept = ["network", "seed", "experiment", *(key for key in run.run.sweep if key in first.run.sweep)]
             for key, _, _ in run_folder.differences(first.run, run.run):
                 if not any(key == name or key.startswith(f"{name}.") for name in swept):
                     keys[key] = None
-    lines = []
+    by_labels: dict[tuple[tuple[str, ...], ...], dict[str, list[str]]] = {}
     for key in keys:
-        labels_by_value: dict[str, list[str]] = {}
+        values: dict[str, dict[str, None]] = {}
         for group in groups:
             for run in group.runs:
-                value = str(run_folder.defining_keys(run.run).get(key))
-                labels_by_value.setdefault(value, []).append(group.label)
-        values = (f"{value} ({', '.join(dict.fromkeys(labels))})" for value, labels in labels_by_value.items())
-        lines.append(f"not only the network differs: {key} = {'; '.join(values)}")
+                value = settings[id(run)].get(key)
+                text = "not set" if value is None else value_text(value)
+                values.setdefault("swept" if key in run.run.sweep else text, {})[group.label] = None
+        by_labels.setdefault(tuple(map(tuple, values.values())), {})[key] = list(values)
+    lines = []
+    for labels, values_by_key in by_labels.items():
+        parts = []
+        for i, names in enumerate(labels):
+            texts = [f"{key} = {values[i]}" for key, values in values_by_key.items()]
+            if i and len(texts) == 1:
+                texts = [next(iter(values_by_key.values()))[i]]
+            parts.append(f"{few(texts, _MOST_KEYS)} ({_named(names, groups)})")
+        lines.append(f"not only the network differs: {'; '.join(parts)}")
     return lines
+
+
+def _named(labels: Sequence[str], groups: Sequence[Group]) -> str:
+    """Names of networks; of all that an experiment among several has, its name."""
+    experiments: dict[str, dict[str, None]] = {}
+    for group in groups:
+        experiments.setdefault(group.experiment, {})[group.label] = None
+    names = dict.fromkeys(labels)
+    for experiment, members in experiments.items():
+        if len(experiments) > 1 and len(members) > 1 and names.keys() >= members.keys():
+            names = {f"all of {experiment}": None} | {name: None for name in names if name not in members}
+    return few(names)
 
 
 def _differing_conditions(groups: Sequence[Group]) -> list[str]:
@@ -212,9 +246,12 @@ def _differing_conditions(groups: Sequence[Group]) -> list[str]:
         values: dict[str, set[Any]] = {}
         for group in groups:  # of one label there are several, under several protocols
             values.setdefault(group.label, set()).update(value for run in group.runs for value in of_run(run))
-        if len(set(map(frozenset, values.values()))) > 1:
-            text = "; ".join(f"{label}: {', '.join(map(str, sorted(seen)))}" for label, seen in values.items())
-            lines.append(f"not only the network differs: {condition} ({text})")
+        labels: dict[str, list[str]] = {}
+        for label, seen in values.items():
+            labels.setdefault(", ".join(map(str, sorted(seen))) or "not recorded", []).append(label)
+        if len(labels) > 1:
+            text = "; ".join(f"{text} ({_named(names, groups)})" for text, names in labels.items())
+            lines.append(f"not only the network differs: {condition} = {text}")
     return lines
 
 
@@ -225,27 +262,47 @@ def _differing_validation_sets(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _differing_steps(groups: Sequence[Group]) -> list[str]:
-    measured = [group for group in groups if group.step is not None]
-    if len({group.step for group in measured}) < 2:
+    labels: dict[int, list[str]] = {}
+    for group in groups:
+        if group.step is not None:
+            labels.setdefault(group.step, []).append(group.label)
+    if len(labels) < 2:
         return []
-    steps = ", ".join(f"{group.label} {group.step:,}" for group in measured)
+    steps = "; ".join(f"{step:,} ({_named(names, groups)})" for step, names in labels.items())
     return [f"the errors in tables and figures are of different steps: {steps}"]
 
 
-def _not_finished(run: RunRecord, group: Group) -> list[str]:
-    end, total = run.end, run.records[0]["steps"]
-    if end is None:
-        return [f"{_name(run)} is not finished: step {run.records[-1]['step']:,} of {total:,}"]
-    if end["status"] != "finished":
-        then = "" if group.step is None else f"; {group.label} is compared at step {group.step:,}, before that"
-        return [f"{_name(run)} {end['status']} at step {end['step']:,} of {total:,}{then}"]
-    return []
+def _not_finished(groups: Sequence[Group]) -> list[str]:
+    """Runs that are not finished, or have diverged."""
+    runs: dict[str, list[tuple[Group, RunRecord]]] = {}
+    for group in groups:
+        for run in group.runs:
+            status = "not finished" if run.end is None else run.end["status"]
+            if status != "finished":
+                runs.setdefault(status, []).append((group, run))
+    lines = []
+    for status, members in runs.items():
+        stopped = [f"step {run.records[-1]['step']:,} of {run.records[0]['steps']:,}" for _, run in members]
+        if len(members) > _MOST_RUNS:
+            names = few(f"{run.run.title} ({text})" for (_, run), text in zip(members, stopped, strict=True))
+            lines.append(f"{len(members)} runs {'are ' * (status == 'not finished')}{status}: {names}")
+            continue
+        for (group, run), text in zip(members, stopped, strict=True):
+            if status == "not finished":
+                lines.append(f"{run.run.title} is not finished: {text}")
+            else:
+                then = "" if group.step is None else f"; {group.label} is compared at step {group.step:,}, before that"
+                lines.append(f"{run.run.title} {status} at {text}{then}")
+    return lines
 
 
-def _left_out(run: RunRecord) -> str:
-    when = "yet" if run.end is None else f"and {run.end['status']} at step {run.end['step']:,}"
-    return f"{_name(run)} is left out of the figures of its network: it has no evaluation {when}"
-
-
-def _name(run: RunRecord) -> str:
-    return run.run.title
+def _left_out(groups: Sequence[Group]) -> list[str]:
+    runs = [run for group in groups for run in group.left_out]
+    if len(runs) > _MOST_RUNS:
+        names = few(run.run.title for run in runs)
+        return [f"{len(runs)} runs are left out of the figures of their networks, as they have no evaluation: {names}"]
+    ends = ["yet" if run.end is None else f"and {run.end['status']} at step {run.end['step']:,}" for run in runs]
+    return [
+        f"{run.run.title} is left out of the figures of its network: it has no evaluation {end}"
+        for run, end in zip(runs, ends, strict=True)
+    ]

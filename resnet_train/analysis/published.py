@@ -9,7 +9,7 @@ from resnet_train.analysis.groups import ERRORS, Group
 from resnet_train.analysis.significance import LEVEL, sampling_error
 from resnet_train.config.expect import EXPECTED_ERRORS, ExpectConfig, Figure, FigureConfig, text
 from resnet_train.runs.records import Record
-from resnet_train.runtime.tables import columns, percent
+from resnet_train.runtime.tables import columns, few, percent, wrap
 
 _RELATIVE_MARGIN, _LEAST_MARGIN = 0.1, 0.5
 """Figures agree only if a difference of a tenth of the published one, at least half a point, would be significant."""
@@ -151,9 +151,20 @@ def published_rows(found: Sequence[Published], short: bool = False) -> list[tupl
     return table
 
 
-def published_table(found: Sequence[Published]) -> str:
-    """The table for a terminal, and why figures are of another protocol. Empty where nothing is published."""
-    return "\n".join([columns(published_rows(found, short=True)), *reasons(found)]) if found else ""
+def published_table(found: Sequence[Published], width: int | None = None) -> str:
+    """The table for a terminal, and why figures are of another protocol. Empty where nothing is published.
+
+    width: of the terminal; sources are then named below the table.
+    """
+    if not found:
+        return ""
+    table, notes = published_rows(found, short=True), reasons(found)
+    if width is not None:
+        sources = list(dict.fromkeys(one.entry.source for one in found))
+        letters = {source: f"({i})" for i, source in enumerate(sources, 1)}
+        table = [table[0], *((*row[:-1], letters[row[-1]]) for row in table[1:])]
+        notes = [*(f"{letters[source]} {source}" for source in sources), *notes]
+    return f"{columns(table, width, fixed=2)}\n{wrap(notes, width)}".rstrip()
 
 
 def reasons(found: Sequence[Published]) -> list[str]:
@@ -162,7 +173,7 @@ def reasons(found: Sequence[Published]) -> list[str]:
     for one in found:
         for reason in one.reasons:
             networks.setdefault(reason, {})[one.group.label] = None
-    return [f"another protocol: {reason} ({', '.join(labels)})" for reason, labels in networks.items()]
+    return [f"another protocol: {reason} ({few(labels)})" for reason, labels in networks.items()]
 
 
 def add_published(records: Sequence[Record], groups: Sequence[Group]) -> list[Record]:

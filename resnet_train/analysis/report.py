@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_train.analysis.curves import curve, data_names
+from resnet_train.analysis.curves import curve
+from resnet_train.analysis.data_sets import data_names
 from resnet_train.analysis.families import families
 from resnet_train.analysis.findings import findings, warnings
 from resnet_train.analysis.groups import ERRORS, RECORDED, Group, footnotes, protocols

@@ -10,6 +10,7 @@ from resnet_train.config.defining import flatten
 from resnet_train.config.load import dump
 from resnet_train.config.sweep import value_text
 from resnet_train.runs.records import Record
+from resnet_train.runtime.tables import few
 
 CHOSEN_BY = "val_error_top1"
 """The error whose lowest value tables and figures call the best of a sweep."""
@@ -118,7 +119,8 @@ def findings(groups: Sequence[Group]) -> list[str]:
 
 def warnings(groups: Sequence[Group]) -> list[str]:
     """What makes the best value of a sweep doubtful: it is at an end of the values, or networks tried others."""
-    lines, all_sweeps = [], sweeps(groups)
+    all_sweeps = sweeps(groups)
+    at_ends: dict[tuple[str, str, str, str], list[str]] = {}
     for sweep in all_sweeps:
         best = sweep.best(CHOSEN_BY)
         for key in sweep.keys:
@@ -128,17 +130,19 @@ def warnings(groups: Sequence[Group]) -> list[str]:
             for end, word in ((min(values), "lowest"), (max(values), "highest")):
                 if best.sweep[key] == end:
                     beyond = "lower" if word == "lowest" else "higher"
-                    lines.append(
-                        f"{sweep.name}: its best {key}, {value_text(end)}, is the {word} that was tried; a "
-                        f"{beyond} one may be better"
-                    )
+                    at_ends.setdefault((key, value_text(end), word, beyond), []).append(sweep.name)
+    lines = [
+        f"{few(names)}: {'its' if len(names) == 1 else 'their'} best {key}, {end}, is the {word} that was tried; a "
+        f"{beyond} one may be better"
+        for (key, end, word, beyond), names in at_ends.items()
+    ]
     for key in swept_keys(groups):
         tried: dict[str, list[str]] = {}
         for sweep in all_sweeps:
             if key in sweep.keys:
                 tried.setdefault(_texts(sweep.values(key)), []).append(sweep.name)
         if len(tried) > 1:
-            texts = "; ".join(f"{values} ({', '.join(dict.fromkeys(names))})" for values, names in tried.items())
+            texts = "; ".join(f"{values} ({few(dict.fromkeys(names))})" for values, names in tried.items())
             lines.append(f"not every network was swept over the same {key}: {texts}")
     return lines
 

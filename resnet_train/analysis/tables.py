@@ -1,4 +1,4 @@
-"""The table of a comparison for a terminal, and its files: two figures, `compare.md`, `.csv` and `.json`. No torch."""
+"""A comparison as text for a terminal, and its files: figures, `compare.md`, `.csv` and `.json`. No torch."""
 
 import csv
 import json
@@ -6,22 +6,39 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from resnet_train.analysis import figures, sweep_figure
+from resnet_train.analysis.data_sets import by_data_set
 from resnet_train.analysis.findings import findings, warnings
 from resnet_train.analysis.groups import Group, error_columns, footnotes, protocols
 from resnet_train.analysis.loss_figure import draw_loss
-from resnet_train.analysis.published import add_published, published, published_rows, reasons
+from resnet_train.analysis.published import add_published, published, published_rows, published_table, reasons
 from resnet_train.analysis.style import Output
 from resnet_train.analysis.sweeps import at_best, best_note, rows, swept_keys
-from resnet_train.config.sweep import value_text
+from resnet_train.config.sweep import safe_text, value_text
 from resnet_train.errors import BadInput
 from resnet_train.runs.records import Record
-from resnet_train.runtime.tables import columns, percent, short
+from resnet_train.runtime.tables import columns, few, percent, short, wrap
 
 _COSTS = ("parameters", "multiply-adds", "images/s", "hours")
 
 
-def text_table(groups: Sequence[Group]) -> str:
-    """Errors in percent, mean ± standard deviation over seeds, and costs, for a terminal."""
+def text(groups: Sequence[Group], width: int | None = None) -> str:
+    """The comparison for a terminal: for each data set the table, published errors, warnings and findings.
+
+    width: characters in a line; `None`: of any length, with all columns of a table side by side.
+    """
+    sections = by_data_set(groups)
+    parts = []
+    for name, members in sections.items():
+        found = published(members)
+        heading = f"{name}: {few(dict.fromkeys(group.experiment for group in members))}\n" if len(sections) > 1 else ""
+        table, expected = text_table(members, width), published_table(found, width)
+        sentences = wrap([*warnings(members), *findings(members)], width)
+        parts.append("\n\n".join(filter(None, [heading + table, expected, sentences])))
+    return "\n\n\n".join(parts)
+
+
+def text_table(groups: Sequence[Group], width: int | None = None) -> str:
+    """Errors in percent, mean ± standard deviation over seeds, and costs, for a terminal of so many characters."""
     lines: list[tuple[str, ...]] = []
     records, keys = rows(groups), swept_keys(groups)
     for row in records:
@@ -39,7 +56,8 @@ def text_table(groups: Sequence[Group]) -> str:
                 *_costs(row),
             )
         )
-    return "\n".join([columns(lines), *footnotes(groups), *(f"* {note}" for note in best_note(groups))])
+    notes = [*footnotes(groups), *(f"* {note}" for note in best_note(groups))]
+    return "\n".join([columns(lines, width, fixed=1 + len(keys)), *([wrap(notes, width)] if notes else [])])
 
 
 def _values(row: Record, keys: Sequence[str], best: str) -> list[str]:
@@ -84,20 +102,22 @@ def write_comparison(
 ) -> list[Path]:
     """Write the figures, `compare.md`, `compare.csv` and `compare.json` into a folder; their paths.
 
+    Of several data sets each has its figures, such as compare-digits.png.
+
     Figures of depth and cost show each network at the best value of a sweep, which has a figure of its own.
     with_loss: the figure of the training loss, too. Raises `BadInput` where the folder cannot be written.
     """
     markdown, sheet, as_json = files = [out / name for name in ("compare.md", "compare.csv", "compare.json")]
-    records = add_published(rows(groups), groups)
+    records, sections, paths = add_published(rows(groups), groups), by_data_set(groups), list[Path]()
+    text = "# Error across depths\n"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        paths = figures.draw_curves(at_best(groups), out / "compare.png", output)
-        paths += figures.draw_costs(at_best(groups), out / "compare-cost.png", output)
-        if with_loss:
-            paths += draw_loss(at_best(groups), out / "compare-loss.png", output)
-        if swept_keys(groups):
-            paths += sweep_figure.draw_sweeps(groups, out / "compare-sweep.png", output)
-        markdown.write_text(_markdown(groups, output.formats[0], with_loss), "utf-8", "surrogateescape")
+        for name, members in sections.items():
+            stem = "compare" if len(sections) == 1 else f"compare-{safe_text(name)}"
+            paths += _draw(members, out, stem, output, with_loss)
+            text += f"\n## {name}\n" if len(sections) > 1 else ""
+            text += f"\n{_markdown(members, stem, output.formats[0], with_loss)}"
+        markdown.write_text(text, "utf-8", "surrogateescape")
         with sheet.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, records[0].keys())
             writer.writeheader()
@@ -106,6 +126,18 @@ def write_comparison(
     except OSError as error:
         raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None
     return [*paths, *files]
+
+
+def _draw(groups: Sequence[Group], out: Path, stem: str, output: Output, with_loss: bool) -> list[Path]:
+    """Draw the figures of one data set."""
+    at = at_best(groups)
+    paths = figures.draw_curves(at, out / f"{stem}.png", output)
+    paths += figures.draw_costs(at, out / f"{stem}-cost.png", output)
+    if with_loss:
+        paths += draw_loss(at, out / f"{stem}-loss.png", output)
+    if swept_keys(groups):
+        paths += sweep_figure.draw_sweeps(groups, out / f"{stem}-sweep.png", output)
+    return paths
 
 
 def table(groups: Sequence[Group], best: str = "* {}") -> list[list[str]]:
@@ -119,14 +151,14 @@ def table(groups: Sequence[Group], best: str = "* {}") -> list[list[str]]:
     return lines
 
 
-def _markdown(groups: Sequence[Group], suffix: str, with_loss: bool) -> str:
+def _markdown(groups: Sequence[Group], stem: str, suffix: str, with_loss: bool) -> str:
     headings, *body = table(groups, best="**{}**")
     keys = swept_keys(groups)
-    lines = ["# Error across depths", "", f"![error across depths](compare.{suffix})", ""]
-    lines += [f"![error against cost](compare-cost.{suffix})", ""]
-    lines += [f"![training loss](compare-loss.{suffix})", ""] if with_loss else []
+    lines = [f"![error across depths]({stem}.{suffix})", ""]
+    lines += [f"![error against cost]({stem}-cost.{suffix})", ""]
+    lines += [f"![training loss]({stem}-loss.{suffix})", ""] if with_loss else []
     if keys:
-        lines += [f"![error against {' and '.join(keys)}](compare-sweep.{suffix})", ""]
+        lines += [f"![error against {' and '.join(keys)}]({stem}-sweep.{suffix})", ""]
     lines += [f"| {' | '.join(headings)} |", f"| --- {'| ---: ' * (len(headings) - 1)}|"]
     lines += [f"| {' | '.join(cells)} |" for cells in body]
     lines += ["", "Errors in percent, mean ± standard deviation over seeds.", ""]

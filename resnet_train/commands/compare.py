@@ -38,11 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Write the figures and tables, and print a table, warnings and findings."""
-    from resnet_train.analysis import findings, tables
+    from resnet_train.analysis import tables
     from resnet_train.analysis.groups import group_runs
-    from resnet_train.analysis.published import add_published, published, published_table
+    from resnet_train.analysis.published import add_published
     from resnet_train.analysis.sweeps import rows
     from resnet_train.runs import run_folder
+    from resnet_train.runtime.tables import terminal_width, wrap
 
     folders = [Path(folder) for folder in args.folders]
     groups = group_runs(run_folder.find(folders))
@@ -50,7 +51,5 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(add_published(rows(groups), groups), indent=2))
         return
-    print(f"wrote {', '.join(map(str, paths))}", "", tables.text_table(groups), "", sep="\n")
-    if found := published(groups):
-        print(published_table(found), "", sep="\n")
-    print("\n".join([*findings.warnings(groups), *findings.findings(groups)]))
+    width = terminal_width()
+    print(wrap([f"wrote {', '.join(map(str, paths))}"], width), "", tables.text(groups, width), sep="\n")

@@ -87,7 +87,7 @@ def _draw_recorded_gradients(folders: Sequence[Path], out: Path, output: "Output
 
 
 def _probe_networks(args: argparse.Namespace, out: Path) -> None:
-    from resnet_train.analysis.curves import data_name
+    from resnet_train.analysis.data_sets import data_name
     from resnet_train.config.schema import LesionConfig, ProbeConfig
     from resnet_train.data import datasets
     from resnet_train.probes import figures

@@ -50,10 +50,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: int, as_json: bool) -> None:
-    from resnet_train.analysis import findings, tables
+    from resnet_train.analysis import tables
     from resnet_train.analysis.groups import group_runs
-    from resnet_train.analysis.published import published, published_table
     from resnet_train.analysis.sweeps import rows
+    from resnet_train.runtime.tables import terminal_width
     from resnet_train.training import grid
 
     records = grid.train_all(runs, experiment.output, experiment.train, fresh, jobs)
@@ -63,10 +63,7 @@ def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: i
     if as_json:
         print(json.dumps(rows(groups), indent=2))
     else:
-        print(tables.text_table(groups))
-        if found := published(groups):
-            print(f"\n{published_table(found)}\n")
-        print("\n".join([*findings.warnings(groups), *findings.findings(groups)]))
+        print(tables.text(groups, terminal_width()))
 
 
 def _print_plan(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, as_json: bool) -> None:

@@ -64,10 +64,10 @@ def label(values: Mapping[str, Any]) -> str:
 
 def folder_names(values: Mapping[str, Any]) -> list[str]:
     """A folder for each key, in the order of the alphabet: adding a value or reordering the keys moves no run."""
-    return [f"{key}={_safe_text(values[key])}" for key in sorted(values)]
+    return [f"{key}={safe_text(values[key])}" for key in sorted(values)]
 
 
-def _safe_text(value: Any) -> str:
+def safe_text(value: Any) -> str:
     """A value as a part of a file's name. Two values have two names: where characters are lost, a hash is added."""
     text = value_text(value)
     if _SAFE.fullmatch(text) and not (isinstance(value, str) and _is_json(text)):
@@ -93,7 +93,7 @@ def complaints(sweep: Mapping[str, Sequence[Any]], sections: Collection[str]) ->
         for other in sweep:
             if other.startswith(f"{key}."):
                 yield f"sweep.{shorten(other)} is a part of sweep.{shorten(key)}: sweep one of them"
-        names = [_safe_text(value) for value in values]
+        names = [safe_text(value) for value in values]
         for i, name in enumerate(names):
             if name in names[:i]:
                 yield f"sweep.{shorten(key)}: {shorten(value_text(values[i]))} is listed twice"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_train.analysis.curves import data_name
+from resnet_train.analysis.data_sets import data_name
 from resnet_train.analysis.style import Output, add_title, colours, fit_errors, likeness, scale_steps
 from resnet_train.config.network import AnyNet
 from resnet_train.probes.hooks import ProbeResult

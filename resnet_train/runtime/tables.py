@@ -2,14 +2,44 @@
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
-def columns(rows: Iterable[Sequence[str]]) -> str:
-    """Format rows of cells as a table: the first column is aligned to the left, the others to the right."""
-    table = list(rows)
+def columns(rows: Iterable[Sequence[str]], width: int | None = None, fixed: int = 1) -> str:
+    """Format rows of cells as a table: the first column is aligned to the left, the others to the right.
+
+    width: the most characters in a line. Columns that do not fit follow in further tables, each of which begins with
+    the first `fixed` columns; where these leave no room for another one, the cells of the first are cut. `None`: all
+    columns are side by side.
+    """
+    table = [list(row) for row in rows]
+    if width is not None:
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        widest = max(widths[fixed:], default=0)
+        room = max(8, width - 2 - widest - sum(width + 2 for width in widths[1:fixed]))
+        table = [[_cut(row[0], room), *row[1:]] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table)
+    blocks, used = [list(range(fixed))], 0
+    for column in range(fixed, len(widths)):
+        used += widths[column] + 2
+        beside = sum(widths[:fixed]) + 2 * (fixed - 1)
+        if width is not None and beside + used > width and len(blocks[-1]) > fixed:
+            blocks.append(list(range(fixed)))
+            used = widths[column] + 2
+        blocks[-1].append(column)
+    return "\n\n".join(
+        "\n".join("  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in block[1:])]) for row in table)
+        for block in blocks
+    )
+
+
+def _cut(text: str, room: int) -> str:
+    """The text without its middle, if it is longer: names differ at their ends."""
+    if len(text) <= room:
+        return text
+    return f"{text[: (room - 1) // 2]}…{text[-(room // 2) :]}"
 
 
 def terminal_width() -> int | None:
@@ -23,6 +53,23 @@ def fit_terminal(text: str) -> str:
     if width is None:
         return text
     return "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in text.splitlines())
+
+
+def wrap(lines: Iterable[str], width: int | None) -> str:
+    """Lines that are broken between words where they are longer than `width`; the rest of each is indented."""
+    if width is None:
+        return "\n".join(lines)
+    options: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    whole = (line.replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0") for line in lines)  # numbers are not broken
+    return "\n".join(textwrap.fill(line, width, **options).replace("\xa0", " ") for line in whole)
+
+
+def few(names: Iterable[str], most: int = 4) -> str:
+    """Names in one line: all of them or, of more than `most`, the first and the number of the others."""
+    every = list(names)
+    if len(every) <= most:
+        return ", ".join(every)
+    return f"{', '.join(every[: most - 1])} and {len(every) - most + 1} others"
 
 
 def percent(mean: float | None, deviation: float | None = None) -> str:

@@ -208,15 +208,103 @@ def test_differences_beyond_the_network_are_listed(recorded: Callable[..., Path]
     recorded("cifar-resnet-32", 0, 5.0, status=None)
     recorded("cifar-resnet-44", 0, 5.0, status="diverged")
     sentence = findings.warnings(groups())
-    assert (
-        sentence[0]
-        == "not only the network differs: data.size = 8 (cifar-plain-20, cifar-resnet-32, cifar-resnet-44); 16 (cifar-resnet-20)"
-    )
-    assert sentence[1].startswith("not only the network differs: optimizer.lr = 0.1 (")
-    assert sentence[2:] == [
+    assert sentence == [
+        "not only the network differs: data.size = 8, optimizer.lr = 0.1 (cifar-plain-20, cifar-resnet-32, "
+        "cifar-resnet-44); data.size = 16, optimizer.lr = 0.2 (cifar-resnet-20)",
         "cifar-resnet-32 seed 0 is not finished: step 20 of 20",
         "cifar-resnet-44 seed 0 diverged at step 20 of 20; cifar-resnet-44 is compared at step 20, before that",
     ]
+
+
+def test_what_holds_for_many_networks_is_one_sentence(recorded: Callable[..., Path]) -> None:
+    for depth in range(8, 80, 6):
+        recorded(f"cifar-plain-{depth}", 0, 5.0, status=None)
+        recorded(f"cifar-resnet-{depth}", 0, 5.0, status="diverged", optimizer={"lr": 0.2})
+    assert findings.warnings(groups()) == [
+        "not only the network differs: optimizer.lr = 0.1 (cifar-plain-8, cifar-plain-14, cifar-plain-20 and 9 others); "
+        "0.2 (cifar-resnet-8, cifar-resnet-14, cifar-resnet-20 and 9 others)",
+        "12 runs are not finished: cifar-plain-8 seed 0 (step 20 of 20), cifar-plain-14 seed 0 (step 20 of 20), "
+        "cifar-plain-20 seed 0 (step 20 of 20) and 9 others",
+        "12 runs diverged: cifar-resnet-8 seed 0 (step 20 of 20), cifar-resnet-14 seed 0 (step 20 of 20), "
+        "cifar-resnet-20 seed 0 (step 20 of 20) and 9 others",
+    ]
+    for seed in range(1, 5):
+        path = recorded("cifar-plain-8", seed, 5.0) / "metrics.jsonl"
+        path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines() if '"eval"' not in line))
+    assert findings.warnings(groups())[-1] == (
+        "4 runs are left out of the figures of their networks, as they have no evaluation: cifar-plain-8 seed 1, "
+        "cifar-plain-8 seed 2, cifar-plain-8 seed 3, cifar-plain-8 seed 4"
+    )
+
+
+def test_experiments_that_differ_are_named_in_place_of_their_networks(recorded: Callable[..., Path]) -> None:
+    for depth in (20, 32):
+        recorded(f"cifar-resnet-{depth}", 0, 5.0)
+        recorded(f"cifar-resnet-{depth}", 0, 5.0, name="other", train={"batch_size": 4}, optimizer={"lr": 0.2})
+    recorded("cifar-resnet-44", 0, 5.0)
+    assert findings.warnings(groups()) == [
+        "not only the network differs: optimizer.lr = 0.2, train.batch_size = 4 (all of other); "
+        "optimizer.lr = 0.1, train.batch_size = 16 (all of tiny)"
+    ]
+    schedule = {"kind": "cosine", "warmup": {"epochs": 5}}
+    optimizer = {"lr": 0.2, "nesterov": True, "weight_decay": 0.5, "momentum": 0.5, "decay_on": "matrices"}
+    recorded("cifar-resnet-44", 0, 5.0, name="other", schedule=schedule, optimizer=optimizer, train={"batch_size": 4})
+    [line] = [line for line in findings.warnings(groups()) if "others (other/cifar-resnet-44)" in line]
+    assert line.count(" = ") == 10  # of more keys, five are listed for each value
+
+
+def test_each_data_set_has_its_table_and_figures(recorded: Callable[..., Path], program: Program) -> None:
+    """Errors on different data are not set against each other, nor are the settings of their recipes."""
+    for depth in (20, 56):
+        recorded(f"cifar-plain-{depth}", 0, 5.0 + depth)
+        folder = {"kind": "imagefolder", "path": "/data/my cats", "size": None, "train_size": None, "val_size": None}
+        folder |= {"classes": None}
+        crop = {"crop": {"kind": "random-resized", "size": 64, "pad": None}}
+        recorded(f"resnet-{depth // 20 * 16 + 2}", 0, 5.0, name="photos", data=folder, augment=crop)
+    code, out, err = program("compare", "runs", "--out", "out")
+    assert code == 0, err
+    first, second = out.split("\n\n\n")
+    assert "\nsynthetic: tiny\nnetwork  " in first
+    assert second.startswith("my cats: photos\nnetwork  ")
+    assert [line.split()[0] for line in second.splitlines()[2:4]] == ["resnet-18", "resnet-34"]  # without photos/
+    assert "not only the network differs" not in out
+    assert "cifar-plain-56 61.00 %, cifar-plain-20 25.00 % (clean)" in first
+    pictures = sorted(path.name for path in Path("out").glob("*.png"))
+    assert pictures[2:] == ["compare-synthetic-cost.png", "compare-synthetic.png"]
+    assert pictures[0].startswith("compare-my-cats-")  # no space, which a link could not have
+    text = Path("out/compare.md").read_text()
+    assert re.findall(r"^##? .*", text, re.M) == ["# Error across depths", "## synthetic", "## my cats"]
+    assert all(f"({name})" in text for name in pictures)
+    table = csv.DictReader(Path("out/compare.csv").read_text().splitlines())
+    assert sorted(row["network"] for row in table) == [
+        "photos/resnet-18",
+        "photos/resnet-34",
+        "tiny/cifar-plain-20",
+        "tiny/cifar-plain-56",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_nothing_is_wider_than_the_terminal(
+    width: int, recorded: Callable[..., Path], program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"source": "He et al. 2015, table 6", "val_images": 10_000, "val_error_top1": {"cifar-resnet-20": 8.75}}
+    for seed in range(3):
+        recorded("cifar-plain-20", seed, 5.0 + seed)
+        recorded("cifar-resnet-20", seed, 5.0, expect=[entry])
+        name = "a-network-with-a-name-that-says-all-there-is-to-say-of-it-and-more"
+        recorded({"base": "cifar-resnet-56", "name": name}, seed, 5.0, optimizer={"lr": 0.2}, name="another")
+    wide = program("compare", "runs")[1]
+    monkeypatch.setattr("resnet_train.runtime.tables.terminal_width", lambda: width)
+    code, out, err = program("compare", "runs")
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= width < max(map(len, wide.splitlines()))
+    for column in wide.splitlines()[2].split("  "):
+        assert column.strip() in out
+    assert "(1) He et al. 2015, table 6" in out
+    assert " 5.00 %" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert all(len(name) >= 20 for name, *_ in (row for row in rows if row and row[0].startswith("another/")))
 
 
 def cut(folder: Path, step: int) -> None:
@@ -236,7 +324,7 @@ def test_runs_are_compared_at_the_last_evaluation_that_both_have(recorded: Calla
         "cifar-resnet-56 12.00 %, cifar-resnet-20 15.00 % (clean)"
     ]
     assert findings.warnings(groups()) == [
-        "the errors in tables and figures are of different steps: cifar-resnet-20 20, cifar-resnet-56 10",
+        "the errors in tables and figures are of different steps: 20 (cifar-resnet-20); 10 (cifar-resnet-56)",
         "cifar-resnet-56 seed 0 is not finished: step 10 of 20",
     ]
     cut(deep, 0)
@@ -279,7 +367,7 @@ def test_finished_runs_of_different_lengths_are_compared_at_their_ends(recorded:
         "residual: the deeper network's training error is lower: "
         "cifar-resnet-56 2.00 % at step 40, cifar-resnet-20 5.00 % at step 20 (clean)"
     ]
-    assert "different steps: cifar-resnet-20 20, cifar-resnet-56 40" in findings.warnings(groups())[0]
+    assert "different steps: 20 (cifar-resnet-20); 40 (cifar-resnet-56)" in findings.warnings(groups())[0]
 
 
 def test_the_figures_of_a_network_are_of_one_step_for_all_seeds(recorded: Callable[..., Path]) -> None:
@@ -400,7 +488,7 @@ def test_figures_of_different_protocols_never_share_a_column(recorded: Callable[
         (7, None),
         (None, 9),
     ]
-    assert "cifar-resnet-20: 0, 1" in findings.warnings(groups())[0]  # one network under two protocols
+    assert "0, 1 (cifar-resnet-20)" in findings.warnings(groups())[0]  # one network under two protocols
 
 
 def test_depth_is_compared_under_one_protocol(recorded: Callable[..., Path]) -> None:

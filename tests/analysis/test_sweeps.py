@@ -119,8 +119,9 @@ def test_a_key_that_only_some_were_swept_over_is_a_difference(swept: Recorded, r
     ]
     recorded("cifar-resnet-56", 0, 3.0)
     [line] = [line for line in findings.warnings(groups()) if "optimizer.lr = " in line]
-    assert line.startswith(
-        "not only the network differs: optimizer.lr = 0.05 (cifar-plain-20 optimizer.lr=0.05); 0.2 ("
+    assert line == (
+        "not only the network differs: optimizer.lr = swept (cifar-plain-20 optimizer.lr=0.05, "
+        "cifar-plain-56 optimizer.lr=0.2); 0.1 (cifar-resnet-56)"
     )
     swept("cifar-plain-20", 0.1, 4.0, optimizer={"momentum": 0.8})  # not swept
     assert any("optimizer.momentum = 0.9" in line for line in findings.warnings(groups()))
