@@ -4,12 +4,14 @@ import json
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import figures, spawn
 from steps import IDENTITY, random_batch, step_batches
 from torch.utils._pytree import tree_leaves
@@ -19,8 +21,8 @@ from resnet_train.data import datasets, loader
 from resnet_train.runs.checkpoint import CheckpointMeta
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import set_precision
-from resnet_train.training import checkpoint
-from resnet_train.training.cuda_graph import GraphLauncher, launch_eagerly
+from resnet_train.training import checkpoint, cuda_graph
+from resnet_train.training.cuda_graph import GraphLauncher
 from resnet_train.training.step import TrainState, create_train_state, train_step
 
 pytestmark = [
@@ -83,14 +85,14 @@ def exact() -> Iterator[None]:
     torch.backends.cudnn.deterministic = False
 
 
-def pair(run: Run) -> tuple[TrainState, TrainState]:
+def pair(run: Run, world: World = GPU) -> tuple[TrainState, TrainState]:
     """An eager state and one with a graph."""
     set_precision(run.train.precision, GPU.device)
-    graph = create_train_state(run, 4, 3, GPU)
-    eager = create_train_state(run, 4, 3, GPU)
+    graph = create_train_state(run, 4, 3, world)
+    without = run.model_copy(update={"train": run.train.model_copy(update={"cuda_graph": False})})
+    eager = create_train_state(without, 4, 3, world)
     torch.backends.cudnn.benchmark = False  # a search may end with other kernels
     assert isinstance(graph.launch, GraphLauncher)
-    eager.launch = launch_eagerly
     return eager, graph
 
 
@@ -100,7 +102,8 @@ def take(states: tuple[TrainState, ...], run: Run, steps: range) -> None:
     for step in steps:
         data = step_batches(random_batch(32, seed=step).to(GPU.device))._replace(seeds=[1000 + step])
         for state in states:
-            torch.cuda.set_sync_debug_mode("error" if step >= steps.start + 5 else "default")
+            is_warm = state.step >= steps.start + getattr(state.launch, "warm_up_calls", 3) + 2
+            torch.cuda.set_sync_debug_mode("error" if is_warm else "default")
             try:
                 train_step(state, data, normalization, 0.1 / (1 + step), run.train)
             finally:
@@ -230,13 +233,74 @@ def test_a_loader_ends_while_a_step_goes_on(images: Path, tiny_run: Callable[...
     step.synchronize()
 
 
-# --- several GPUs -----------------------------------------------------------------------------------------------------
+# --- several ranks ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def group_of_one() -> Iterator[World]:
+    """NCCL with one rank, as a world that takes itself for one of two: all that several ranks do, on one GPU."""
+    device = torch.device("cuda", 0)
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=device)
+    yield World(device, 0, 2)
+    dist.destroy_process_group()  # would wait for ever for a graph
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, EVERYTHING, {"sync_bn": True}, {"compile": True}],
+    ids=["plain", "everything", "sync_bn", "compiled"],
+)
+def test_a_graph_with_nccl_takes_the_same_steps(
+    changes: dict[str, Any], precision: str, tiny_run: Callable[..., Run], group_of_one: World
+) -> None:
+    train = {"device": "cuda", "cuda_graph": True, "precision": precision, **changes}
+    run = tiny_run(networks=[NETWORK], train=train)
+    eager, graph = pair(run, group_of_one)
+    take((eager,), run, range(STEPS))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "The AccumulateGrad node's stream does not match")
+            take((graph,), run, range(STEPS))
+        assert isinstance(graph.launch, GraphLauncher)
+        assert graph.launch.graph is not None
+        assert_close(eager, graph, precision)
+    finally:
+        with cuda_graph.freed_at_end(graph.launch):
+            pass
+
+
+@pytest.mark.parametrize("graph", ["false", "true"])
+def test_a_lost_rank_is_noticed(graph: str, wide: Path) -> None:
+    """Killed without a word. With a graph NCCL's watchdog does not see what waits for it."""
+    ranks = 2
+    if torch.cuda.device_count() < ranks:
+        pytest.skip("needs two GPUs")
+    options = ("train.device=cuda", f"train.cuda_graph={graph}", "train.steps=10000000", "train.timeout=20")
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29417", "LOCAL_WORLD_SIZE": "2"}
+    processes = []
+    for rank in ("0", "1"):  # without torchrun, which would end the other rank
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (environment | {"RANK": rank, "LOCAL_RANK": rank}).items():
+                patch.setenv(name, value)
+            processes.append(spawn("run", wide, *options, kind=subprocess.Popen))
+    record = Path("runs/tiny/cifar-resnet-8/seed-0/metrics.jsonl")
+    while processes[0].poll() is None and not (record.exists() and len(figures(record.parent)) > 50):
+        time.sleep(0.01)
+    processes[1].kill()
+    processes[1].communicate()
+    _, err = processes[0].communicate(timeout=120)
+    assert processes[0].returncode not in (0, 75), err
+
+
+@pytest.mark.parametrize("graph", ["false", "true"])
 @pytest.mark.parametrize("grad_accum_steps", [1, 2])
 @pytest.mark.parametrize("compiled", ["false", "true"])
-def test_under_torchrun_with_everything_on(grad_accum_steps: int, compiled: str, wide: Path) -> None:
+def test_under_torchrun_with_everything_on(grad_accum_steps: int, compiled: str, graph: str, wide: Path) -> None:
     """One rank of NCCL per GPU: average of the weights, accumulation or a static graph, synchronised batch norm."""
+    if graph == "true" and grad_accum_steps > 1:
+        pytest.skip("a graph holds one pass")
     ranks = 2
     if torch.cuda.device_count() < ranks:
         pytest.skip("needs two GPUs")
@@ -245,6 +309,7 @@ def test_under_torchrun_with_everything_on(grad_accum_steps: int, compiled: str,
         "train.ema_decay=0.9",
         f"train.grad_accum_steps={grad_accum_steps}",
         f"train.compile={compiled}",
+        f"train.cuda_graph={graph}",
     )
     process = spawn("run", wide, "train.device=cuda", *knobs, ranks=ranks, kind=subprocess.Popen)
     _, err = process.communicate(timeout=200)

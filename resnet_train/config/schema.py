@@ -54,7 +54,8 @@ class TrainConfig(Section):
     """Use torch.compile, which is faster on a GPU after a minute or more of compilation. Batch norm then differs from
     cuDNN's in the last bits; with `sync_bn` on several GPUs less is fused."""
     cuda_graph: bool = False
-    """Launch a step's kernels as one CUDA graph, which speeds up small networks on one GPU."""
+    """Launch a step's kernels as one CUDA graph, which speeds up small networks, and small batches on each of several
+    GPUs. Not measured yet."""
     sync_bn: bool = False
     """Compute batch norm's statistics over the batches of all ranks, not of each rank alone."""
     clip_grad_norm: Positive | None = None

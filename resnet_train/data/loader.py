@@ -15,10 +15,12 @@ from resnet_train.data import augment, mixup, rng
 from resnet_train.data.batch import Batch, StepBatches, to_device
 from resnet_train.data.dataset import Dataset, ImageSizeAt, LoaderOptions
 from resnet_train.data.sampler import Sampler
-from resnet_train.errors import Interrupted
+from resnet_train.errors import Interrupted, RankLost
 
 _STEPS_AHEAD = 3
 """Steps that wait on the GPU: enough that it never waits for the CPU."""
+_SECONDS_BETWEEN_QUERIES = 0.0005
+"""Little beside the time of `_STEPS_AHEAD` steps."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class TrainingData:
     sampler: Sampler
     augment: AugmentConfig
     options: LoaderOptions
+    step_timeout: float | None = None
+    """Seconds that a step may take on the GPU, if nothing else limits them."""
 
     @property
     def steps_per_epoch(self) -> float:
@@ -45,12 +49,12 @@ class TrainingData:
         """Batches for steps [start, until), each valid until the next one is requested. Closing it ends its workers.
 
         `image_size_at` gives the image size of a step where progressive resizing changes it. Raises `BadInput` where an
-        image cannot be decoded or a worker was killed. If a signal asks to stop while the workers do not answer, the
-        batches end before step `until`; with several ranks `Interrupted` is raised.
+        image cannot be decoded or a worker was killed, `RankLost` after `step_timeout`. If a signal asks to stop while
+        the workers do not answer, the batches end before step `until`; with several ranks `Interrupted` is raised.
         """
         steps = range(start, until)
         rank_batches = self.dataset.training_batches(self.sampler, self.augment, steps, image_size_at, self.options)
-        limit_steps_ahead = _limiter(self.options.device)
+        limit_steps_ahead = _limiter(self.options.device, self.step_timeout)
         with closing(rank_batches):
             for step in steps:
                 limit_steps_ahead()
@@ -90,11 +94,11 @@ class TrainingData:
         return [self.dataset.name(index) for index in self.sampler.batch(step).indices.tolist()]
 
 
-def _limiter(device: torch.device) -> Callable[[], None]:
+def _limiter(device: torch.device, timeout: float | None) -> Callable[[], None]:
     """A function to call before each step: it waits until the GPU has done all but the last `_STEPS_AHEAD` steps.
 
     Otherwise the CPU goes on until the GPU's queue is full. Each queued step holds its batch, and the wait for room in
-    the queue counts as a wait for data.
+    the queue counts as a wait for data. Raises `RankLost` if it waits for longer than `timeout` seconds.
     """
     events: deque[torch.cuda.Event] = deque()
 
@@ -103,9 +107,23 @@ def _limiter(device: torch.device) -> Callable[[], None]:
         event.record(torch.cuda.current_stream(device))
         events.append(event)
         if len(events) > _STEPS_AHEAD:
-            events.popleft().synchronize()
+            _wait_for(events.popleft(), timeout)
 
     return wait if device.type == "cuda" else lambda: None
+
+
+def _wait_for(event: torch.cuda.Event, timeout: float | None) -> None:
+    if timeout is None:
+        event.synchronize()
+        return
+    end = time.monotonic() + timeout
+    while not event.query():
+        if time.monotonic() > end:
+            raise RankLost(
+                "another rank has stopped, or its node or network was lost; if no rank has another message, the reason "
+                f"is: the GPU waits for it (train.timeout = {timeout:g} s)"
+            )
+        time.sleep(_SECONDS_BETWEEN_QUERIES)
 
 
 def training_data(
@@ -116,4 +134,6 @@ def training_data(
     train, data, repeat = recipe.train, recipe.data, recipe.augment.repeated_augmentation
     sampler = Sampler(seed, len(dataset), train.batch_size, train.grad_accum_steps, rank, ranks, repeat)
     options = LoaderOptions(device, data.decode_workers, data.skips_bad_images)
-    return TrainingData(dataset, sampler, recipe.augment, options)
+    # NCCL's watchdog, which limits the time of what one rank sends another, does not see what a graph repeats.
+    step_timeout = train.timeout if train.cuda_graph and ranks > 1 else None
+    return TrainingData(dataset, sampler, recipe.augment, options, step_timeout)

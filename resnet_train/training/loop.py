@@ -23,7 +23,7 @@ from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import AnyRankFlag, World
 from resnet_train.runtime.precision import set_precision
 from resnet_train.runtime.signals import StopRequest
-from resnet_train.training import checkpoint, probing
+from resnet_train.training import checkpoint, cuda_graph, probing
 from resnet_train.training.finetune import load_initial_weights
 from resnet_train.training.log import Log, open_log, running_averages
 from resnet_train.training.schedule import TrainSchedule, build_schedule
@@ -79,6 +79,7 @@ def train(
         training = set_up(run, folder, world, fresh, locks)
         state, schedule = training.state, training.schedule
         with (
+            cuda_graph.freed_at_end(state.launch),
             manual_garbage_collection(),
             open_log(
                 folder, run, state.step, schedule.total_steps, training.records, remaining_work, queue, world

@@ -93,10 +93,13 @@ def create_train_state(run: Run, classes: int, channels: int, world: World) -> T
         # Before DDP, whose hooks on gradients are not to be compiled. Shapes are few, so each one is compiled.
         forward = torch.compile(net, dynamic=False)  # type: ignore[assignment]
     torch.backends.cudnn.benchmark = True  # the batches of a training have few shapes, so the search pays off
+    launch = _create_launcher(run.train, world)
+    with cuda_graph.stream_of(launch):
+        forward = distributed.parallel(forward, world, accumulates=run.train.grad_accum_steps > 1)
     return TrainState(
         net=net,
-        forward=distributed.parallel(forward, world, accumulates=run.train.grad_accum_steps > 1),
-        launch=_create_launcher(run.train, world),
+        forward=forward,
+        launch=launch,
         optimizer=optim.build_optimizer(net, run.optimizer),
         scaler=GradScaler(world.device.type, enabled=run.train.precision == "fp16"),
         ema=ema,
@@ -117,9 +120,7 @@ def _create_launcher(cfg: TrainConfig, world: World) -> Launcher:
         return cuda_graph.launch_eagerly
     if world.device.type != "cuda":
         raise BadInput("train.cuda_graph has no effect without CUDA: set it to false")
-    if world.size > 1:
-        raise BadInput(f"train.cuda_graph is for one GPU, and there are {world.size} ranks: set it to false")
-    return cuda_graph.cuda_graph_launcher(world.device)
+    return cuda_graph.cuda_graph_launcher(world.device, world.size)
 
 
 def train_step(

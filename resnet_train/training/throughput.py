@@ -25,8 +25,6 @@ from resnet_train.training.step import create_train_state, train_step
 
 logger = logging.getLogger(__name__)
 
-_WARM_UP = cuda_graph.WARM_UP_CALLS + 1
-"""Steps before the clock starts: kernels are chosen and compiled in the first ones, and recorded in the last."""
 _PROFILED_STEPS = 5
 _ENDLESS = 2**62
 
@@ -123,7 +121,7 @@ def size_fractions(progressive_resizing: dict[float, int]) -> dict[int, float]:
 def seconds_per_step(batches: Iterable[StepBatches], function: StepFunction, seconds: float, world: World) -> float:
     """The mean time of a step after the warm-up. All ranks take the same number of steps: a step waits for all."""
     iterator, time_is_over = iter(batches), AnyRankFlag(world)
-    for batch in itertools.islice(iterator, _WARM_UP):
+    for batch in itertools.islice(iterator, _warm_up_steps(world)):
         function(batch)
     roofline.synchronize(world.device)
     begin = time.perf_counter()
@@ -139,6 +137,11 @@ def seconds_per_step(batches: Iterable[StepBatches], function: StepFunction, sec
     if hasattr(iterator, "close"):
         iterator.close()
     return mean
+
+
+def _warm_up_steps(world: World) -> int:
+    """Steps before the clock starts: kernels are chosen and compiled in the first ones, and recorded in the last."""
+    return cuda_graph.warm_up_calls(world.size) + 1
 
 
 def _step_function(run: Run, dataset: Dataset, world: World) -> StepFunction:
@@ -184,8 +187,9 @@ def write_trace(run: Run, data: TrainingData, folder: Path, world: World) -> Non
     """Profile some steps after the warm-up, for TensorBoard or Perfetto. Raises `BadInput`."""
     step = _step_function(run, data.dataset, world)
     try:
-        with closing(data.from_step(0, _WARM_UP + _PROFILED_STEPS)) as batches:
-            for batch in itertools.islice(batches, _WARM_UP):
+        warm_up = _warm_up_steps(world)
+        with closing(data.from_step(0, warm_up + _PROFILED_STEPS)) as batches:
+            for batch in itertools.islice(batches, warm_up):
                 step(batch)
             with profile(on_trace_ready=tensorboard_trace_handler(str(folder))):
                 for batch in batches:

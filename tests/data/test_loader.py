@@ -17,7 +17,7 @@ from resnet_train.data import augment, datasets, loader, mixup, rng
 from resnet_train.data.batch import Batch
 from resnet_train.data.fixed_size import FixedSizeDataset
 from resnet_train.data.sampler import Sampler
-from resnet_train.errors import BadInput, Interrupted
+from resnet_train.errors import BadInput, Interrupted, RankLost
 
 Folders = Callable[..., Path]
 
@@ -201,9 +201,33 @@ def test_the_cpu_is_at_most_three_steps_ahead_of_the_gpu(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    limit = loader._limiter(torch.device("cuda"))
+    limit = loader._limiter(torch.device("cuda"), None)
     for step in range(9):
         limit()  # event number `step` comes after the steps before it
         assert done == list(range(step - 2))
-    loader._limiter(torch.device("cpu"))()
+    loader._limiter(torch.device("cpu"), None)()
     assert Event.made == 9
+
+
+def test_a_graph_of_several_ranks_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tiny_run: Callable[..., Run]
+) -> None:
+    """NCCL's watchdog does not see what it sends, so a rank beside a lost one would never stop."""
+    queries: list[float] = []
+
+    class Event:
+        def query(self) -> bool:
+            queries.append(clock[0])
+            return len(queries) == 3
+
+    clock = [0.0]
+    monkeypatch.setattr(loader.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(loader.time, "sleep", lambda _: clock.__setitem__(0, clock[0] + 4))
+    loader._wait_for(Event(), 9)  # type: ignore[arg-type]
+    assert queries == [0, 4, 8]
+    with pytest.raises(RankLost, match=r"another rank has stopped, .* \(train.timeout = 9 s\)$"):
+        loader._wait_for(Event(), 9)  # type: ignore[arg-type]
+    assert queries == [0, 4, 8, 8, 12, 16, 20]
+
+    for graph, ranks, timeout in ((True, 2, 1800), (False, 2, None), (True, 1, None)):
+        assert training_data(tiny_run(train={"cuda_graph": graph}), ranks=ranks).step_timeout == timeout

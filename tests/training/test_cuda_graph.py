@@ -1,54 +1,32 @@
-"""Steps as a graph, with a tape in CUDA's place: what is recorded is repeated without Python's code between."""
+"""Steps as a graph, with a tape in CUDA's place (`tape.py`): of one rank, and of two with what they send each other."""
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from conftest import figures, same_weights, spawn
 from steps import CPU, IDENTITY, assert_same_parameters, random_batch, step_batches
-from torch.utils._python_dispatch import TorchDispatchMode
+from tape import taped
 from torch.utils._pytree import tree_leaves
 
 from resnet_train.config.schema import Run
+from resnet_train.errors import Diverged, Interrupted, RankLost
 from resnet_train.runs.checkpoint import CheckpointMeta
-from resnet_train.training import checkpoint
+from resnet_train.runtime import distributed
+from resnet_train.runtime.distributed import World, parallel
+from resnet_train.training import checkpoint, cuda_graph
 from resnet_train.training.cuda_graph import GraphLauncher, Outputs
 from resnet_train.training.step import TrainState, create_train_state, train_step
 
 TinyRun = Callable[..., Run]
 EVERYTHING = {"clip_grad_norm": 0.5, "ema_decay": 0.9, "label_smoothing": 0.1}
-
-
-class Tape(TorchDispatchMode):
-    """Keeps each operator with the tensors that it was called on; an answer comes to where it came the first time."""
-
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert operator is not torch.ops.aten._local_scalar_dense.default, "the step waits for the device"
-        answer = operator(*args, **(kwargs or {}))
-        self.calls.append((operator, args, kwargs or {}, answer))
-        return answer
-
-    def __init__(self, call: Callable[[], Outputs]) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, ...]] = []
-        with self:
-            self.answer = call()
-        self.repeats = 0
-
-    @torch.no_grad()
-    def repeat(self) -> None:
-        self.repeats += 1
-        for operator, args, kwargs, answer in self.calls if self.repeats > 1 else []:  # a CUDA graph only records
-            for old, new in zip(tree_leaves(answer), tree_leaves(operator(*args, **kwargs)), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
-def taped(call: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-    tape = Tape(call)
-    return tape.repeat, tape.answer
 
 
 def states(run: Run) -> tuple[TrainState, TrainState]:
@@ -184,3 +162,146 @@ def test_where_a_graph_cannot_be_it_is_refused(config: Any, program: Any) -> Non
     assert (code, "train.cuda_graph has no effect without CUDA" in err) == (2, True)
     code, _, err = program("run", config(), "train.cuda_graph=true", "train.grad_accum_steps=2")
     assert (code, "cuda_graph needs grad_accum_steps 1, and it is 2" in err) == (2, True)
+
+
+# --- several ranks ----------------------------------------------------------------------------------------------------
+
+WITH_A_TAPE = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from tape import Tape
+from resnet_train import cli
+from resnet_train.runtime.process_exit import exit_process
+from resnet_train.training import step
+from resnet_train.training.cuda_graph import GraphLauncher
+
+tapes = []
+
+def capture(call):
+    tapes.append(Tape(call))
+    return tapes[-1].repeat, tapes[-1].answer
+
+step._create_launcher = lambda cfg, world: GraphLauncher(capture, ranks=world.size)
+code = cli.main(sys.argv[1:])
+[tape] = tapes
+sent = sum(operator.namespace == "c10d" for operator, *_ in tape.calls)
+assert (tape.repeats, sent > 0) == (9, True), (tape.repeats, sent)
+exit_process(code)
+"""
+
+
+def test_a_graph_of_two_ranks_takes_the_same_steps(config: Callable[..., Path], tmp_path: Path) -> None:
+    """The ranks see different images, so a graph that sent nothing would train two networks."""
+    path = config(train={"steps": 20, "sync_bn": True, **EVERYTHING})
+    (tmp_path / "with_a_tape.py").write_text(WITH_A_TAPE)
+    for output, program in (
+        ("eager", ("-m", "resnet_train")),
+        ("graph", (tmp_path / "with_a_tape.py", Path(__file__).parents[1])),
+    ):
+        process = spawn("run", path, f"output={output}", ranks=2, program=program)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    eager, graph = (Path(output) / "tiny/cifar-resnet-8/seed-0" for output in ("eager", "graph"))
+    assert figures(eager) == figures(graph)
+    assert same_weights(eager / "checkpoints/last.pt", graph / "checkpoints/last.pt")
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_the_warm_up_outlasts_what_ddp_measures() -> None:
+    """It reads the times of its first ten iterations, each in the next one, and no capture may read the clock."""
+    net = parallel(torch.nn.Linear(2, 2), World(torch.device("cpu"), size=2), accumulates=False)
+    read = []
+    for _ in range(cuda_graph.warm_up_calls(2) + 1):
+        net(torch.ones(1, 2)).sum().backward()
+        read.append(net._get_ddp_logging_data().get("iteration"))  # type: ignore[operator]
+    assert read[-3:] == [9, 10, 10]
+
+
+STEP = "resnet_train.training.step"
+
+
+class Stream:
+    """A stream that notes what it waits for."""
+
+    device = torch.device("cuda", 0)
+
+    def __init__(self, name: str, events: list[str]) -> None:
+        self.name, self.events = name, events
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.events.append(f"{self.name} waits for {other.name}")
+
+
+def test_all_but_replays_is_on_the_stream_of_the_capture(monkeypatch: pytest.MonkeyPatch, tiny_run: TinyRun) -> None:
+    """DistributedDataParallel, eleven steps, the capture. The graph is replayed on the stream of the loop."""
+    events: list[str] = []
+    streams = [Stream("main", events)]
+
+    @contextmanager
+    def within(stream: Stream) -> Iterator[None]:
+        streams.append(stream)
+        yield
+        streams.pop()
+
+    @contextmanager
+    def capturing(_: object, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        events.append(f"capture, {capture_error_mode}")
+        with within(stream):
+            yield
+
+    def parallel(net: torch.nn.Module, *_: object, accumulates: bool) -> torch.nn.Module:
+        events.append(f"DDP on {streams[-1].name}")
+        return net
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: Stream("side", events))
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: streams[-1])
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    replay = SimpleNamespace(replay=lambda: events.append(f"replay on {streams[-1].name}"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: replay)
+    monkeypatch.setattr(distributed, "parallel", parallel)
+    monkeypatch.setattr(f"{STEP}._forward_backward", lambda *_: events.append(f"step on {streams[-1].name}"))
+    monkeypatch.setattr(f"{STEP}._update", lambda *_: {})
+    # On the CPU, where `train.cuda_graph` is refused.
+    launcher = cuda_graph.cuda_graph_launcher(CPU.device, ranks=2)
+    monkeypatch.setattr(f"{STEP}._create_launcher", lambda *_: launcher)
+    run = tiny_run()
+    state = create_train_state(run, 4, 3, World(torch.device("cpu"), size=2))
+    for _ in range(13):
+        train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
+
+    def on_side(event: str) -> list[str]:
+        return ["side waits for main", event, "main waits for side"]
+
+    warm_up = on_side("step on side") * 11
+    repeated = ["capture, thread_local", "step on side", "replay on main", "replay on main"]
+    assert events == [*on_side("DDP on side"), *warm_up, *repeated]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_free"),
+    [(None, True), (Interrupted(), True), (Diverged(), True), (RankLost(), False), (ValueError(), False)],
+    ids=repr,
+)
+def test_a_graph_is_freed_before_the_ranks_part(error: Exception | None, is_free: bool) -> None:
+    """NCCL waits for it. After an error of this rank alone the graph itself may wait for ever."""
+    launch = GraphLauncher(lambda call: (lambda: None, call()))
+    for _ in range(4):
+        launch(lambda: {}, [])
+    assert launch.graph is not None
+    with (
+        pytest.raises(type(error)) if error else nullcontext(),
+        cuda_graph.freed_at_end(launch),
+    ):
+        if error:
+            raise error
+    assert (launch.graph is None) == is_free
+    with cuda_graph.freed_at_end(cuda_graph.launch_eagerly):
+        pass

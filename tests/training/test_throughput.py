@@ -23,7 +23,7 @@ def test_a_graph_is_recorded_before_the_clock_starts(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(roofline, "synchronize", lambda _: events.append("the clock"))
     graph = GraphLauncher(lambda call: (events.append("recorded"), lambda: events.append("repeated"), call())[1:])
     throughput.seconds_per_step([None] * 9, lambda _: graph(lambda: {}, []), 1e9, World(torch.device("cpu")))  # type: ignore[list-item]
-    repeated = ["repeated"] * (9 - throughput._WARM_UP)
+    repeated = ["repeated"] * (9 - throughput._warm_up_steps(World(torch.device("cpu"))))
     assert events == ["recorded", "repeated", "the clock", *repeated, "the clock"]
 
 
