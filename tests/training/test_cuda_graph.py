@@ -169,19 +169,28 @@ def test_where_a_graph_cannot_be_it_is_refused(config: Any, program: Any) -> Non
 WITH_A_TAPE = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
+import torch.distributed as dist
 from tape import Tape
 from resnet_train import cli
 from resnet_train.runtime.process_exit import exit_process
 from resnet_train.training import step
 from resnet_train.training.cuda_graph import GraphLauncher
 
-tapes = []
+tapes, launchers, leave = [], [], dist.destroy_process_group
 
 def capture(call):
     tapes.append(Tape(call))
     return tapes[-1].repeat, tapes[-1].answer
 
-step._create_launcher = lambda cfg, world: GraphLauncher(capture, ranks=world.size)
+def launcher(cfg, world):
+    launchers.append(GraphLauncher(capture, ranks=world.size))
+    return launchers[-1]
+
+def destroy_process_group():
+    assert launchers[0].graph is None, "NCCL would wait for the graph"
+    leave()
+
+step._create_launcher, dist.destroy_process_group = launcher, destroy_process_group
 code = cli.main(sys.argv[1:])
 [tape] = tapes
 sent = sum(operator.namespace == "c10d" for operator, *_ in tape.calls)
