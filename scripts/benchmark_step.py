@@ -13,8 +13,12 @@ mean of steps 17 to 20.
 
 Differences: our step takes uint8 images and normalises them, counts errors and computes the norm of the gradient on the
 device; the others take normalised floats. torchvision's step waits for the device each time to print its figures, as it
-ships; timm's does not. A network that a library does not have is ours, trained by the library's step. cuDNN keeps what
-it chose for a shape in a process, so the step without its search runs in a process of its own.
+ships; timm's does not. A network that a library does not have is ours, trained by the library's step.
+
+Some choices are those of a whole process, so our step with them runs in one of its own. cuDNN keeps what it chose for a
+shape. Inductor, which compiles for a GPU, has options that search longer. "+ DDP" is our step as one rank of several
+takes it, without another rank: DistributedDataParallel, and a group of one. It is the work of the CPU that several GPUs
+add to a step; with a CUDA graph it should vanish. Take the batch of one GPU for it, such as --batch 32.
 """
 
 import argparse
@@ -28,12 +32,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torchvision
 from torch import Tensor, nn
 
@@ -106,6 +112,7 @@ def ours(
     world: World,
     channels_last: bool = True,
     fused: bool = True,
+    normalize_inside: bool = False,
 ) -> Contestant:
     """The program's own step."""
     classes = complexity.default_input(run.network)[1]
@@ -121,6 +128,10 @@ def ours(
             state.net.parameters(), lr, momentum=_MOMENTUM, weight_decay=_DECAY, foreach=True
         )
 
+    if normalize_inside:
+        state.forward = torch.compile(Normalizing(state.net, normalization, batches[0].shift), dynamic=False)  # type: ignore[assignment]
+        normalize = lambda batch: batch.images  # noqa: E731
+
     def step(number: int) -> Tensor:
         state.sums.zero_()
         step_batches = StepBatches([batches[number]], [0], 0.0)
@@ -128,6 +139,17 @@ def ours(
         return state.sums[0] / state.sums[2]
 
     return Contestant(step, run.train.precision, automatic_gc=False)
+
+
+class Normalizing(nn.Module):
+    """A network and the normalisation before it, to be compiled as one: uint8 [n, H, W, C] -> logits."""
+
+    def __init__(self, net: nn.Module, normalization: Normalization, shift: Tensor) -> None:
+        super().__init__()
+        self.net, self.normalization, self.shift = net, normalization, shift
+
+    def forward(self, images: Tensor) -> Any:
+        return self.net(self.normalization(Batch(images, self.shift, self.shift)))
 
 
 def torchvision_step(net: nn.Module, images: list[Tensor], labels: list[Tensor], device: torch.device) -> Contestant:
@@ -197,7 +219,9 @@ def timm_step(net: nn.Module, images: list[Tensor], labels: list[Tensor], device
 Setting = dict[str, Any]
 
 
-def create_contestants(cfg: Any, batch: int, device: torch.device) -> dict[str, Callable[[], Contestant]]:
+def create_contestants(
+    cfg: Any, batch: int, device: torch.device, ranks: int = 1, **settings: Any
+) -> dict[str, Callable[[], Contestant]]:
     """How to create each contestant, by name, in the order of their worth; `ours` and `eager fp32` come first."""
     network = dump(cfg)
     size, classes = complexity.default_input(cfg)
@@ -211,11 +235,15 @@ def create_contestants(cfg: Any, batch: int, device: torch.device) -> dict[str, 
 
     cuda = device.type == "cuda"
     small = isinstance(cfg, NetConfig) and cfg.stem == "cifar"
-    best: Setting = {"precision": "bf16", "compile": cuda, "cuda_graph": cuda and small}
+    best: Setting = {"precision": "bf16", "compile": cuda, "cuda_graph": cuda and small} | settings
+    world = World(device, size=ranks)
 
     def our(changes: Setting, **options: Any) -> Callable[[], Contestant]:
         run = create_run(network, batch, **best | changes)
-        return partial(ours, run, batches, normalization, World(device), **options)
+        return partial(ours, run, batches, normalization, world, **options)
+
+    def elsewhere(name: str) -> Callable[[], Contestant]:
+        return lambda: in_its_own_process(cfg.name, batch, device, name)
 
     def theirs(step: Callable[..., Contestant], library: Any) -> Contestant:
         images, labels = [normalization(b).contiguous() for b in batches], [b.labels for b in batches]
@@ -240,17 +268,29 @@ def create_contestants(cfg: Any, batch: int, device: torch.device) -> dict[str, 
         }
     contestants |= {"- channels last": our({}, channels_last=False), "- fused SGD": our({}, fused=False)}
     if cuda:
-        contestants["- cuDNN benchmark"] = lambda: without_search(cfg.name, batch)
-        contestants["- bf16: tf32"] = our({"precision": "tf32"})
-    contestants |= {"- bf16: fp32": our({"precision": "fp32"}), "- manual GC": our({})}
+        contestants |= {
+            "- cuDNN benchmark": elsewhere("- cuDNN benchmark"),
+            "+ cuDNN benchmark, all": elsewhere("+ cuDNN benchmark, all"),
+            "+ normalise inside": our({}, normalize_inside=True),
+            "- bf16: tf32": our({"precision": "tf32"}),
+        }
+    contestants |= {"- bf16: fp32": our({"precision": "fp32"}), "- manual GC": our({}), "+ DDP": elsewhere("+ DDP")}
+    if cuda:
+        # The last two take minutes to compile.
+        later = ("+ DDP, CUDA graph", "+ coordinate descent", "+ max autotune")
+        contestants |= {name: elsewhere(name) for name in later}
     return contestants
 
 
-def without_search(network: str, batch: int) -> Contestant:
-    """Our step in a process of its own, where cuDNN never searches. It works only when it is asked to."""
+# --- choices of a process ---------------------------------------------------------------------------------------------
+
+
+def in_its_own_process(network: str, batch: int, device: torch.device, choice: str) -> Contestant:
+    """Our step in a process that makes a choice of `CHOICES`. It works only when it is asked to."""
     context = multiprocessing.get_context("spawn")
     connection, other = context.Pipe()
-    context.Process(target=_take_by_request, args=(other, network, batch), daemon=True).start()
+    context.Process(target=take_by_request, args=(other, network, batch, device, choice), daemon=True).start()
+    other.close()  # so that the end of the process is seen
 
     class Remote(Contestant):
         def take(self, steps: int, device: torch.device) -> tuple[float, float]:
@@ -261,12 +301,44 @@ def without_search(network: str, batch: int) -> Contestant:
     return Remote(lambda _: torch.zeros(()), "bf16")
 
 
-def _take_by_request(connection: Connection, network: str, batch: int) -> None:
-    device = torch.device("cuda")
-    contestant = create_contestants(zoo.network_config(network), batch, device)["ours"]()
-    contestant.cudnn_benchmark = False
-    while True:
-        connection.send(contestant.take(connection.recv(), device))
+def take_by_request(connection: Connection, network: str, batch: int, device: torch.device, choice: str) -> None:
+    """What the process does, until the other one ends."""
+    settings = CHOICES[choice](device)
+    contestant = create_contestants(zoo.network_config(network), batch, device, **settings)["ours"]()
+    contestant.cudnn_benchmark = choice != "- cuDNN benchmark"
+    with suppress(EOFError):
+        while True:
+            connection.send(contestant.take(connection.recv(), device))
+
+
+def _inductor(options: Setting) -> Setting:
+    from torch._inductor import config
+
+    for name, value in options.items():
+        setattr(config, name, value)
+    return {}
+
+
+def _every_plan(_: torch.device) -> Setting:
+    torch.backends.cudnn.benchmark_limit = 0  # by default the ten that cuDNN's rules rank first
+    return {}
+
+
+def _one_rank_of_several(device: torch.device) -> Setting:
+    backend, device_id = ("cpu:gloo,cuda:nccl", torch.device("cuda", 0)) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id)
+    return {"ranks": 2}
+
+
+CHOICES: dict[str, Callable[[torch.device], Setting]] = {
+    "- cuDNN benchmark": lambda _: {},
+    "+ cuDNN benchmark, all": _every_plan,
+    "+ DDP": lambda device: _one_rank_of_several(device) | {"cuda_graph": False},
+    "+ DDP, CUDA graph": lambda device: _one_rank_of_several(device) | {"cuda_graph": True},
+    "+ coordinate descent": lambda _: _inductor({"coordinate_descent_tuning": True}),
+    "+ max autotune": lambda _: _inductor(torch._inductor.list_mode_options("max-autotune-no-cudagraphs")),
+}
+"""How a process makes a choice; returns what our step then differs in."""
 
 
 def library_network(library: Any, cfg: Any, classes: int) -> nn.Module:

@@ -12,9 +12,11 @@
 #   PARTS=cifar  scripts/gpu_check.sh DATA WHEELS     # CIFAR-10 training against an ordinary script
 #   PARTS=loader scripts/gpu_check.sh DATA WHEELS     # loaders, with a worker for each processor
 #   PARTS=jobs   scripts/gpu_check.sh DATA WHEELS     # four runs at once against one, without and with MPS
+#   PARTS=choices scripts/gpu_check.sh "" WHEELS      # what is not the default yet: benchmark_step.py's "+" lines
+#   PARTS=ranks  scripts/gpu_check.sh DATA WHEELS     # several GPUs: CUDA graphs with NCCL, and --numa-binding
 #
 # DATA (or RESNET_TRAIN_DATA) holds cifar-10-batches-py for train, cifar and jobs, and imagenet-natural-c100/{train,val}
-# for loader. RUNS, a folder `runs` of an earlier tar file, lets train go on from there. PYTHON is the interpreter. OUT
+# for loader and ranks. RUNS, a folder `runs` of an earlier tar file, lets train go on from there. PYTHON is the interpreter. OUT
 # is the folder of the tar file, by default docs/measurements.
 #
 # WHEELS holds what the machine lacks beside torch, torchvision, numpy, scipy, matplotlib, tensorboard and pytest. For
@@ -30,7 +32,7 @@ data=${1:-${RESNET_TRAIN_DATA:-}}
 wheels=${2:-}
 python=${PYTHON:-python3}
 minutes=${MINUTES:-9}
-parts=${PARTS:-tests step train cifar loader jobs}
+parts=${PARTS:-tests step train cifar loader jobs choices ranks}
 out=${OUT:-docs/measurements}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -54,7 +56,7 @@ needs_data() { # PART FOLDER
     [[ " $parts " != *" $1 "* ]] || [ -d "$data/$2" ] || stop "PARTS has $1, and there is no $2 in '${data:-DATA}'"
 }
 for name in train cifar jobs; do needs_data "$name" cifar-10-batches-py; done
-needs_data loader imagenet-natural-c100/train
+for name in loader ranks; do needs_data "$name" imagenet-natural-c100/train; done
 
 failed=0
 table=()
@@ -141,7 +143,34 @@ for name in $parts; do
             [ -z "$mps" ] || echo quit | nvidia-cuda-mps-control >/dev/null 2>&1
         done
         ;;
-    *) stop "PARTS: $name is none of tests, step, train, cifar, loader and jobs" ;;
+    choices)
+        # 32 images: the papers' batch over 8 GPUs, where launching takes longer than computing.
+        part choices-32 $(($(left) / 3)) "$python" scripts/benchmark_step.py --batch 32 --rounds 5 \
+            --only "+ CUDA graph" --only "+ DDP" --only "+ DDP, CUDA graph"
+        part choices "$(left)" "$python" scripts/benchmark_step.py --rounds 5 --only "+ normalise inside" \
+            --only "+ cuDNN benchmark, all" --only "+ coordinate descent" --only "+ max autotune"
+        found choices-32 .
+        found choices .
+        ;;
+    ranks)
+        gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+        if [ "${gpus:-1}" -lt 2 ]; then
+            table+=("ranks: there is one GPU")
+            continue
+        fi
+        # "step alone" is of all GPUs together.
+        for setting in eager graph graph-numa; do
+            numa=() graph=true
+            [ "$setting" != eager ] || graph=false
+            [ "$setting" != graph-numa ] || numa=(--numa-binding=node)
+            part "ranks-$setting" $(($(left) / 2)) "$python" -m torch.distributed.run --standalone \
+                --nproc-per-node="$gpus" "${numa[@]}" -m resnet_train bench configs/imagenet-resnet.yaml \
+                --only resnet-50 "data.path=$data/imagenet-natural-c100" "train.batch_size=$((32 * gpus))" \
+                train.device=cuda train.precision=bf16 train.compile=true "train.cuda_graph=$graph"
+            found "ranks-$setting" '^(step alone|both together)'
+        done
+        ;;
+    *) stop "PARTS: $name is none of tests, step, train, cifar, loader, jobs, choices and ranks" ;;
     esac
 done
 

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from resnet_train import cli
 from resnet_train.config import load
@@ -25,6 +26,8 @@ case "$*" in
     for word; do [[ $word != output=* ]] || mkdir -p "${word#output=}/cifar10-depth"; done
     exit "${RUN_CODE:-0}" ;;
 *"resnet_train compare"*) echo "cifar-resnet-20 8.7 %" ;;
+*"resnet_train bench"*) echo "step alone  9,000  80 % of the roofline" ;;
+*"print(torch.cuda.device_count())"*) echo "${GPUS:-2}" ;;
 *speed_together*) echo "9,000 images/s of 4 together" ;;
 *"-c import platform"*) echo "a GPU" ;;
 esac
@@ -45,20 +48,28 @@ def rehearse(tmp_path: Path, **variables: str) -> tuple[subprocess.CompletedProc
     return done, calls.read_text().splitlines()
 
 
+def torchrun_takes(words: list[str]) -> bool:
+    """Whether its parser does; it ends the process otherwise. One with NUMA binding has the option."""
+    args = get_args_parser().parse_args(words)
+    return (args.numa_binding == "node") == ("--numa-binding=node" in words)
+
+
 def test_all_parts_yield_a_table_and_one_file(tmp_path: Path) -> None:
     done, calls = rehearse(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     for line in ("tests: done after", "5 passed", "eager fp32", "cifar-resnet-20 8.7 %", "ours 4.00", "random-resized"):
         assert line in done.stdout
+    assert done.stdout.count("step alone") == 3
     assert "9,000 images/s of 4 together" in done.stdout
     [packed] = (tmp_path / "out").iterdir()
     with tarfile.open(packed) as tar:
         assert {"gpu/summary.txt", "gpu/tests.txt", "gpu/step-resnet-50.err"} <= set(tar.getnames())
     # Each run is one that the program takes, and each option of a script exists.
-    runs = [call for call in calls if call.startswith("-m resnet_train run")]
-    assert len(runs) >= 4
-    for call in runs:
-        args = cli.parse(shlex.split(call)[2:])
+    runs = [words for words in map(shlex.split, calls) if {"run", "bench"} & set(words)]
+    assert len(runs) >= 7
+    for words in runs:
+        assert not words[0].startswith("-m") or words[1] == "resnet_train" or torchrun_takes(words[2:])
+        args = cli.parse(words[words.index("resnet_train") + 1 :])
         assert list(load.runs(load.load(ROOT / args.config, args.overrides)))
     for call in calls:
         if call.startswith("scripts/"):
@@ -75,7 +86,7 @@ def test_all_parts_yield_a_table_and_one_file(tmp_path: Path) -> None:
             "lacks something: ModuleNotFoundError: No module named 'annotated_types'; bring",
         ),
         ({"NO_GPU": "1"}, "no CUDA device is visible"),
-        ({"PARTS": "speed"}, "PARTS: speed is none of tests, step, train, cifar, loader and jobs"),
+        ({"PARTS": "speed"}, "PARTS: speed is none of tests, step, train, cifar, loader, jobs, choices and ranks"),
     ],
 )
 def test_what_cannot_run_is_one_line(tmp_path: Path, variables: dict[str, str], words: str) -> None:
@@ -103,3 +114,22 @@ def test_python_path_and_an_earlier_run_are_kept(tmp_path: Path) -> None:
     assert done.returncode == 0
     with tarfile.open(tmp_path / "out/gpu-train.tar") as tar:
         assert "gpu/runs/cifar10-depth/cifar-resnet-20/some.txt" in tar.getnames()
+
+
+def test_several_gpus_are_not_asked_of_one(tmp_path: Path) -> None:
+    done, calls = rehearse(tmp_path, PARTS="ranks", GPUS="1")
+    assert (done.returncode, "ranks: there is one GPU" in done.stdout) == (0, True)
+    assert not any("torch.distributed.run" in call for call in calls)
+
+
+def test_several_runs_at_once_are_measured_with_mps(tmp_path: Path) -> None:
+    """Which is started before them and ended after them."""
+    programs, log = tmp_path / "programs", tmp_path / "mps"
+    programs.mkdir()
+    control = programs / "nvidia-cuda-mps-control"
+    control.write_text(f'#!/bin/bash\n[ "$1" = -d ] && echo start >>{log} || cat >>{log}\n')
+    control.chmod(0o755)
+    done, calls = rehearse(tmp_path, PARTS="jobs", PATH=f"{programs}:{os.environ['PATH']}")
+    assert (done.returncode, log.read_text()) == (0, "start\nquit\n")
+    assert [call.split()[-1] for call in calls if "resnet_train run" in call] == ["1", "4", "4"]
+    assert "jobs-4-mps: done after" in done.stdout
