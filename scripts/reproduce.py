@@ -158,7 +158,8 @@ measured. `python scripts/reproduce.py` generates this page from `expect` of the
   multiply-adds and memory of each network.
 - `resnet-train compare` sets the published figures beside the measured ones
   ([what the verdicts mean](metrics.md#published-beside-measured)).
-- Ten crops and several scales are measured after the training, by `resnet-train eval` with the checkpoint.
+- Ten crops and several scales are measured after the training, by `resnet-train eval` of all its runs, which prints the
+  same table.
 """
 
 
@@ -214,7 +215,7 @@ def _row(name: str, item: Item, entries: list[Stated]) -> tuple[str, ...]:
             commands.append(command)
             costs.append(cost)
         if one.entry.protocol != "one-crop":
-            commands.append(f"resnet-train eval CHECKPOINT --protocol {one.entry.protocol}")
+            commands.append(f"resnet-train eval runs/{one.recipe} --protocol {one.entry.protocol}")
     commands += item.commands
     costs += [item.cost] if item.commands and not entries else []
     if not commands and not item.reason:

@@ -9,6 +9,7 @@ from typing import Any
 from resnet_train.analysis.style import kind_of
 from resnet_train.config.expect import ExpectConfig
 from resnet_train.config.network import AnyNet
+from resnet_train.config.schema import Run
 from resnet_train.config.sweep import folder_names, label, value_text
 from resnet_train.errors import BadInput
 from resnet_train.runs.records import Record
@@ -93,13 +94,7 @@ class Group:
     @property
     def expect(self) -> tuple[ExpectConfig, ...]:
         """What sources report of the network. What one of the runs changed in their recipe is changed."""
-        merged: dict[str, ExpectConfig] = {}
-        for run in self.runs:
-            for entry in run.run.expect:
-                key = entry.model_dump_json(exclude={"differs"})
-                texts = (entry.differs or {}).get(self.network.name, ())
-                merged[key] = merged.get(key, entry).with_differences(self.network.name, texts)
-        return tuple(merged.values())
+        return expected_of([run.run for run in self.runs])
 
     def steps(self, error: str) -> set[int]:
         """The steps at which every run has measured an error, one of `ERRORS` but the best."""
@@ -161,6 +156,16 @@ class Group:
     def images(self, error: str) -> int:
         """The number of images that an error was measured on: the least over the runs."""
         return min(_IMAGES[error](run) for run in self.runs)
+
+
+def expected_of(runs: Iterable[Run]) -> tuple[ExpectConfig, ...]:
+    """What sources report of the network of some runs. What one of the runs changed in their recipe is changed."""
+    merged: dict[str, ExpectConfig] = {}
+    for run in runs:
+        for entry in run.expect:
+            key, name = entry.model_dump_json(exclude={"differs"}), run.network.name
+            merged[key] = merged.get(key, entry).with_differences(name, (entry.differs or {}).get(name, ()))
+    return tuple(merged.values())
 
 
 RECORDED = {

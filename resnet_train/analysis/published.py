@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from resnet_train.analysis.groups import ERRORS, Group
@@ -16,10 +16,32 @@ _RELATIVE_MARGIN, _LEAST_MARGIN = 0.1, 0.5
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Errors of one network under one protocol, beside which published ones may stand."""
+
+    label: str
+    """Of the network, for people."""
+    network: str
+    """Its name, by which `expect` knows it."""
+    expect: tuple[ExpectConfig, ...]
+    protocol: str
+    """`eval.protocol`."""
+    val_images: int
+    values: Mapping[str, Sequence[float]]
+    """By error, of `EXPECTED_ERRORS` those that are compared: its values in percent, one for each seed; none before the
+    first."""
+    images: Mapping[str, int]
+    """By error with values: on how many images it was measured."""
+    reasons: tuple[str, ...] = ()
+    """Why it is of another recipe than `expect`, or not of the end of a training, in words."""
+
+
+@dataclass(frozen=True)
 class Published:
     """A published error of one network beside the measured one."""
 
-    group: Group
+    label: str
+    """Of the network."""
     error: str
     """One of `EXPECTED_ERRORS`."""
     entry: ExpectConfig
@@ -43,37 +65,56 @@ class Published:
 
 
 def published(groups: Sequence[Group]) -> list[Published]:
-    """For each network and error, the published figure: the first that is of its protocol, else the first."""
+    """For each network and error the published figure that is of its protocol or, without one, nearest to it."""
+    return [one for group in groups for one in beside(_measured(group))]
+
+
+def _measured(group: Group) -> Measured:
+    run, start, then = group.runs[0].run, group.runs[0].records[0], group.at(group.step)
+    values = {error: list(then.by_seed(error).values()) for error in EXPECTED_ERRORS}
+    return Measured(
+        group.label,
+        group.network.name,
+        group.expect,
+        run.eval.protocol,
+        start["val_images"],
+        values,
+        {error: then.images(error) for error in EXPECTED_ERRORS if values[error]},
+        () if group.is_finished else (f"step {group.step or 0:,} of {start['steps']:,}",),
+    )
+
+
+def beside(measured: Measured) -> list[Published]:
+    """For each error the published figure that is of its protocol: the first that differs for the fewest reasons."""
     found = []
-    for group in groups:
-        for error in EXPECTED_ERRORS:
-            entries = [entry for entry in group.expect if group.network.name in entry.figures(error)]
-            if entries:
-                found.append(_published(group, error, min(entries, key=lambda e: bool(_reasons(group, error, e)))))
+    for error in measured.values:
+        entries = [entry for entry in measured.expect if measured.network in entry.figures(error)]
+        if entries:
+            entry = min(entries, key=lambda one: len(_reasons(measured, error, one)))
+            found.append(_published(measured, error, entry))
     return found
 
 
-def _published(group: Group, error: str, entry: ExpectConfig) -> Published:
-    figure, reasons = entry.figures(error)[group.network.name], _reasons(group, error, entry)
-    then = group.at(group.step)
-    values = list(then.by_seed(error).values())
-    measured, difference, verdict = compare_with(figure, values, then.images(error)) if values else (None, None, "")
+def _published(measured: Measured, error: str, entry: ExpectConfig) -> Published:
+    figure, reasons = entry.figures(error)[measured.network], _reasons(measured, error, entry)
+    values = measured.values.get(error, ())
+    centre, difference, verdict = compare_with(figure, values, measured.images[error]) if values else (None, None, "")
     std = statistics.stdev(values) if len(values) > 1 else None
     verdict = "another protocol" if reasons else verdict
-    return Published(group, error, entry, figure, measured, std, len(values), difference, verdict, reasons)
+    return Published(measured.label, error, entry, figure, centre, std, len(values), difference, verdict, reasons)
 
 
-def _reasons(group: Group, error: str, entry: ExpectConfig) -> tuple[str, ...]:
-    """Why a figure is not of the recipe or the protocol of a group."""
-    run, start = group.runs[0].run, group.runs[0].records[0]
-    reasons = list((entry.differs or {}).get(group.network.name, ()))
-    if error != "train_error" and run.eval.protocol != entry.protocol:
-        reasons.append(f"eval.protocol = {run.eval.protocol}, not {entry.protocol}")
-    if start["val_images"] != entry.val_images:
-        reasons.append(f"{start['val_images']:,} validation images, not {entry.val_images:,}")
-    if not group.is_finished:
-        reasons.append(f"step {group.step or 0:,} of {start['steps']:,}")
-    return tuple(reasons)
+def _reasons(measured: Measured, error: str, entry: ExpectConfig) -> tuple[str, ...]:
+    """Why a figure is not of the recipe or the protocol of what was measured."""
+    reasons = list((entry.differs or {}).get(measured.network, ()))
+    if error != "train_error" and measured.protocol != entry.protocol:
+        hint = (
+            f": `resnet-train eval FOLDER --protocol {entry.protocol}` measures it" if error.startswith("val") else ""
+        )
+        reasons.append(f"eval.protocol = {measured.protocol}, not {entry.protocol}{hint}")
+    if measured.val_images != entry.val_images:
+        reasons.append(f"{measured.val_images:,} validation images, not {entry.val_images:,}")
+    return (*reasons, *measured.reasons)
 
 
 def compare_with(figure: Figure, values: Sequence[float], images: int) -> tuple[float, float, str]:
@@ -146,7 +187,7 @@ def published_rows(found: Sequence[Published], short: bool = False) -> list[tupl
     for one in found:
         difference = "–" if one.difference is None else f"{one.difference:+.2f}"
         error = ERRORS[one.error][short]
-        row = (one.group.label, error, one.measured_text, text(one.figure), difference, one.verdict, one.entry.source)
+        row = (one.label, error, one.measured_text, text(one.figure), difference, one.verdict, one.entry.source)
         table.append(row)
     return table
 
@@ -172,23 +213,29 @@ def reasons(found: Sequence[Published]) -> list[str]:
     networks: dict[str, dict[str, None]] = {}
     for one in found:
         for reason in one.reasons:
-            networks.setdefault(reason, {})[one.group.label] = None
+            networks.setdefault(reason, {})[one.label] = None
     return [f"another protocol: {reason} ({few(labels)})" for reason, labels in networks.items()]
 
 
 def add_published(records: Sequence[Record], groups: Sequence[Group]) -> list[Record]:
     """Rows of groups with columns for what is published of any of them: `published_ERROR` as text, `difference_ERROR`,
     `verdict_ERROR` and `source_ERROR`."""
-    found = published(groups)
-    errors = [error for error in EXPECTED_ERRORS if any(one.error == error for one in found)]
+    found = [{one.error: one for one in published([group])} for group in groups]
+    errors = [error for error in EXPECTED_ERRORS if any(error in by_error for by_error in found)]
     table = []
-    for record, group in zip(records, groups, strict=True):
+    for record, by_error in zip(records, found, strict=True):
         row = dict(record)
         for error in errors:
-            one = next((one for one in found if one.group is group and one.error == error), None)
-            row[f"published_{error}"] = one and text(one.figure)
-            row[f"difference_{error}"] = one and one.difference
-            row[f"verdict_{error}"] = one and one.verdict
-            row[f"source_{error}"] = one and one.entry.source
+            row |= published_columns(error, by_error.get(error))
         table.append(row)
     return table
+
+
+def published_columns(name: str, one: Published | None) -> Record:
+    """The columns of `add_published` for one error, which a table calls `name`."""
+    return {
+        f"published_{name}": one and text(one.figure),
+        f"difference_{name}": one and one.difference,
+        f"verdict_{name}": one and one.verdict,
+        f"source_{name}": one and one.entry.source,
+    }

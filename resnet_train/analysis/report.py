@@ -78,7 +78,7 @@ def content(groups: Sequence[Group], folders: Sequence[Path]) -> dict[str, Any]:
         "environment": _environment(runs),
         "data": _embedded(
             {
-                "groups": _curves(groups, found),
+                "groups": _curves(groups),
                 "points": _points(groups),
                 "costs": _COSTS | {key: key for key in swept_keys(groups)},
                 "errors": {error: ERRORS[error][0] for error in ("val_error_top1", "clean_train_error", "train_error")},
@@ -114,7 +114,7 @@ def _colours(groups: Sequence[Group]) -> dict[int, tuple[str, str]]:
     return dict(zip(map(id, groups), zip(light, dark, strict=True), strict=True))
 
 
-def _curves(groups: Sequence[Group], found: Sequence[Published]) -> list[Record]:
+def _curves(groups: Sequence[Group]) -> list[Record]:
     looks = _colours(groups)
     drawn = []
     for group in groups:
@@ -128,7 +128,7 @@ def _curves(groups: Sequence[Group], found: Sequence[Published]) -> list[Record]
                 "y": points.means.tolist(),
                 "deviations": points.deviations.tolist() if len(group.runs) > 1 else [],
             }
-        marks = [one for one in found if one.group is group and not one.reasons]
+        marks = [one for one in published([group]) if not one.reasons]
         drawn.append(
             {
                 "name": group.label,

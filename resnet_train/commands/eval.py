@@ -5,13 +5,14 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resnet_train.commands import add_json
 from resnet_train.errors import BadInput
 
 if TYPE_CHECKING:
-    from resnet_train.evaluation.ensemble import Evaluation
+    from resnet_train.analysis.published import Published
+    from resnet_train.evaluation.ensemble import ErrorRecord, Evaluation
     from resnet_train.evaluation.pretrained import PretrainedModel
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ def _evaluate_checkpoints(paths: Sequence[Path], args: argparse.Namespace, overr
         evaluation = ensemble.evaluate(members, args.save_logits is not None, world)
         if not world.is_main:
             return
-        _print_errors(evaluation.records, args.json)  # first: a file that cannot be written loses no result
+        found, records = _published(paths, members, evaluation.records)
+        _print_errors(records, args.json, found)  # first: a file that cannot be written loses no result
         if not args.json:
             print(confusion.worst(evaluation.results[-1], evaluation.val_set.classes))
         if evaluation.logits is not None:
@@ -109,6 +111,30 @@ def _evaluate_logits(paths: Sequence[Path], average: str | None, as_json: bool) 
     from resnet_train.evaluation import ensemble, logits
 
     _print_errors(ensemble.evaluate_logits(logits.read_all(paths), average), as_json)
+
+
+def _published(
+    paths: Sequence[Path], members: Sequence["PretrainedModel"], records: Sequence["ErrorRecord"]
+) -> tuple[list["Published"], list["ErrorRecord"]]:
+    """What sources report of the checkpoints that lie in their run folders, which have the recipe and its end; and the
+    records with it."""
+    from resnet_train.analysis.evaluations import EvaluatedRun, published_evaluations, published_keys
+    from resnet_train.runs import run_folder
+
+    evaluated = []
+    for path, member, record in zip(paths, members, records, strict=False):  # the last record may be the ensemble's
+        folder = path.parent.parent
+        if path.parent.name == "checkpoints" and (folder / "config.yaml").is_file():
+            try:
+                evaluated.append(EvaluatedRun(run_folder.read(folder), member.run, record))
+            except BadInput as error:
+                logger.warning("%s is compared with no published error: %s", path, error)
+    published: list[Published] = []
+    keys: dict[int, ErrorRecord] = {}
+    for seeds, found in published_evaluations(evaluated):
+        published += found
+        keys |= {id(one.record): published_keys(found) for one in seeds}
+    return published, [record | keys.get(id(record), {}) for record in records]
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
@@ -167,8 +193,9 @@ def _write_files(folder: Path, first: "PretrainedModel", evaluation: "Evaluation
     return True
 
 
-def _print_errors(records: Sequence[dict[str, Any]], as_json: bool) -> None:
-    from resnet_train.runtime.tables import columns
+def _print_errors(records: Sequence["ErrorRecord"], as_json: bool, found: Sequence["Published"] = ()) -> None:
+    from resnet_train.analysis.published import published_table
+    from resnet_train.runtime.tables import columns, terminal_width
 
     if as_json:
         print(json.dumps(records, indent=2))
@@ -181,3 +208,5 @@ def _print_errors(records: Sequence[dict[str, Any]], as_json: bool) -> None:
         errors = (f"{record['error_top1']:.2f} %", f"{record['error_top5']:.2f} %", loss)
         rows.append((record["checkpoint"], record["network"], seed, step, *errors))
     print(columns(rows))
+    if found:
+        print("", published_table(found, terminal_width()), "", sep="\n")

@@ -147,7 +147,11 @@ def test_verdicts_know_the_spread(figure: Any, values: list[float], verdict: str
 @pytest.mark.parametrize(
     ("entry", "changes", "reason"),
     [
-        ({"protocol": "ten-crop"}, {}, "eval.protocol = one-crop, not ten-crop"),
+        (
+            {"protocol": "ten-crop"},
+            {},
+            "eval.protocol = one-crop, not ten-crop: `resnet-train eval FOLDER --protocol ten-crop` measures it",
+        ),
         ({"val_images": 50_000}, {}, "10,000 validation images, not 50,000"),
         ({"differs": {NET: ["train.steps = 8, not 64000"]}}, {}, "train.steps = 8, not 64000"),
         ({}, {"status": None}, None),
