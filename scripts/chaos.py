@@ -6,7 +6,8 @@
 A trial is SCENARIO/CALL/NUMBER/FAULT: in the scenario, the NUMBER-th call of that kind suffers the fault. `kill` ends
 the process by SIGKILL (a write is half done then), `fail` lets this call fail, `full` this call and all that follow.
 A command that is not killed must end in order: with success, or with one line and a documented exit code. The same
-command, run again without a fault, must then finish with the results of a run that nothing disturbed.
+command, run again without a fault, must then finish with the results of a run that nothing disturbed. Where there are
+data workers, these must be the results without them.
 
 The order of the trials is random and a function of --seed. Prints a table; exits with 1 if a trial failed.
 """
@@ -54,6 +55,14 @@ EXPERIMENT: dict[str, Any] = {
     "probes": {"gradients": {"every": {"steps": 3}}},
 }
 """Saves between log lines; an epoch ends within a step."""
+IMAGES: dict[str, Any] = EXPERIMENT | {
+    "data": {"kind": "imagefolder", "path": "images", "workers": 2},
+    "augment": {"crop": {"kind": "random-resized", "size": 48}},
+    "train": EXPERIMENT["train"] | {"batch_size": 8},
+    "eval": {"every": {"steps": 3}, "batch_size": 8, "clean_train_images": 11},
+}
+"""Two data workers. Both evaluations end with a smaller batch, whose parts take less memory than those before."""
+WITHOUT_WORKERS = "data.workers=0"
 
 
 # --- the faults -------------------------------------------------------------------------------------------------------
@@ -161,18 +170,21 @@ class Scenario:
     most_steps: int = 0
     """Steps of all ranks in both sessions: more means that a checkpoint was lost, and the training began again. A rank
     may have begun one more when another ends."""
+    reference: tuple[str, ...] = ()
+    """More arguments, with which the command must give the same result."""
 
 
 def make_experiment(folder: Path) -> None:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(EXPERIMENT))
 
 
-def make_images(folder: Path) -> None:
+def make_images(folder: Path, train: int = 5, val: int = 2) -> None:
+    """Class folders of that many images for each of two classes."""
     import numpy as np
     from PIL import Image
 
     generator = np.random.default_rng(0)
-    for split, count in (("train", 5), ("val", 2)):
+    for split, count in (("train", train), ("val", val)):
         for name in ("a", "b"):
             (folder / "images" / split / name).mkdir(parents=True)
             for i in range(count):
@@ -180,9 +192,14 @@ def make_images(folder: Path) -> None:
                 image.save(folder / "images" / split / name / f"{i}.{'png' if i == 1 else 'jpg'}")
 
 
+def make_image_experiment(folder: Path) -> None:
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(IMAGES))
+    make_images(folder, train=10, val=17)
+
+
 def make_run(folder: Path) -> None:
-    make_experiment(folder)
-    ended = forks.call("run", "tiny.yaml", folder=folder)
+    make_image_experiment(folder)
+    ended = forks.call("run", "tiny.yaml", WITHOUT_WORKERS, folder=folder)
     assert ended.code == 0, ended.err
 
 
@@ -234,13 +251,20 @@ def eval_result(folder: Path) -> object:
 SCENARIOS = {
     "run": Scenario(make_experiment, ("run", "tiny.yaml"), run_result, most_steps=6 + 2),
     "ranks": Scenario(make_experiment, ("run", "tiny.yaml"), run_result, ranks=2, most_steps=2 * (6 + 2) + 1),
+    "workers": Scenario(
+        make_image_experiment, ("run", "tiny.yaml"), run_result, most_steps=6 + 2, reference=(WITHOUT_WORKERS,)
+    ),
     "prepare": Scenario(
         make_images, ("prepare", "images", "packed", "--shard-images", "4", "--workers", "1"), packed_result
     ),
     "eval": Scenario(
         make_run,
-        ("eval", "runs/tiny/cifar-resnet-8/seed-0/checkpoints/last.pt", "--save-logits", "logits.npz"),
+        (
+            *("eval", "runs/tiny/cifar-resnet-8/seed-0/checkpoints/last.pt", "--save-logits", "logits.npz"),
+            *("--set", "data.workers=2"),
+        ),
         eval_result,
+        reference=("--set", WITHOUT_WORKERS),
     ),
 }
 
@@ -259,8 +283,8 @@ class Trial:
         return f"{self.scenario}/{self.call}/{self.number}/{self.fault}"
 
 
-def run_ranks(scenario: Scenario, folder: Path, faults: Faults) -> list[Outcome]:
-    """Run the command on each rank; their ends."""
+def run_ranks(scenario: Scenario, folder: Path, faults: Faults, *more: str) -> list[Outcome]:
+    """Run the command, with more arguments, on each rank; their ends."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
@@ -270,7 +294,7 @@ def run_ranks(scenario: Scenario, folder: Path, faults: Faults) -> list[Outcome]
             os.environ |= {"LOCAL_WORLD_SIZE": str(scenario.ranks)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         faults.install()
-        return forks.command(*scenario.arguments)
+        return forks.command(*scenario.arguments, *more)
 
     started = [forks.start(partial(rank, number), folder) for number in range(scenario.ranks)]
     return [forks.finish(*each) for each in started]
@@ -372,12 +396,18 @@ def main() -> int:
             scenario, folder = SCENARIOS[scenario_name], root / scenario_name
             folder.mkdir()
             scenario.make(folder)
-            undisturbed = shutil.copytree(folder, root / f"{scenario_name}-undisturbed")
-            faults = Faults(undisturbed)
-            for outcome in run_ranks(scenario, undisturbed, faults):
-                assert outcome.code == 0, outcome.err
-            expected[scenario_name] = scenario.result(undisturbed)
-            counts[scenario_name] = {call: count.value for call, count in faults.counts.items()}
+
+            def undisturbed(name: str, *more: str, scenario: Scenario = scenario, folder: Path = folder) -> Any:
+                copy = shutil.copytree(folder, root / f"{folder.name}-{name}")
+                faults = Faults(copy)
+                for outcome in run_ranks(scenario, copy, faults, *more):
+                    assert outcome.code == 0, outcome.err
+                return scenario.result(copy), {call: count.value for call, count in faults.counts.items()}
+
+            expected[scenario_name], counts[scenario_name] = undisturbed("undisturbed")
+            if scenario.reference and undisturbed("reference", *scenario.reference)[0] != expected[scenario_name]:
+                print(f"{scenario_name}: another result with {' '.join(scenario.reference)}")
+                return 1
         if args.only:
             folder = root / only.scenario
             end, wrong = attempt(only, folder, expected[only.scenario], show=True)
