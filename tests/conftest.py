@@ -45,6 +45,12 @@ from resnet_train.runs.run_folder import TIMING_KEYS
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A run unfreezes at its end what it found, and the next one would search all of torch's objects for garbage, which takes
+# longer than a tiny run.
+unfreeze = gc.unfreeze
+gc.unfreeze = lambda: None
+zygote.sync_nothing()
+
 TINY: dict[str, Any] = {
     "name": "tiny",
     "networks": [{"base": "cifar-resnet-8", "stem": "cifar", "widths": [4, 8, 8]}],

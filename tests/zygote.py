@@ -4,8 +4,8 @@
 process that starts it; its arguments, environment, folder, files, process group, signals and exit status are those of
 a process of its own. It starts ranks (torchrun) and multiprocessing's fork server as copies, too. What differs:
 `preexec_fn` is refused, environment variables that are read when Python starts or torch is imported come too late (HOME
-for matplotlib, the locale), `/proc/PID/cmdline` is that of the zygote, and at its end objects are not freed one by one.
-For these, use `subprocess.Popen`.
+for matplotlib, the locale), `/proc/PID/cmdline` is that of the zygote, `os.fsync` does nothing, and at its end objects are
+not freed one by one. For these, use `subprocess.Popen`.
 
 Run as a program, this file is a zygote: it serves requests on the socket that is its standard input, and ends with the
 process at the other end. It has one thread, so that a copy finds no lock held by another.
@@ -126,10 +126,16 @@ def _zygote() -> socket.socket:
     return _requests
 
 
+def sync_nothing() -> None:
+    """Let `os.fsync` return at once, in this process and its copies: no test cuts the power, and a disk may be slow."""
+    os.fsync = lambda file: os.fstat(file) and None  # type: ignore[assignment,return-value]
+
+
 def main() -> None:
     """Serve requests."""
     for name in _IMPORTED:
         importlib.import_module(name)
+    sync_nothing()
     gc.collect()
     gc.freeze()
     requests = socket.socket(fileno=os.dup(0))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import figures, spawn
+from conftest import figures, spawn, unfreeze
 from tiny_runs import CONFIGS, FOLDER, Config, Program, finish, last_step
 
 from resnet_train.config import load
@@ -272,6 +272,7 @@ def test_garbage_is_collected_at_steps_that_are_due(
 
     monkeypatch.setattr("resnet_train.training.loop.train_step", step)
     monkeypatch.setattr(gc, "collect", lambda: collected.append(len(taken)))
+    monkeypatch.setattr(gc, "unfreeze", unfreeze)
     code, _, err = program("run", config(optimizer={"lr": lr}))
     assert code == (0 if lr == 0.1 else 1), err
     assert collected == ([0, 2, 3, 4, 6, 8] if lr == 0.1 else [0, 2])
