@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from resnet_train.config import load, recipes
 from resnet_train.config.expect import EXPECTED_ERRORS, ExpectConfig, FigureConfig, text
-from resnet_train.config.schema import Experiment
+from resnet_train.config.schema import Experiment, TrainConfig
 from resnet_train.config.yaml12 import read_yaml
 from resnet_train.runtime.tables import percent
 
@@ -225,21 +225,25 @@ def _row(name: str, item: Item, entries: list[Stated]) -> tuple[str, ...]:
 
 
 def _trainings(one: Stated) -> Iterator[tuple[str, str]]:
-    """The commands that train the networks of an entry, with their costs."""
-    listed = [network.name for network in one.experiment.networks]
-    named = [name for name in one.entry.networks if name in listed]
+    """The commands that train the networks of an entry, with their costs; one for networks of equal length."""
+    trains = {run.network.name: run.train for run in load.runs(one.experiment)}
     seeds = max((figure.n or 1 for figure in _all_figures(one.entry)), default=1)
     overrides = f' "seeds={list(range(seeds))}"'.replace(", ", ",") if seeds > 1 else ""
-    train = next((run.train for run in load.runs(one.experiment) if run.network.name in named), one.experiment.train)
-    length = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
-    cost = f"{{}}{f' x {seeds} seeds' if seeds > 1 else ''} x {length} of {train.batch_size} images"
-    if train.epochs:
-        cost = cost.partition(" of ")[0]
-    if named:
-        only = "".join(f" --only {name}" for name in named) if len(named) < len(listed) else ""
-        yield f"resnet-train run {one.recipe}{only}{overrides}", cost.format(len(named))
-    if others := [name for name in one.entry.networks if name not in listed]:
-        yield f'resnet-train run {one.recipe} "networks=[{", ".join(others)}]"{overrides}', cost.format(len(others))
+    by_length: dict[tuple[bool, str], list[str]] = {}
+    for name in one.entry.networks:
+        key = (name in trains, _length(trains.get(name, one.experiment.train)))
+        by_length.setdefault(key, []).append(name)
+    for (listed, length), names in sorted(by_length.items(), reverse=True):
+        cost = f"{len(names)}{f' x {seeds} seeds' if seeds > 1 else ''} x {length}"
+        if listed:
+            only = "".join(f" --only {name}" for name in names) if len(names) < len(trains) else ""
+            yield f"resnet-train run {one.recipe}{only}{overrides}", cost
+        else:
+            yield f'resnet-train run {one.recipe} "networks=[{", ".join(names)}]"{overrides}', cost
+
+
+def _length(train: TrainConfig) -> str:
+    return f"{train.epochs:g} epochs" if train.epochs else f"{train.steps:,} steps of {train.batch_size} images"
 
 
 def _all_figures(entry: ExpectConfig) -> Iterator[FigureConfig]:

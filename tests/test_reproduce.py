@@ -69,7 +69,7 @@ def test_figures_of_another_preprocessing_are_listed_and_say_so() -> None:
 def test_costs_are_those_of_the_networks_own_recipe() -> None:
     """The batch of 64 of He et al. 2016, table 4, is an exception for one network."""
     [row] = [line for line in reproduce.page().splitlines() if "--only cifar-preact-1001-batch-64" in line]
-    assert "| 1 x 5 seeds x 200 epochs |" in row
+    assert "| 1 x 5 seeds x 64,000 steps of 128 images<br>1 x 5 seeds x 200 epochs |" in row
 
 
 def test_a_study_of_two_protocols_has_columns_of_each(tmp_path: Path) -> None:
