@@ -7,12 +7,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from resnet_train.data import augment
+
+
+class Source(NamedTuple):
+    """Images that stay on the device, and how a crop of them is padded."""
+
+    images: Tensor
+    """uint8 [m, H, W, C]."""
+    padding: str
+
 
 class Batch(NamedTuple):
     """Images and labels, and the augmentation that is applied to them on the device."""
 
     images: Tensor
-    """uint8 [n, H, W, C]."""
+    """uint8 [n, H, W, C]. With `source`, how `cropped` makes them: int64 [n, 4], the row in it, left, top and flip."""
     labels: Tensor
     """int64 [n]."""
     shift: Tensor
@@ -23,6 +33,22 @@ class Batch(NamedTuple):
     """int64 [n, 4]: the box of each normalised image that `mixup.erase` sets to zero."""
     mix_params: Tensor | None = None
     """float32 [5]: how `mixup.mix` mixes the images; `mixup.plan` draws it."""
+    source: Source | None = None
+    """What the images are crops of, if the step makes them: a CUDA graph then holds the cropping, too."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        height, width = (self.images if self.source is None else self.source.images).shape[1:3]
+        return height, width
+
+    def cropped(self) -> "Batch":
+        """This batch with its images, if it has a source."""
+        if self.source is None:
+            return self
+        rows, corners, flip = self.images[:, 0], self.images[:, 1:3], self.images[:, 3].bool()
+        images = augment.pad_and_crop(self.source.images, rows, corners, flip, self.source.padding)
+        return self._replace(images=images, source=None)
 
     def to(self, device: torch.device) -> "Batch":
         """This batch on a device, copied asynchronously from pinned memory."""
@@ -40,7 +66,7 @@ class Batch(NamedTuple):
     def split(self, count: int) -> list["Batch"]:
         """`count` equal micro-batches. The first one carries `skipped`; erasing and mixing are not planned yet."""
         columns = zip(*(tensor.chunk(count) for tensor in (self.images, self.labels, self.shift)), strict=True)
-        first, *others = (Batch(*tensors) for tensors in columns)
+        first, *others = (Batch(images, labels, shift, source=self.source) for images, labels, shift in columns)
         return [first._replace(skipped=self.skipped), *others]
 
 

@@ -31,6 +31,8 @@ class LoaderOptions:
     """Worker processes. With 0, images are decoded in this process."""
     skip_bad: bool = False
     """Whether the next image file takes the place of one that cannot be decoded."""
+    crops_in_step: bool = False
+    """Whether the step crops training images that stay on the device: `Batch.source`."""
 
 
 class Dataset(Protocol):

@@ -21,7 +21,7 @@ from resnet_train.data.class_labels import ValLabeller, read_class_map
 from resnet_train.data.dataset import Dataset
 from resnet_train.data.decoding import ImageArray
 from resnet_train.data.device_cache import device_cached
-from resnet_train.data.fixed_size import STEPS_PER_PLAN, FixedSizeDataset
+from resnet_train.data.fixed_size import FixedSizeDataset
 from resnet_train.data.image_folder import ImageFolderDataset
 from resnet_train.data.rng import Ints
 from resnet_train.data.shards import ShardDataset
@@ -37,8 +37,8 @@ class InMemoryDataset(FixedSizeDataset):
         self._on_device: dict[torch.device, Tensor] = {}
 
     @property
-    def steps_per_plan(self) -> int:
-        return STEPS_PER_PLAN
+    def stays_on_device(self) -> bool:
+        return True
 
     def batch(self, indices: Ints, device: torch.device) -> tuple[Tensor, Ints]:
         if device not in self._on_device:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resnet_train.data.batch import to_device
 from resnet_train.data.decoding import ImageArray
-from resnet_train.data.fixed_size import STEPS_PER_PLAN, FixedSizeDataset
+from resnet_train.data.fixed_size import FixedSizeDataset
 from resnet_train.data.image_files import ImageFileDataset
 from resnet_train.data.rng import Ints
 from resnet_train.data.sampler import Sampler
@@ -51,8 +51,8 @@ class DeviceCachedDataset(FixedSizeDataset):
         return self._part(0, 1, device), indices
 
     @property
-    def steps_per_plan(self) -> int:
-        return 1 if self.is_split else STEPS_PER_PLAN
+    def stays_on_device(self) -> bool:
+        return not self.is_split
 
     def rank_batch(self, indices: Ints, sampler: Sampler, steps: range, device: torch.device) -> tuple[Tensor, Ints]:
         if not self.is_split:

@@ -10,13 +10,13 @@ from torch import Tensor
 from resnet_train.config.augment import AugmentConfig, PadCropConfig
 from resnet_train.data import augment as augmentation
 from resnet_train.data import auto_augment, rng
-from resnet_train.data.batch import Batch, to_device
+from resnet_train.data.batch import Batch, Source, to_device
 from resnet_train.data.dataset import Dataset, ImageSizeAt, LoaderOptions
 from resnet_train.data.rng import Ints
 from resnet_train.data.sampler import Sampler
 from resnet_train.data.views import View, ViewBatch, ViewGroup
 
-STEPS_PER_PLAN = 64
+_STEPS_PER_PLAN = 64
 """Steps that are planned together where the images of all are on the device: planning each step by itself would take
 as long as training a small network."""
 
@@ -43,9 +43,9 @@ class FixedSizeDataset(Dataset):
         """
 
     @property
-    def steps_per_plan(self) -> int:
-        """Steps whose batches are planned together."""
-        return 1
+    def stays_on_device(self) -> bool:
+        """Whether `batch` returns all images each time, in the same memory."""
+        return False
 
     def rank_batch(self, indices: Ints, sampler: Sampler, steps: range, device: torch.device) -> tuple[Tensor, Ints]:
         """`batch` of the samples that one rank takes in `steps`. All ranks call it at the same time."""
@@ -57,8 +57,10 @@ class FixedSizeDataset(Dataset):
         self.check_device_memory(sampler.ranks)
         # The operations of auto_augment are Pillow's, so the images go to the device after them.
         device = options.device if augment.auto_augment is None else torch.device("cpu")
-        n, together = sampler.rank_batch_size, self.steps_per_plan
+        n, together = sampler.rank_batch_size, _STEPS_PER_PLAN if self.stays_on_device else 1
         padding = augment.crop.mode if isinstance(augment.crop, PadCropConfig) else "zero"
+        crops = augment.crop is not None or augment.flip
+        in_step = options.crops_in_step and self.stays_on_device and crops and augment.auto_augment is None
         for first in range(0, len(steps), together):
             planned = steps[first : first + together]
             samples = [sampler.rank_samples(step) for step in planned]
@@ -68,18 +70,18 @@ class FixedSizeDataset(Dataset):
             plan = augmentation.plan(augment, random, np.full((len(indices), 2), self.size, float))
             images, rows = self.rank_batch(indices, sampler, planned, device)
 
-            corners, shift = plan.boxes[:, :2].astype(np.int64), plan.shift[:, : self.channels]
-            arrays = (rows, corners, plan.flip, self.labels[indices], shift)
+            how = np.column_stack([rows, plan.boxes[:, :2].astype(np.int64), plan.flip])
+            arrays = (how, self.labels[indices], plan.shift[:, : self.channels])
             batches = zip(*(to_device(array, device).split(n) for array in arrays), strict=True)
-            for i, (row, corner, flip, labels, color) in enumerate(batches):
-                if augment.crop is None and not augment.flip:
-                    cropped = images[row]
-                else:
-                    cropped = augmentation.pad_and_crop(images, row, corner, flip, padding)
+            for i, (crop, labels, color) in enumerate(batches):
+                batch = Batch(crop, labels, color, source=Source(images, padding))
+                if not in_step:
+                    batch = batch.cropped() if crops else Batch(images[crop[:, 0]], labels, color)
                 if augment.auto_augment is not None:
                     numbers = random[i * n : (i + 1) * n, augmentation.AUTO_AUGMENT_COLUMNS]
-                    auto_augment.apply(cropped.numpy(), auto_augment.plan(augment.auto_augment, numbers, self.size))
-                yield Batch(cropped, labels, color).to(options.device)
+                    edits = auto_augment.plan(augment.auto_augment, numbers, self.size)
+                    auto_augment.apply(batch.images.numpy(), edits)
+                yield batch.to(options.device)
 
     def view_batches(
         self, batches: Sequence[Ints], views: Sequence[View], options: LoaderOptions

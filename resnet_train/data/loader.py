@@ -74,7 +74,7 @@ class TrainingData:
         """Add the boxes of random erasing, which is applied to normalised images."""
         if not self.augment.random_erasing:
             return micro_batches
-        height, width = micro_batches[0].images.shape[1:3]
+        height, width = micro_batches[0].image_size
         samples = self.sampler.rank_samples(step)
         random = rng.uniform(self.sampler.seed, samples.epochs, samples.indices, augment.ERASE_COLUMNS.stop)
         boxes = mixup.erase_boxes(self.augment.random_erasing, random[:, augment.ERASE_COLUMNS], height, width)
@@ -85,7 +85,7 @@ class TrainingData:
         """Add the parameters of mixup and cutmix, which are applied to normalised images."""
         if not self.augment.mixes:
             return micro_batches
-        height, width = micro_batches[0].images.shape[1:3]
+        height, width = micro_batches[0].image_size
         params = (to_device(mixup.plan(self.augment, seed, height, width), self.options.device) for seed in seeds)
         return [batch._replace(mix_params=mix) for batch, mix in zip(micro_batches, params, strict=True)]
 
@@ -133,7 +133,7 @@ def training_data(
     check_batch(recipe, ranks, dataset.size)
     train, data, repeat = recipe.train, recipe.data, recipe.augment.repeated_augmentation
     sampler = Sampler(seed, len(dataset), train.batch_size, train.grad_accum_steps, rank, ranks, repeat)
-    options = LoaderOptions(device, data.decode_workers, data.skips_bad_images)
+    options = LoaderOptions(device, data.decode_workers, data.skips_bad_images, crops_in_step=train.cuda_graph)
     # NCCL's watchdog, which limits the time of what one rank sends another, does not see what a graph repeats.
     step_timeout = train.timeout if train.cuda_graph and ranks > 1 else None
     return TrainingData(dataset, sampler, recipe.augment, options, step_timeout)

@@ -182,7 +182,7 @@ def _forward_backward(
     state: TrainState, batch: Batch, normalization: Normalization, cfg: TrainConfig, passes: int
 ) -> None:
     """Add one micro-batch's gradient to the weights' gradients, its loss and errors to `state.sums`."""
-    images, own_weight = normalization(batch), None  # float32 [n, C, H, W]
+    images, own_weight = normalization(batch.cropped()), None  # float32 [n, C, H, W]
     if batch.erase_boxes is not None:
         images = mixup.erase(images, batch.erase_boxes)
     if batch.mix_params is not None:

@@ -168,7 +168,7 @@ def largest_batch(run: Run, dataset: Dataset, batch: Batch, device: torch.device
     try:
         while True:
             images, labels, shift = (torch.cat([t, t]) for t in (batch.images, batch.labels, batch.shift))
-            batch = Batch(images, labels, shift)
+            batch = Batch(images, labels, shift, source=batch.source)
             step = _step_function(run, dataset, World(device))
             for _ in range(2):
                 step(StepBatches([batch], [0], 0.0))

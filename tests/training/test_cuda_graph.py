@@ -8,15 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import figures, same_weights, spawn
+from loading import training_data
 from steps import CPU, IDENTITY, assert_same_parameters, random_batch, step_batches
-from tape import taped
+from tape import Tape, taped
 from torch.utils._pytree import tree_leaves
 
 from resnet_train.config.schema import Run
+from resnet_train.data import datasets
 from resnet_train.errors import Diverged, Interrupted, RankLost
 from resnet_train.runs.checkpoint import CheckpointMeta
 from resnet_train.runtime import distributed
@@ -162,6 +165,49 @@ def test_where_a_graph_cannot_be_it_is_refused(config: Any, program: Any) -> Non
     assert (code, "train.cuda_graph has no effect without CUDA" in err) == (2, True)
     code, _, err = program("run", config(), "train.cuda_graph=true", "train.grad_accum_steps=2")
     assert (code, "cuda_graph needs grad_accum_steps 1, and it is 2" in err) == (2, True)
+
+
+CROPS: dict[str, dict[str, Any]] = {
+    "pad": {"crop": {"kind": "pad", "padding": 2}, "flip": True},
+    "reflect": {"crop": {"kind": "pad", "padding": 2, "mode": "reflect"}, "flip": False, "random_erasing": 0.5},
+    "flip": {"crop": None, "flip": True, "mixup": 0.2},
+}
+
+
+@pytest.mark.parametrize("augment", CROPS.values(), ids=list(CROPS))
+def test_a_graph_crops_images_that_stay_on_the_device(augment: dict[str, Any], tiny_run: TinyRun) -> None:
+    """To the same bits as without one; between its steps nothing is launched for them."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    dataset = datasets.InMemoryDataset(images, np.arange(40) % 4, "abcd")
+    runs = [tiny_run(augment=augment, train={"cuda_graph": graph}) for graph in (False, True)]
+    eager, graph = states(runs[0])
+    before, within = (training_data(run, dataset).from_step(0, 7) for run in runs)
+    for step in range(7):
+        with (tape := Tape(lambda: {})):
+            batches = next(within)
+        names = {operator.__name__.split(".")[0] for operator, *_ in tape.calls}
+        assert step == 0 or augment != CROPS["pad"] or names <= {"slice", "split", "detach", "alias"}
+        [batch], [cropped] = batches.micro_batches, next(before).micro_batches
+        assert batch.source is not None
+        assert batch.image_size == (8, 8)
+        assert torch.equal(batch.cropped().images, cropped.images)
+        for state, one in ((eager, cropped), (graph, batch)):
+            train_step(state, step_batches(one), IDENTITY, 0.1, runs[0].train)
+        assert_same(eager, graph)
+
+
+def test_other_images_are_cropped_before_the_step(tiny_run: TinyRun, squares: Path) -> None:
+    """Those of a step alone, of which a graph would keep the first, and those that Pillow edits."""
+    files = {"kind": "imagefolder", "path": str(squares), "workers": 1}
+    for data, augment, in_step in (
+        (files | {"device_cache_gb": 1}, {}, True),
+        (files | {"device_cache_gb": 1}, {"crop": None, "flip": False}, False),
+        (files | {"device_cache_gb": 1}, {"auto_augment": {"kind": "trivial-augment"}}, False),
+        ({"kind": "synthetic"}, {}, False),
+    ):
+        run = tiny_run(data=data, augment=augment, train={"cuda_graph": True})
+        [batch] = next(training_data(run).from_step(0, 1)).micro_batches
+        assert (batch.source is not None, batch.image_size) == (in_step, (8, 8))
 
 
 # --- several ranks ----------------------------------------------------------------------------------------------------
