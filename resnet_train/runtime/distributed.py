@@ -1,12 +1,13 @@
 """The ranks of a run. With one rank every function here is a no-op."""
 
-import itertools
 import logging
 import os
 import re
 import signal
+import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -28,7 +29,6 @@ _T = TypeVar("_T")
 _GROUP_ERROR = re.compile(r"/gloo/|connection|timed out|timeout", re.IGNORECASE)
 _TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
 _SOURCE_FILE = re.compile(r"^\[\S+:\d+\] ")
-_group_numbers = itertools.count()
 _unreleased: list[BaseException] = []
 """Errors of this rank alone. Their frames hold tensors and graphs whose release could wait for another rank."""
 
@@ -137,8 +137,7 @@ def _join_group(world: World, timeout: timedelta) -> None:
         raise BadInput(
             f"MASTER_PORT = {os.environ['MASTER_PORT']}: rank 0 cannot listen there; the port is in use: choose another"
         ) from None
-    # Keys of its own: a second group of this process would read the addresses of the first.
-    store = dist.PrefixStore(f"group-{next(_group_numbers)}", store)  # type: ignore[attr-defined]
+    store = _keys_of_this_group(store, world, timeout)
     # gloo beside NCCL carries flags and objects between CPUs without stopping the GPU.
     is_cuda = world.device.type == "cuda"
     if is_cuda:
@@ -147,6 +146,32 @@ def _join_group(world: World, timeout: timedelta) -> None:
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.size, device_id=device_id, timeout=timeout
     )
+
+
+def _keys_of_this_group(store: Any, world: World, timeout: timedelta) -> Any:
+    """The store under a name that no earlier group had, which the ranks agree on.
+
+    An earlier group may have left its addresses in the store: another one of these processes, or that of the ranks
+    before a restart. As of torch 2.14 torchrun keeps its store then, and its nodes may count their restarts differently
+    (pytorch issue 135712). So rank 0 draws a name, the others answer it, and all go on once rank 0 has named every
+    answer: what is left of earlier groups answers no new name, and names no new answer.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    if world.is_main:
+        store.set("group", own)
+        keys = [f"{own}/answer of rank {rank}" for rank in range(1, world.size)]
+        store.wait(keys, timeout)
+        store.set(f"{own}/answers", ",".join(store.get(key).decode() for key in keys))
+        return dist.PrefixStore(own, store)  # type: ignore[attr-defined]
+    while time.monotonic() < end:
+        name = store.get("group").decode()
+        store.set(f"{name}/answer of rank {world.rank}", own)
+        with suppress(dist.DistStoreError):  # rank 0 waits for another rank, or the name is of an earlier group
+            store.wait([f"{name}/answers"], timedelta(seconds=1))
+            if own in store.get(f"{name}/answers").decode().split(","):
+                return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+        time.sleep(0.1)
+    raise dist.DistStoreError("timed out waiting for rank 0 to begin the group")
 
 
 def _check_own_gpu(store: Any, world: World) -> None:

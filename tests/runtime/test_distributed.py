@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -170,6 +171,7 @@ def test_a_node_has_fewer_ranks_than_all(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(name, value)
     store = torch.distributed.HashStore()
     monkeypatch.setattr(torch.distributed, "rendezvous", lambda _, timeout: iter([(store, 3, 16)]))
+    monkeypatch.setattr(distributed, "_keys_of_this_group", lambda *_: store)
     joined: dict[str, Any] = {}
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda _, **options: joined.update(options))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
@@ -209,6 +211,70 @@ def test_what_follows_a_command_runs_on_every_rank(config: Config, tmp_path: Pat
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.count("exit codes [0, 2, 0]") == 2, (out, err)
+
+
+# --- groups after another ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", [{}, {"group": "old"}, {"group": "old", "old/answers": "a,b"}], ids=len)
+def test_no_group_reads_the_keys_of_an_earlier_one(left: dict[str, str]) -> None:
+    """Also of one that was ended amid its start, as ranks are that torchrun restarts: it keeps their store."""
+    store = torch.distributed.HashStore()
+    for key, value in left.items():
+        store.set(key, value)
+
+    def join(group: int, rank: int, size: int) -> list[str]:
+        world = World(torch.device("cpu"), rank, size)
+        own = distributed._keys_of_this_group(store, world, timedelta(seconds=60))
+        own.set(f"rank {rank}", f"{rank} of group {group}")
+        return [own.get(f"rank {other}").decode() for other in range(size)]
+
+    for group, size in enumerate((3, 3, 2)):
+        with ThreadPoolExecutor(size) as threads:
+            seen = threads.map(join, [group] * size, reversed(range(size)), [size] * size)  # rank 0 begins last
+            assert list(seen) == [[f"{rank} of group {group}" for rank in range(size)]] * size
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_does_not_take_an_earlier_group_for_its_own(rank: int) -> None:
+    store = torch.distributed.HashStore()
+    for key, value in {"group": "old", "old/answers": "a", "old/answer of rank 1": "a"}.items():
+        store.set(key, value)
+    with pytest.raises(torch.distributed.DistStoreError) as error:
+        distributed._keys_of_this_group(store, World(torch.device("cpu"), rank, 2), timedelta(seconds=0.3))
+    assert str(distributed._loss_of_rank(error.value, 0.3)).endswith("(train.timeout = 0.3 s)")
+
+
+KILLED_AT_STEP_9 = """
+import os, signal, sys
+from resnet_train import cli
+from resnet_train.runtime.process_exit import exit_process
+from resnet_train.training.log import Log
+
+note_loading, steps = Log.note_loading, []
+
+def kill_one(self, batches):
+    note_loading(self, batches)
+    steps.append(batches)
+    if len(steps) == 9 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Log.note_loading = kill_one
+exit_process(cli.main(sys.argv[1:]))
+"""
+
+
+def test_ranks_that_torchrun_restarts_continue(config: Config, tmp_path: Path) -> None:
+    """They meet in the store of the ranks before them, which torchrun keeps."""
+    path = config(train={"steps": 12}, checkpoint={"every": {"steps": 4}})
+    uninterrupted = trained(path, "uninterrupted", 2)
+    (tmp_path / "kill_one.py").write_text(KILLED_AT_STEP_9)
+    process = spawn("run", path, "output=resumed", ranks=2, program=["--max-restarts=1", tmp_path / "kill_one.py"])
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err.count(" failed (exitcode: ")) == (0, 1), err
+    resumed = Path("resumed/tiny") / FOLDER
+    assert figures(resumed) == figures(uninterrupted)
+    assert same_weights(resumed / "checkpoints/last.pt", uninterrupted / "checkpoints/last.pt")
 
 
 # --- lost ranks -------------------------------------------------------------------------------------------------------
