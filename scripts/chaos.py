@@ -212,7 +212,7 @@ def run_result(folder: Path) -> object:
         {key: value for key, value in record.items() if key not in run_folder.TIMING_KEYS}
         for record in run_folder.read_metrics(run)
     ]
-    left = sorted(str(path.relative_to(run)) for path in run.rglob("*") if "tensorboard" not in str(path))
+    left = sorted(str(path.relative_to(run)) for path in run.rglob("*") if "tfevents" not in path.name)
     return records, left, {path.name: weights(path) for path in sorted(run.rglob("*.pt"))}
 
 

@@ -151,16 +151,36 @@ def table(groups: Sequence[Group], best: str = "* {}") -> list[list[str]]:
     return lines
 
 
+def markdown_texts(groups: Sequence[Group]) -> dict[str, str]:
+    """The comparison without its figures: `findings` with the errors and, where a source reports some, `published`."""
+    found, lines = published(groups), table(groups, best="**{}**")
+    shown = [i for i, name in enumerate(lines[0]) if name not in ("depth", "step", *_COSTS) and "best" not in name]
+    errors = _markdown_table([[line[i] for i in shown] for line in lines])
+    sentences = [f"- {line}" for line in [*findings(groups), *warnings(groups)]]
+    texts = {"findings": "\n".join([*sentences, "", *errors, "", "Errors in percent."])}
+    if found:
+        lines = [*_markdown_table(published_rows(found)), "", *(f"- {line}" for line in reasons(found))]
+        texts["published"] = "\n".join(lines)
+    return texts
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    headings, *body = rows
+    return [
+        f"| {' | '.join(headings)} |",
+        f"| --- {'| ---: ' * (len(headings) - 1)}|",
+        *(f"| {' | '.join(cells)} |" for cells in body),
+    ]
+
+
 def _markdown(groups: Sequence[Group], stem: str, suffix: str, with_loss: bool) -> str:
-    headings, *body = table(groups, best="**{}**")
     keys = swept_keys(groups)
     lines = [f"![error across depths]({stem}.{suffix})", ""]
     lines += [f"![error against cost]({stem}-cost.{suffix})", ""]
     lines += [f"![training loss]({stem}-loss.{suffix})", ""] if with_loss else []
     if keys:
         lines += [f"![error against {' and '.join(keys)}]({stem}-sweep.{suffix})", ""]
-    lines += [f"| {' | '.join(headings)} |", f"| --- {'| ---: ' * (len(headings) - 1)}|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in body]
+    lines += _markdown_table(table(groups, best="**{}**"))
     lines += ["", "Errors in percent, mean ± standard deviation over seeds.", ""]
     lines += [f"Bold, and in the figures above: {note}." for note in best_note(groups)] + [""] * bool(keys)
     lines += [f"Validation protocol: {'; '.join(footnotes(groups) or protocols(groups))}.", ""]

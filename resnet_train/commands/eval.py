@@ -103,7 +103,8 @@ def _evaluate_checkpoints(paths: Sequence[Path], args: argparse.Namespace, overr
         if evaluation.logits is not None:
             evaluation.logits.write(args.save_logits)
         folder = args.out or _default_folder(Path(args.checkpoints[0]))
-        if _write_files(folder, members[0], evaluation) and not args.json:
+        log = _run_folder(paths[0]) if len(paths) == 1 and args.out is None else None
+        if _write_files(folder, members[0], evaluation, log) and not args.json:
             print(f"wrote {folder}")
 
 
@@ -168,9 +169,16 @@ def _default_folder(checkpoint: Path) -> Path:
     return (parent.parent if parent.name == "checkpoints" else parent) / "evaluation"
 
 
-def _write_files(folder: Path, first: "PretrainedModel", evaluation: "Evaluation") -> bool:
+def _run_folder(checkpoint: Path) -> Path | None:
+    """The run folder of a checkpoint, if it lies in one."""
+    folder = checkpoint.absolute().parent.parent
+    return folder if checkpoint.absolute().parent.name == "checkpoints" and (folder / "config.yaml").is_file() else None
+
+
+def _write_files(folder: Path, first: "PretrainedModel", evaluation: "Evaluation", log: Path | None) -> bool:
     """Write the records, and the confusions of the ensemble, or of the network where there is only one.
 
+    log: the run folder whose TensorBoard log receives the picture too.
     Returns whether all was written; if not, a warning says why.
     """
     from resnet_train.evaluation import confusion, ensemble
@@ -186,7 +194,7 @@ def _write_files(folder: Path, first: "PretrainedModel", evaluation: "Evaluation
         folder.mkdir(parents=True, exist_ok=True)
         ensemble.append_records(evaluation.records, folder / "results.jsonl", getattr(run.data, "path", run.data.kind))
         confusion.write_classes(results, val_set.classes, folder / f"{stem}-classes.csv")
-        confusion.draw(name, results, val_set.classes, val_set, first, picture, folder / "tensorboard")
+        confusion.draw(name, results, val_set.classes, val_set, first, picture, log)
     except OSError as error:
         logger.warning("--out: cannot write %s: %s", folder, error.strerror or error)
         return False

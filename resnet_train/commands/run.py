@@ -3,14 +3,19 @@
 import argparse
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from resnet_train.commands import add_config, add_json, positive_int, select_runs
 
 if TYPE_CHECKING:
+    from resnet_train.analysis.groups import Group
     from resnet_train.config.schema import Experiment, Run
+    from resnet_train.runs.run_folder import RunRecord
     from resnet_train.training.estimate import TrainingEstimate
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = "resnet-train run configs/cifar10-depth.yaml data.path=/data train.epochs=5 --only cifar-resnet-20"
 
@@ -64,6 +69,20 @@ def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: i
         print(json.dumps(rows(groups), indent=2))
     else:
         print(tables.text(groups, terminal_width()))
+    _add_to_tensorboard(groups, records[0])
+
+
+def _add_to_tensorboard(groups: Sequence["Group"], first: "RunRecord") -> None:
+    """Add the comparison of all runs, as texts, to the log of the first."""
+    from resnet_train.analysis import tables
+    from resnet_train.runs import tensorboard
+
+    step = first.records[-1]["step"]
+    for name, text in tables.markdown_texts(groups).items():
+        try:
+            tensorboard.attach(first.folder, name, tensorboard.text(f"experiment/{name}", text), step)
+        except OSError as error:
+            logger.warning("cannot write in %s: %s", first.folder, error.strerror or error)
 
 
 def _print_plan(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, as_json: bool) -> None:

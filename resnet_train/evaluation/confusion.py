@@ -17,7 +17,7 @@ from resnet_train.errors import one_line
 from resnet_train.evaluation.evaluator import SampleResults
 from resnet_train.evaluation.pretrained import PretrainedModel
 from resnet_train.evaluation.protocols import views_of
-from resnet_train.runs.tensorboard import add_image
+from resnet_train.runs.tensorboard import attach, picture
 
 _MOST_MISTAKES = 24
 """In the figure."""
@@ -78,10 +78,11 @@ def draw(
     dataset: Dataset,
     model: PretrainedModel,
     path: Path,
-    tensorboard: Path,
+    log: Path | None,
 ) -> None:
-    """Draw the most confident mistakes of a network or ensemble called `name`, to a PNG and to TensorBoard.
+    """Draw the most confident mistakes of a network or ensemble called `name`, to a PNG.
 
+    log: the run folder of the network, whose TensorBoard log receives the picture too; None where it has none.
     model: the network, or the first one of the ensemble: images are shown as it sees them. Where there is no mistake,
     nothing is written. Raises `OSError`.
     """
@@ -108,7 +109,9 @@ def draw(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names of classes are in any script
         figure.savefig(path, dpi=110)
-    add_image(tensorboard, path.stem, path, model.step or 0)
+    if log is not None:
+        tag = f"wrong-predictions/{path.stem.removesuffix('-mistakes')}"
+        attach(log, path.stem, picture(tag, path), model.step or 0)
 
 
 def _view(model: PretrainedModel) -> View:

@@ -13,7 +13,7 @@ from resnet_train.analysis.style import Output, add_title, colours, fit_errors, 
 from resnet_train.config.network import AnyNet
 from resnet_train.probes.hooks import ProbeResult
 from resnet_train.runs.run_folder import RunRecord
-from resnet_train.runs.tensorboard import add_image
+from resnet_train.runs.tensorboard import attach, picture
 
 
 class _Panel(NamedTuple):
@@ -133,14 +133,14 @@ def _draw_panel(ax: Any, panel: _Panel, results: Mapping[str, ProbeResult], styl
 def draw_heat_maps(
     runs: Sequence[RunRecord],
     path: Path,
-    tensorboard: Path | None,
+    log: Path | None,
     output: Output = Output(),  # noqa: B008
 ) -> list[Path]:
     """Draw gradient norms at the units' inputs by depth and time: a panel for each run, all with one colour scale.
 
-    A plain network is left of its residual partner: the one of its depth and seed. tensorboard: a log folder that
-    receives the picture too. Returns the paths: none where no run has recorded gradients. Raises `OSError` where one
-    cannot be written.
+    A plain network is left of its residual partner: the one of its depth and seed. log: a run folder whose
+    TensorBoard log receives the picture too. Returns the paths: none where no run has recorded gradients. Raises
+    `OSError` where one cannot be written.
     """
     cells = _in_pairs([run for run in runs if any(record["kind"] == "gradients" for record in run.records)])
     if not cells:
@@ -176,9 +176,9 @@ def draw_heat_maps(
     figure.colorbar(mesh, ax=figure.axes, label="gradient norm at the unit's input", fraction=0.04, pad=0.01)
     add_title(figure, ", ".join(dict.fromkeys(data_name(run.run.data) for run in runs)))
     paths = output.save(figure, path, dpi=130 if len(cells) < 20 else 80)
-    if tensorboard is not None:
+    if log is not None:
         last = [heat_map for heat_map in maps if heat_map is not None][-1]
-        add_image(tensorboard, "gradients/by_depth_and_time", path, last.steps[-1])
+        attach(log, "gradients", picture("gradients/by_depth_and_time", path), last.steps[-1])
     return paths
 
 

@@ -4,7 +4,7 @@ config.yaml      the resolved configuration of the run
 metrics.jsonl    one JSON object a line, each with `step` and `kind`: start, train, eval, end, or a probe's kind
                  (gradients, responses, lesion), whose values are mappings from units or layers to numbers
 checkpoints/     last.pt, previous.pt, best.pt, step-N.pt
-tensorboard/     the records as scalars
+*tfevents*       TensorBoard's log: the records as scalars; configuration, findings, pictures
 gradients.png    gradient norms by depth and time, if they were probed
 env.json         versions, machine and commit of each session
 lock             locked by the process that trains in the folder
@@ -261,6 +261,8 @@ def open_run_folder(run: Run, folder: Path, fresh: bool, stack: ExitStack) -> li
             old = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}.old")
             shutil.move(folder, old)
             stack.close()  # the lock has moved with its folder
+            for log in old.glob("*tfevents*"):  # TensorBoard, too, leaves an old run out
+                log.rename(log.with_name(log.name.replace("tfevents", "old-events")))
             logger.info("moved the old run to %s", old)
         folder.mkdir(parents=True, exist_ok=True)
         lock_run_folder(folder, stack)

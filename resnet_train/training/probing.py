@@ -56,4 +56,4 @@ def draw_heat_map(folder: Path, world: World) -> None:
     """Draw gradient norms by depth and time, if the run has recorded them: `gradients.png` and in TensorBoard."""
     if world.is_main:
         with run_folder.named_write_errors(folder):
-            probe_figures.draw_heat_maps([run_folder.read(folder)], folder / "gradients.png", folder / "tensorboard")
+            probe_figures.draw_heat_maps([run_folder.read(folder)], folder / "gradients.png", folder)

@@ -185,7 +185,6 @@ def test_results_are_printed_and_stored_with_their_protocol(
         "last-one-crop-mistakes.png",
         "last-ten-crop-classes.csv",
         "ensemble-of-2-one-crop-flip-classes.csv",
-        "tensorboard",
     }
     out = program("eval", runs[0])[1]
     assert out.startswith(f"21 images: {one['protocol']}\ncheckpoint")

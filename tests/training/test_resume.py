@@ -105,7 +105,7 @@ def test_a_signal_while_a_step_waits_for_its_images_saves(
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows, but for the clock."""
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     shown = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if not tag.startswith("speed")}
     return {tag: [(event.step, event.value) for event in found] for tag, found in shown.items()}
