@@ -159,8 +159,8 @@ def markdown_texts(groups: Sequence[Group]) -> dict[str, str]:
     sentences = [f"- {line}" for line in [*findings(groups), *warnings(groups)]]
     texts = {"findings": "\n".join([*sentences, "", *errors, "", "Errors in percent."])}
     if found:
-        lines = [*_markdown_table(published_rows(found)), "", *(f"- {line}" for line in reasons(found))]
-        texts["published"] = "\n".join(lines)
+        about = [f"- {line}" for line in reasons(found)]
+        texts["published"] = "\n".join([*_markdown_table(published_rows(found)), "", *about])
     return texts
 
 
