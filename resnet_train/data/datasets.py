@@ -1,10 +1,12 @@
 """The data sets, and how a configuration opens them."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_train.config.data import (
@@ -26,6 +28,9 @@ from resnet_train.data.image_folder import ImageFolderDataset
 from resnet_train.data.rng import Ints
 from resnet_train.data.shards import ShardDataset
 from resnet_train.errors import BadInput
+
+_DIGITS_FILE = "datasets/data/digits.csv.gz"
+"""In the folder of scikit-learn."""
 
 
 class InMemoryDataset(FixedSizeDataset):
@@ -143,16 +148,29 @@ def _opened(cfg: ImageFilesConfig, files: ImageFolderDataset | ShardDataset) -> 
 
 
 def _open_digits() -> tuple[InMemoryDataset, InMemoryDataset]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise BadInput("data.kind digits needs scikit-learn: pip install 'resnet-train[digits]'") from None
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = digits.target.astype(np.int64)
+    table = _digits_table()
+    images = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    labels = table[:, -1].astype(np.int64)
     val = np.arange(len(labels)) % 5 == 4
-    classes = [str(name) for name in digits.target_names]
+    classes = [str(digit) for digit in range(10)]
     return InMemoryDataset(images[~val], labels[~val], classes), InMemoryDataset(images[val], labels[val], classes)
+
+
+def _digits_table() -> NDArray[np.float64]:
+    """[1797, 64 + 1]: the pixels of each image, 0 to 16, and its label.
+
+    Read from scikit-learn's file: importing scikit-learn also imports SciPy and pandas, and takes longer than torch.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise BadInput("data.kind digits needs scikit-learn: pip install 'resnet-train[digits]'")
+    file = Path(package.submodule_search_locations[0], _DIGITS_FILE)
+    if file.exists():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits  # another release has the file elsewhere
+
+    pixels, labels = load_digits(return_X_y=True)
+    return np.column_stack([pixels, labels])
 
 
 def open_torchvision(cfg: TorchvisionConfig, train: bool) -> InMemoryDataset:

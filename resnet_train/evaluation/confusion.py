@@ -1,16 +1,18 @@
 """Confusions: the error of each class, the worst classes, and the most confident mistakes as a figure."""
 
 import csv
+import importlib.util
 import math
-import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from resnet_train.data.dataset import Dataset
+from resnet_train.data.decoding import ImageArray
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.views import View
 from resnet_train.errors import one_line
@@ -23,6 +25,8 @@ _MOST_MISTAKES = 24
 """In the figure."""
 _LONGEST_NAME = 16
 """Of a class, in characters, in the figure."""
+_FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"
+"""In the folder of matplotlib."""
 
 
 class ClassRow(NamedTuple):
@@ -86,32 +90,51 @@ def draw(
     model: the network, or the first one of the ensemble: images are shown as it sees them. Where there is no mistake,
     nothing is written. Raises `OSError`.
     """
-    from matplotlib.figure import Figure
-
     wrong = torch.nonzero(results.predicted != results.label)[:, 0]
     order = results.confidence[wrong].argsort(descending=True, stable=True)
     samples = wrong[order[:_MOST_MISTAKES]].numpy()
     if not len(samples):
         return
     data = EvaluationData(dataset.subset(samples), (_view(model),), _MOST_MISTAKES, torch.device("cpu"))
-    columns = min(6, len(samples))
-    rows = math.ceil(len(samples) / columns)
-    figure = Figure(figsize=(2 * columns, 2.4 * rows), layout="constrained")
-    axes: list[Any] = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
-    for ax in axes:
-        ax.axis("off")
-    for ax, image, i in zip(axes, next(data.batches()).images, samples.tolist(), strict=False):
-        ax.imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+    captions = []
+    for i in samples.tolist():
         label, predicted = (_shorten(classes[int(field[i])]) for field in (results.label, results.predicted))
-        ax.set_title(f"{predicted} {100 * results.confidence[i]:.0f} %\nis {label}", fontsize=9, parse_math=False)
+        captions.append(f"{predicted} {100 * results.confidence[i]:.0f} %\nis {label}")
     title = f"The most confident mistakes of {one_line(name)}: prediction and label"
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names of classes are in any script
-        figure.savefig(path, dpi=110)
+    _contact_sheet(next(data.batches()).images.numpy(), captions, title).save(path)
     if log is not None:
         tag = f"wrong-predictions/{path.stem.removesuffix('-mistakes')}"
         attach(log, path.stem, picture(tag, path), model.step or 0)
+
+
+def _contact_sheet(images: ImageArray, captions: Sequence[str], title: str) -> Image.Image:
+    """Images, uint8 [n, H, W, 1 or 3], in rows of six, each below its caption of two lines.
+
+    Drawn by Pillow: matplotlib takes a second to import and to lay out so many panels.
+    """
+    columns, cell, tile, heading, text = 6, 220, 212, 36, 48
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * cell, heading + rows * (cell + text)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((sheet.width / 2, heading / 2), title, "black", _font(17), "mm")
+    for place, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(place, columns)
+        left, top = column * cell + (cell - tile) // 2, heading + row * (cell + text) + text
+        draw.text((left + tile / 2, top - text / 2), caption, "black", _font(14), "mm", align="center")
+        image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
+        size = (tile * image.width // max(image.size), tile * image.height // max(image.size))
+        sheet.paste(image.resize(size, Image.Resampling.BOX), (left + (tile - size[0]) // 2, top))  # pixels stay square
+    return sheet
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """matplotlib's, which has more scripts than Pillow's own: names of classes are in any."""
+    package = importlib.util.find_spec("matplotlib")
+    try:
+        return ImageFont.truetype(str(Path(package.origin or "").parent / _FONT) if package else "", size)
+    except OSError:  # some systems keep its fonts elsewhere
+        return ImageFont.load_default(size)
 
 
 def _view(model: PretrainedModel) -> View:

@@ -1,4 +1,8 @@
-"""Parameters, multiply-adds and activations of a network, counted in one forward pass on the meta device."""
+"""Parameters, multiply-adds and activations of a network, counted in one forward pass of no image.
+
+The weights are on the meta device. What is computed is not: there most operators import torch's compiler, which takes
+longer than torch itself. So layers with weights only give the shape of their output, and the others have nothing to do.
+"""
 
 import math
 from collections import Counter
@@ -6,9 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_train.config.network import AnyNet, NetConfig
+from resnet_train.errors import BadInput, one_line
+from resnet_train.models.blocks import SkipInit
 from resnet_train.models.network import build_network
 
 _STEM = ("conv1", "bn1", "relu", "maxpool")
@@ -40,35 +47,51 @@ class Stage:
 
 
 def stage_table(cfg: AnyNet, size: int, classes: int, channels: int = 3) -> list[Stage]:
-    """The stem, each stage and the head, for images of `size` x `size` pixels."""
+    """The stem, each stage and the head, for images of `size` x `size` pixels. Raises `BadInput` if it takes none."""
     with torch.device("meta"):
         net = build_network(cfg, classes, channels).eval()
-        image = torch.empty(1, channels, size, size)
     params, macs, activations = Counter[str](), Counter[str](), Counter[str]()  # by stage
     shapes: dict[str, tuple[int, ...]] = {}
 
     def count_outputs(stage: str, module: nn.Module, _: object, output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            kernel = module.in_channels // module.groups * math.prod(module.kernel_size)
-            macs[stage] += output.numel() * kernel
-            activations[stage] += output.numel()
-        elif isinstance(module, nn.Linear):
-            macs[stage] += output.numel() * module.in_features
         shapes[stage] = tuple(output.shape[1:])  # the last module's stays
+        elements = math.prod(shapes[stage])
+        if isinstance(module, nn.Conv2d):
+            macs[stage] += elements * (module.in_channels // module.groups * math.prod(module.kernel_size))
+            activations[stage] += elements
+        elif isinstance(module, nn.Linear):
+            macs[stage] += elements * module.in_features
 
     for name, module in net.named_modules():
         if name:
             stage = _stage_name(name)
             params[stage] += sum(p.numel() for p in module.parameters(recurse=False))
             module.register_forward_hook(partial(count_outputs, stage))
-    with torch.no_grad():
-        net(image)
+        if any(True for _ in module.parameters(recurse=False)):
+            module.forward = partial(_output_shape, module)
+    try:
+        with torch.no_grad():
+            net(torch.empty(0, channels, size, size))
+    except RuntimeError as error:  # too small, or larger than numbers of 64 bits can count
+        raise BadInput(f"{cfg.name} does not take images of {size} x {size} pixels: {one_line(str(error))}") from None
     depths = cfg.depths if isinstance(cfg, NetConfig) else ()
     units = {f"layer{i}": depth for i, depth in enumerate(depths, 1)}
     return [
         Stage(name, units.get(name, 0), shapes[name], Complexity(params[name], macs[name], activations[name]))
         for name in params
     ]
+
+
+def _output_shape(layer: nn.Module, x: Tensor) -> Tensor:
+    """A tensor [0, …] of the shape that a layer with weights gives for x [0, …]."""
+    if isinstance(layer, nn.Conv2d):
+        window = torch.empty(1, 1, *layer.kernel_size)
+        channel = F.conv2d(x[:, :1], window, None, layer.stride, layer.padding, layer.dilation)
+        return torch.empty(0, layer.out_channels, *channel.shape[2:])
+    if isinstance(layer, nn.Linear):
+        return torch.empty(0, layer.out_features)
+    assert isinstance(layer, nn.BatchNorm2d | SkipInit), layer
+    return x
 
 
 def _stage_name(module: str) -> str:

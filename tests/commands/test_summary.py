@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 Program = Callable[..., tuple[int, str, str]]
 
 
@@ -18,6 +20,16 @@ def test_stages_add_up_to_the_network(program: Program) -> None:
     assert sum(stage["macs"] for stage in records[0]["stages"]) == records[0]["macs"]
     assert records[0]["stages"][1]["shape"] == [256, 56, 56]
     assert "25,557,032" in program("summary", "resnet-50")[1]
+
+
+@pytest.mark.parametrize(("network", "size"), [("vgg-16", 8), ("resnet-50", 10**10)])
+@pytest.mark.parametrize("reference", [(), ("--vs", "resnet-18")])
+def test_a_size_that_a_network_does_not_take_is_one_line(
+    network: str, size: int, reference: tuple[str, ...], program: Program
+) -> None:
+    code, out, err = program("summary", network, "--size", size, *reference)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"does not take images of {size} x {size} pixels: " in err
 
 
 def test_networks_are_compared_with_a_reference(program: Program) -> None:

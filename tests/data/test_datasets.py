@@ -1,6 +1,7 @@
 """Opening data sets, and the messages for those that cannot be opened."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from resnet_train.config.data import DataConfig, DigitsConfig, ImageFolderConfig, SyntheticConfig, TorchvisionConfig
 from resnet_train.data import datasets, image_folder, image_paths
@@ -22,11 +24,24 @@ def refusal(cfg: DataConfig) -> str:
     return str(caught.value)
 
 
-def test_digits_are_those_of_scikit_learn() -> None:
+@pytest.mark.parametrize("file", [datasets._DIGITS_FILE, "moved.csv.gz"])
+def test_digits_are_those_of_scikit_learn(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "_DIGITS_FILE", file)
     train, val = datasets.open_data(DigitsConfig(kind="digits"))
     assert (len(train), len(val), train.channels, train.classes) == (1438, 359, 1, tuple("0123456789"))
     assert isinstance(train, datasets.InMemoryDataset)
-    assert (train.images.max(), train.images.shape[1:]) == (255, (8, 8, 1))
+    assert isinstance(val, datasets.InMemoryDataset)
+    digits = load_digits()
+    images, val_rows = np.rint(digits.images * (255 / 16))[..., None], np.arange(1797) % 5 == 4
+    for data, rows in ((train, ~val_rows), (val, val_rows)):
+        assert data.images.dtype == np.uint8
+        assert np.array_equal(data.images, images[rows])
+        assert np.array_equal(data.labels, digits.target[rows])
+
+
+def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert refusal(DigitsConfig(kind="digits")).endswith("needs scikit-learn: pip install 'resnet-train[digits]'")
 
 
 def test_holdout_is_evenly_spaced_training_images() -> None:

@@ -14,7 +14,6 @@ import torch
 import torchvision
 import yaml
 from conftest import TINY, spawn
-from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -23,7 +22,7 @@ from resnet_train.config.merge import merge
 from resnet_train.data import datasets
 from resnet_train.data.eval_loader import EvaluationData
 from resnet_train.data.views import apply_views
-from resnet_train.evaluation import ensemble, evaluator, pretrained
+from resnet_train.evaluation import confusion, ensemble, evaluator, pretrained
 from resnet_train.evaluation.evaluator import EnsembleMember
 from resnet_train.evaluation.logits import Logits
 from resnet_train.evaluation.protocols import views_of
@@ -165,7 +164,13 @@ def test_results_are_printed_and_stored_with_their_protocol(
     runs: list[str], photos: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles: list[str] = []
-    monkeypatch.setattr(Figure, "suptitle", lambda _, title, **__: titles.append(title))
+    draw = confusion._contact_sheet
+
+    def draw_sheet(*given: Any) -> Image.Image:
+        titles.append(given[-1])
+        return draw(*given)
+
+    monkeypatch.setattr(confusion, "_contact_sheet", draw_sheet)
     [one] = figures(program, runs[0])
     [ten] = figures(program, runs[0], "--protocol", "ten-crop")
     both = figures(program, *runs, "--flip")
