@@ -93,8 +93,10 @@ class NetConfig(Section):
         "original", "bn-after-addition", "relu-before-addition", "relu-only-pre-activation", "pre-activation"
     ] = "original"
     """Order of convolutions, batch norm and ReLU in a unit (He et al. 2016, figure 4 a to e)."""
-    norm: Literal["batch", "none"] = "batch"
-    """`batch`: batch norm. `none`: no normalisation; convolutions have biases in its place."""
+    norm: Literal["batch", "none", "fixup"] = "batch"
+    """`batch`: batch norm. `none`: no normalisation; convolutions have biases in its place. `fixup`: none either, but
+    one bias for all channels around each convolution, a learnt factor of F, and weights at first that depend on the
+    number of units; the last convolution of F and the head start at 0 (Zhang et al. 2019, section 3)."""
     dirac: bool = False
     """Convolutions of units are a * x + b * V(x) with learnt factors a and b of each channel and filters of norm 1, so
     that a plain network starts close to the identity (DiracNets, Zagoruyko and Komodakis 2017, section 3)."""
@@ -147,12 +149,27 @@ class NetConfig(Section):
         if self.norm == "none" and self.order in ("bn-after-addition", "relu-only-pre-activation"):
             same = "original" if self.order == "bn-after-addition" else "pre-activation"
             yield f"order {self.order} has no effect with norm none: use {same}, which is the same then"
+        yield from self._complaints_of_fixup() if self.fixup else ()
         if self.zero_init_residual and self.order == "relu-before-addition":
             yield "zero_init_residual stops order relu-before-addition: no gradient passes a ReLU at 0, so remove it"
         if self.zero_init_residual and isinstance(self.addition, SkipInitConfig) and self.addition.gain == 0:
             yield "zero_init_residual stops addition skip-init, whose gain is 0, too: remove one of them"
         if self.zero_init_residual and self.dirac and not self.ends_in_norm:
             yield "zero_init_residual needs a batch norm at the end of F with dirac, whose filters have norm 1: drop it"
+
+    def _complaints_of_fixup(self) -> Iterator[str]:
+        if self.plain:
+            yield "norm fixup starts with F(x) = 0, so a plain network would pass nothing on: use none"
+        if self.order != "original":
+            yield f"norm fixup is defined for order original, not {self.order}"
+        if self.convolutions == 1:
+            yield "norm fixup needs two convolutions or more in a unit: the last one starts at 0"
+        if isinstance(self.addition, SkipInitConfig):
+            yield "addition skip-init has no effect with norm fixup, which has such a factor: remove it"
+        if self.zero_init_residual:
+            yield "zero_init_residual has no effect with norm fixup, whose last convolutions start at 0: remove it"
+        if self.dirac:
+            yield "dirac has filters of norm 1, and norm fixup scales them: remove one of them"
 
     @property
     def convolutions(self) -> int:
@@ -180,6 +197,11 @@ class NetConfig(Section):
     def batch_norm(self) -> bool:
         """Whether the network has batch norm."""
         return self.norm == "batch"
+
+    @property
+    def fixup(self) -> bool:
+        """Whether the network has scalar biases and the initialisation of Fixup."""
+        return self.norm == "fixup"
 
     @property
     def is_random(self) -> bool:

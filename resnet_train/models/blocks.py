@@ -46,12 +46,25 @@ def conv(
     cfg: NetConfig, w_in: int, w_out: int, kernel: int, stride: int = 1, kind: type[nn.Conv2d] = nn.Conv2d
 ) -> nn.Conv2d:
     """A convolution, whose bias would have no effect before a batch norm: [N, w_out, ceil(H / stride), …]."""
-    return kind(w_in, w_out, kernel, stride, padding=kernel // 2, bias=not cfg.batch_norm)
+    return kind(w_in, w_out, kernel, stride, padding=kernel // 2, bias=cfg.norm == "none")
 
 
 def norm(cfg: NetConfig, channels: int) -> nn.Module:
-    """A batch norm; with `norm: none` nothing."""
+    """A batch norm; with `norm: none` nothing, with `fixup` a bias."""
+    if cfg.fixup:
+        return ScalarBias()
     return nn.BatchNorm2d(channels) if cfg.batch_norm else nn.Identity()
+
+
+class ScalarBias(nn.Module):
+    """Adds one learnt number, at first 0: [N, C, H, W] -> [N, C, H, W] (Zhang et al. 2019, section 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
 
 
 class Order(NamedTuple):
@@ -181,6 +194,8 @@ class Unit(nn.Module):
             inner += [f"bn{i + 1}" if pre_activated else f"bn{i}", "relu", f"conv{i + 1}"]
         self.residual = ("conv1", *inner, *_layer_names(order.end, last))
         """Names of the layers of F."""
+        if cfg.fixup:
+            self._add_fixup(last)
         if cfg.dropout:
             self.dropout = nn.Dropout(cfg.dropout)
             position = self.residual.index(f"conv{last}")
@@ -192,8 +207,11 @@ class Unit(nn.Module):
             self.drop_path = StochasticDepth(drop_path_rate, cfg.drop_path_mode)
             self.residual = (*self.residual, "drop_path")
         last_layer = f"bn{last}" if cfg.ends_in_norm else f"conv{last}"
-        self.zero_init = last_layer if cfg.zero_init_residual else None
+        self.zero_init = last_layer if cfg.zero_init_residual or cfg.fixup else None
         """The layer of F whose weight is 0 at first."""
+        # 1 but with Fixup: then one step changes F of all units together as much as it would change one of them.
+        self.initial_scale = sum(cfg.depths) ** (-1 / (2 * last - 2)) if cfg.fixup else 1.0
+        """Factor of the other weights of F at first."""
         self.after = _layer_names(order.after, last)
         """Names of the layers after the addition."""
 
@@ -212,6 +230,18 @@ class Unit(nn.Module):
             gate = None if self.gate is None else self.gate(x)
             out = add(self.downsample(x), out, self.addition, gate, self.training)
         return self._through(self.after, x if out is None else out)
+
+    def _add_fixup(self, last: int) -> None:
+        """A bias before each convolution and, before the bias at the end of F, a factor. The shortcut reads the input
+        with the first bias where the shape changes."""
+        self.before = ("bias1",)
+        for i in range(1, last + 1):
+            self.add_module(f"bias{i}", ScalarBias())
+            if i > 1:
+                position = self.residual.index(f"conv{i}")
+                self.residual = (*self.residual[:position], f"bias{i}", *self.residual[position:])
+        self.scale = SkipInit(1.0)
+        self.residual = (*self.residual[:-1], "scale", self.residual[-1])
 
     def convolutions(self) -> list[nn.Conv2d]:
         """The convolutions of F, in the order of the forward pass."""
@@ -265,6 +295,6 @@ def _shortcut(cfg: NetConfig, w_in: int, w_out: int, stride: int) -> nn.Module |
     if cfg.avg_down:  # with a layer in its place where no image is halved: the names are timm's
         layers.append(nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity())
     layers.append(conv(cfg, w_in, w_out, 1, 1 if cfg.avg_down else stride))
-    if cfg.order != "pre-activation":  # its input is normalised already
+    if cfg.order != "pre-activation" and not cfg.fixup:  # its input is normalised already, or has a bias
         layers.append(norm(cfg, w_out))
     return nn.Sequential(*layers)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_train.config.network import NetConfig, VGGConfig
-from resnet_train.models.blocks import ORDERS, DiracConv2d, Gate, SkipInit, Unit, conv, norm
+from resnet_train.models.blocks import ORDERS, DiracConv2d, Gate, ScalarBias, SkipInit, Unit, conv, norm
 
 
 class Network(nn.Module):
@@ -24,7 +24,7 @@ class Network(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if cfg.stem == "imagenet" else nn.Identity()
         self.bn1 = norm(cfg, width)
         self.relu = nn.ReLU(inplace=True)
-        self.init = cfg.init
+        self.init, self.zero_head = cfg.init, cfg.fixup
         self.stages: list[str] = []
         numbers = itertools.count()
         for i, (depth, inner, w_out) in enumerate(zip(cfg.depths, cfg.widths, outputs, strict=True)):
@@ -37,7 +37,7 @@ class Network(nn.Module):
         # The sum of a pre-activated unit is activated by the next unit. The stem activates for the first unit, and
         # these layers stand in for the unit that would follow the last one (He et al. 2016, section 4.1).
         before = ORDERS[cfg.order].before
-        self.bn_last = norm(cfg, width) if "bn" in before else nn.Identity()
+        self.bn_last = norm(cfg, width) if "bn" in before or cfg.fixup else nn.Identity()
         self.relu_last = nn.ReLU(inplace=cfg.batch_norm and "bn" in before) if "relu" in before else nn.Identity()
         self.fc = nn.Linear(width, classes)
 
@@ -147,7 +147,8 @@ def initialise(net: nn.Module, seed: int) -> None:
     Convolutions: normal with variance 2 / (k * k * w_out), the backward form of He et al. 2015b, section 2.2, as in
     fb.resnet.torch and torchvision, unless `init` says otherwise; their biases 0, except a gate's
     (`Gate.initial_bias`). Batch norms: weight 1, bias 0. Linear layers: uniform in +-1 / sqrt(w_in), biases 0. With
-    `zero_init_residual` the last of these weights in each F is 0.
+    `zero_init_residual` the last of these weights in each F is 0. With `norm: fixup` the last convolutions of F and the
+    head are 0, and F's others smaller by L^(-1 / (2 m - 2)), for L units of m convolutions (Zhang et al. 2019).
     """
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -160,18 +161,25 @@ def initialise(net: nn.Module, seed: int) -> None:
         elif isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
             module.weight.uniform_(-bound, bound, generator=_generator(seed, name))
+            if isinstance(net, Network) and net.zero_head:
+                nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, ScalarBias):
             nn.init.zeros_(module.bias)
         elif isinstance(module, SkipInit):
             nn.init.constant_(module.gain, module.initial_gain)
         else:
             assert not list(module.parameters(recurse=False)), f"{name} has parameters that are not initialised"
     for unit in net.modules():
-        if isinstance(unit, Unit) and unit.zero_init is not None:
-            nn.init.zeros_(unit.get_parameter(f"{unit.zero_init}.weight"))
+        if isinstance(unit, Unit):
+            for layer in unit.convolutions() if unit.initial_scale != 1 else ():
+                layer.weight.mul_(unit.initial_scale)
+            if unit.zero_init is not None:
+                nn.init.zeros_(unit.get_parameter(f"{unit.zero_init}.weight"))
 
 
 def _initialise_filters(weight: Tensor, random: torch.Generator, kind: str) -> None:

@@ -71,6 +71,18 @@ def error_message(path: Path, *overrides: str) -> str:
             "networks=[{base: preact-resnet-18, zero_init_residual: true, dirac: true}]",
             "zero_init_residual needs a batch norm at the end of F with dirac",
         ),
+        ("networks=[{base: plain-18, norm: fixup}]", "norm fixup starts with F(x) = 0, so a plain network would pass"),
+        ("networks=[{base: preact-resnet-18, norm: fixup}]", "norm fixup is defined for order original, not pre-activ"),
+        ("networks=[{base: resnet-18, norm: fixup, kernels: [3]}]", "norm fixup needs two convolutions or more"),
+        ("networks=[{base: resnet-18, norm: fixup, addition: {kind: skip-init}}]", "skip-init has no effect with norm"),
+        (
+            "networks=[{base: resnet-18, norm: fixup, zero_init_residual: true}]",
+            "zero_init_residual has no effect with",
+        ),
+        (
+            "networks=[{base: resnet-18, norm: fixup, dirac: true}]",
+            "dirac has filters of norm 1, and norm fixup scales",
+        ),
         ("networks=[vgg-16-nobn]", "-nobn has no effect on vgg-16"),
         (
             "networks=[{base: resnet-18-nobn, order: bn-after-addition}]",

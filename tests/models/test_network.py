@@ -1,5 +1,6 @@
 """Networks against torchvision, the paper's table and figures in git."""
 
+import itertools
 import json
 import math
 import re
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
+from torch import Tensor
 
 from resnet_train.config import zoo
 from resnet_train.config.network import NetConfig
@@ -375,6 +378,76 @@ def test_skip_init_keeps_what_explodes_without() -> None:
         initialise(net, seed=1)
         deviations.append(net(images).std().item())
     assert deviations[0] > 1e3 * deviations[1]
+
+
+class PapersFixup(torch.nn.Module):
+    """Zhang, Dauphin, Ma 2019, figure 1 (right) and section 3, written from the paper: one unit after the other."""
+
+    def __init__(self, net: torch.nn.Module, units: int, convolutions: int) -> None:
+        super().__init__()
+        self.weights = dict(net.named_parameters())
+        self.units, self.convolutions = units, convolutions
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weights
+        x = F.relu(F.conv2d(x, w["conv1.weight"], padding=1) + w["bn1.bias"])
+        for stage, unit in itertools.product((1, 2, 3), range(self.units)):
+            name, m = f"layer{stage}.{unit}", self.convolutions
+            stride, out = 2 if stage > 1 and unit == 0 else 1, x
+            for i in range(1, m + 1):
+                kernel = w[f"{name}.conv{i}.weight"]
+                # The stride of a bottleneck is on its first convolution here.
+                out = F.conv2d(
+                    out + w[f"{name}.bias{i}.bias"], kernel, None, stride if i == 1 else 1, kernel.shape[-1] // 2
+                )
+                out = (
+                    F.relu(out + w[f"{name}.bn{i}.bias"])
+                    if i < m
+                    else w[f"{name}.scale.gain"] * out + w[f"{name}.bn{m}.bias"]
+                )
+            if (projection := w.get(f"{name}.downsample.0.weight")) is not None:
+                x = F.conv2d(x + w[f"{name}.bias1.bias"], projection, stride=stride)
+            elif stride == 2:
+                x = (x + w[f"{name}.bias1.bias"])[:, :, ::2, ::2]
+                x = torch.cat([x, torch.zeros_like(x)], 1)
+            x = F.relu(out + x)
+        return F.linear(x.mean((2, 3)) + w["bn_last.bias"], w["fc.weight"], w["fc.bias"])
+
+
+@pytest.mark.parametrize(
+    ("base", "units", "convolutions"), [("cifar-resnet-20", 3, 2), ("cifar-resnet-29-bottleneck", 3, 3)]
+)
+def test_fixup_is_the_papers(base: str, units: int, convolutions: int) -> None:
+    """Its function for any weights; its weights at first; and that all of them learn from the second step on."""
+    cfg = net_config(base, norm="fixup")
+    net = build_network(cfg, classes=3).double()
+    initialise(net, seed=1)
+    bare = build_network(net_config(base, norm="none"), classes=3).double()
+    initialise(bare, seed=1)
+    he = dict(bare.named_parameters())
+    scale = (3 * units) ** (-1 / (2 * convolutions - 2))
+    for name, parameter in net.named_parameters():
+        if name.startswith("fc.") or f".conv{convolutions}." in name or name.endswith(".bias"):
+            assert not parameter.any(), name
+        elif name.endswith("scale.gain"):
+            assert parameter == 1
+        else:
+            inner = name.startswith("layer") and "downsample" not in name
+            torch.testing.assert_close(parameter, he[name] * (scale if inner else 1), msg=name)
+    assert {p.dim() for name, p in net.named_parameters() if "bias" in name and name != "fc.bias"} == {1}
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
+
+    images, optimizer = torch.randn(4, 3, 16, 16).double(), torch.optim.SGD(net.parameters(), lr=0.1)
+    assert not net(images).any()
+    for _ in range(3):  # the head learns first, then the last convolutions of F, then the others
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+    assert all(parameter.grad.any() for parameter in net.parameters())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    torch.testing.assert_close(net(images), PapersFixup(net, units, convolutions)(images))
 
 
 def test_wide_dropout_is_between_the_convolutions_of_a_unit() -> None:

@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "exclusive-gating": {"addition": {"kind": "exclusive-gating"}},
     "shortcut-dropout": {"addition": {"kind": "shortcut-dropout"}},
     "no-norm": {"norm": "none", "addition": {"kind": "skip-init"}, "init": "orthogonal"},
+    "fixup": {"norm": "fixup"},
     "dirac": {"shortcut": "none", "dirac": True, "init": "delta-orthogonal"},
     "resnet-d": {"stem": "imagenet", "stem_type": "deep", "shortcut": "B", "avg_down": True},
     "stochastic-depth": {"drop_path_rate": 0.5, "zero_init_residual": True},
