@@ -23,7 +23,7 @@
 # Python 3.12:
 #   for_it="--only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64"
 #   pip download $for_it -d WHEELS pydantic                    # and the versions that it needs
-#   pip download $for_it --no-deps -d WHEELS adjustText filelock shtab simplejpeg
+#   pip download $for_it --no-deps -d WHEELS filelock shtab simplejpeg
 #
 # The exit code is 1 if a part failed, 2 if nothing can run here; a part that the time ended is no failure.
 set -uo pipefail

@@ -10,13 +10,17 @@ import numpy as np
 from resnet_train.analysis.curves import Curve, curve, title
 from resnet_train.analysis.families import families
 from resnet_train.analysis.groups import Group, protocols
+from resnet_train.analysis.point_names import Name, place_names
 from resnet_train.analysis.published import published
 from resnet_train.analysis.style import (
     Output,
     add_title,
     colours,
     fit_errors,
+    fit_legend,
     hue,
+    legend_below,
+    legend_height,
     line_colours,
     scale_costs,
     scale_steps,
@@ -29,8 +33,8 @@ from resnet_train.runs.records import Record
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MARKERS = {"plain": "sDdp", "residual": "o^vP<>*", "VGG": "X8"}
-"""A marker for each family of a kind."""
+_MARKERS = {"plain": "sDdp", "residual": "o^vP<>h", "VGG": "X8"}
+"""A marker for each family of a kind. A star is a published error."""
 
 _LINES: dict[str, dict[str, Any]] = {
     "train_error": {"linewidth": 0.8, "linestyle": ":"},
@@ -46,8 +50,8 @@ _COSTS = {
     "hours": "of training",
 }
 _VALIDATION = "validation top-1 error (%)"
-_MOST_NAMES = 8
-"""With more networks, points have their depths in place of their names."""
+_MOST_NAMES, _LONGEST_NAME = 8, 32
+"""With more networks, or longer names, points have their depths in place of their names."""
 
 
 def draw_curves(groups: Sequence[Group], path: Path, output: Output = Output()) -> list[Path]:  # noqa: B008
@@ -56,15 +60,13 @@ def draw_curves(groups: Sequence[Group], path: Path, output: Output = Output()) 
     The axis fits the errors from a quarter of the training on; what is before may lie above it. Returns the paths.
     """
     from matplotlib.figure import Figure
-    from matplotlib.transforms import ScaledTranslation
 
     panels = [("plain", [g for g in groups if g.plain]), ("residual", [g for g in groups if not g.plain])]
     panels = [(title, members) for title, members in panels if members]
     markers, of_all = _markers(groups), _shades(groups)
     columns, width = output.columns(len(panels), 5.5, 2)
     rows = math.ceil(len(panels) / columns)
-    key_columns = max(1, int(width / columns / 1.8))
-    key_height = 0.2 * max(math.ceil(len(members) / key_columns) for _, members in panels)
+    key_height = max(legend_height([label_of(g, groups) for g in members], width / columns) for _, members in panels)
     figure = Figure(figsize=(width, rows * (0.62 * width / columns + key_height) + 1), layout="constrained")
     axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     drawn: list[Curve] = []
@@ -72,11 +74,16 @@ def draw_curves(groups: Sequence[Group], path: Path, output: Output = Output()) 
         shades = [of_all[id(group)] for group in members]
         if len(set(shades)) < len(shades):  # of several networks of one depth
             shades = line_colours([group.network for group in members])
-        for group, colour in zip(members, shades, strict=True):
+        several_families = len({markers[id(group)] for group in members}) > 1
+        for i, (group, colour) in enumerate(zip(members, shades, strict=True)):
             for error, line in _LINES.items():
                 points = curve(group, error)
                 drawn.append(points)
-                _draw_line(ax, points.steps, points, colour, has_band=error != "train_error", **line)
+                style = dict(line)
+                if error == "val_error_top1" and several_families:
+                    every = max(1, len(points.steps) // 6)
+                    style |= {"marker": markers[id(group)], "markersize": 4, "markevery": (i % every, every)}
+                _draw_line(ax, points.steps, points, colour, has_band=error != "train_error", **style)
             _mark_published(ax, group, "val_error_top1", group.step, colour)
             _mark_published(ax, group, "clean_train_error", group.step, colour, markersize=6)
             _mark_end(ax, curve(group, "val_error_top1"), colour, markers[id(group)], label_of(group, groups))
@@ -84,9 +91,7 @@ def draw_curves(groups: Sequence[Group], path: Path, output: Output = Output()) 
         ax.title.set_fontsize(10)
         ax.grid(alpha=0.3)
         scale_steps(ax)
-        below = ax.transAxes + ScaledTranslation(0, -0.45, figure.dpi_scale_trans)  # in inches, below the label
-        key: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
-        ax.legend(handles=ax.get_legend_handles_labels()[0], ncols=key_columns, fontsize=8, frameon=False, **key)
+        legend_below(ax, width / columns)
     for ax in axes[::columns]:
         ax.set_ylabel("error (%)")
     if shown := [points.means[len(points.means) // 4 :] for points in drawn if len(points.means)]:
@@ -123,7 +128,7 @@ def _markers(groups: Sequence[Group]) -> dict[int, str]:
 def _draw_line(ax: "Axes", xs: Any, points: Curve, colour: str, has_band: bool = True, **style: Any) -> None:
     """A curve with a band of one standard deviation. One point alone is drawn as such."""
     if len(xs) == 1:
-        style |= {"marker": "."}
+        style = {"marker": "."} | style
     ax.plot(xs, points.means, color=colour, **style)
     if has_band and not np.isnan(points.deviations).all():
         low, high = points.means - points.deviations, points.means + points.deviations
@@ -150,10 +155,16 @@ def _has_marks(groups: Sequence[Group]) -> bool:
     return any(one.error in ("val_error_top1", "clean_train_error") and not one.reasons for one in published(groups))
 
 
-def label_of(group: Group, groups: Sequence[Group]) -> str:
-    """Its name, with the number of its protocol where there are several."""
+def label_of(group: Group, groups: Sequence[Group], with_step: bool = False) -> str:
+    """Its name, with the number of its protocol where there are several, and whether a run of it has diverged.
+
+    with_step: also the step of its errors, where those of others are of another one.
+    """
     texts = protocols(groups)
-    return group.label if len(texts) < 2 else f"{group.label} [{texts.index(group.protocol) + 1}]"
+    name = group.label if len(texts) < 2 else f"{group.label} [{texts.index(group.protocol) + 1}]"
+    if with_step and group.step is not None and len({other.step for other in groups}) > 1:
+        name += f" at step {group.step:,}"
+    return f"{name}, diverged" if group.has_diverged else name
 
 
 def draw_costs(groups: Sequence[Group], path: Path, output: Output = Output()) -> list[Path]:  # noqa: B008
@@ -248,44 +259,26 @@ def _draw_points(
 
 
 def _draw_names(ax: "Axes", groups: Sequence[Group], rows: dict[int, Record], x: str, factor: float) -> None:
-    """The name of each point, or of many the depth, where it covers no other name and no point."""
-    from adjustText import adjust_text
-
+    """The name of each point; of many, or of long ones, the depth, where it is not on the axis."""
     named = [group for group in groups if None not in (rows[id(group)][x], rows[id(group)]["val_error_top1"])]
     places = [(factor * rows[id(group)][x], rows[id(group)]["val_error_top1"]) for group in named]
-    if len(groups) > _MOST_NAMES:
+    if _have_names(groups):
+        names = [
+            Name(label_of(group, groups, with_step=True), place, hue(group.kind))
+            for group, place in zip(named, places, strict=True)
+        ]
+        place_names(ax, names, 8)
+    elif x != "depth":
         depths: dict[tuple[str, int], tuple[float, float]] = {}  # of one kind the uppermost point
         for group, place in zip(named, places, strict=True):
             key = (group.kind, group.depth)
             depths[key] = max(depths.get(key, place), place, key=lambda place: place[1])
-        style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7}
-        for (kind, depth), place in depths.items():
-            if x != "depth":
-                ax.annotate(str(depth), place, (0, 7), color=hue(kind), **style)
-        return
-    if not named:
-        return
-    several_steps = len({group.step for group in groups}) > 1
-    names = [
-        ax.text(
-            *place,
-            label_of(group, groups) + (f" at step {group.step:,}" if several_steps else ""),
-            fontsize=8,
-            color=hue(group.kind),
-        )
-        for group, place in zip(named, places, strict=True)
-    ]
-    points = np.concatenate([np.column_stack(line.get_data()) for line in ax.lines]).astype(float)
-    points = points[np.isfinite(points[:, 1])]
-    adjust_text(
-        names,
-        points[:, 0],
-        points[:, 1],
-        ax=ax,
-        expand=(1.1, 1.5),
-        iter_lim=200,  # not a time limit: a figure is the same on any machine
-        arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "0.5"},
-    )
+        place_names(ax, [Name(str(depth), place, hue(kind)) for (kind, depth), place in depths.items()], 7, far=False)
+
+
+def _have_names(groups: Sequence[Group]) -> bool:
+    """Whether points have their names, which the key repeats."""
+    return len(groups) <= _MOST_NAMES and max(len(label_of(g, groups, with_step=True)) for g in groups) <= _LONGEST_NAME
 
 
 def _draw_key(ax: "Axes", groups: Sequence[Group], several_errors: bool) -> None:
@@ -306,14 +299,18 @@ def _draw_key(ax: "Axes", groups: Sequence[Group], several_errors: bool) -> None
     if _has_marks(groups):
         handles.append(Line2D([], [], color="0.3", marker="*", linestyle="none", markersize=10, label="published"))
     key: dict[str, Any] = {"loc": "upper left", "frameon": False, "alignment": "left", "borderaxespad": 0}
-    what = "numbers: depths; darker: deeper" if len(groups) > _MOST_NAMES else "darker: deeper"
+    what = "darker: deeper" if _have_names(groups) else "numbers: depths; darker: deeper"
     small = 7 if len(groups) > _MOST_NAMES else 9
     top = ax.legend(handles=handles, title=f"points: mean over seeds\n{what}", fontsize=small, title_fontsize=9, **key)
     ax.add_artist(top)
     below = ax.transAxes.inverted().transform(top.get_window_extent().min)[1] - 0.02
     key |= {"bbox_to_anchor": (0, below)}
     networks = [
-        Line2D([], [], color=shades[id(g)], marker=markers[id(g)], markersize=4, label=label_of(g, groups))
+        Line2D(
+            [], [], color=shades[id(g)], marker=markers[id(g)], markersize=4, label=label_of(g, groups, with_step=True)
+        )
         for g in groups
     ]
-    ax.legend(handles=networks, ncols=2 if len(groups) > 6 else 1, fontsize=small, **key)
+    fit_legend(networks, ax.get_window_extent().width / ax.figure.get_dpi(), small)
+    columns = 2 if len(groups) > 6 and max(len(str(handle.get_label())) for handle in networks) < 24 else 1
+    ax.legend(handles=networks, ncols=columns, fontsize=small, **key)

@@ -7,7 +7,17 @@ from typing import Any
 from resnet_train.analysis.curves import Curve, curve, title
 from resnet_train.analysis.figures import label_of
 from resnet_train.analysis.groups import Group
-from resnet_train.analysis.style import Output, add_title, fit_errors, line_colours, scale_steps
+from resnet_train.analysis.style import (
+    Output,
+    add_title,
+    fit_errors,
+    fit_label,
+    legend_below,
+    legend_height,
+    line_colours,
+    scale_log,
+    scale_steps,
+)
 
 
 def draw_loss(groups: Sequence[Group], path: Path, output: Output = Output()) -> list[Path]:  # noqa: B008
@@ -21,9 +31,11 @@ def draw_loss(groups: Sequence[Group], path: Path, output: Output = Output()) ->
     panels = [(name, members) for name, members in panels if members]
     columns, width = output.columns(len(panels), 6.2, 2)
     rows = -(-len(panels) // columns)
-    height = 0.62 * width / columns + 0.2 * max(len(members) for _, members in panels)
+    key_height = max(legend_height([label_of(g, groups) for g in members], width / columns) for _, members in panels)
+    height = 0.62 * width / columns + key_height
     figure = Figure(figsize=(width, rows * height + 1), layout="constrained")
     drawn: list[Curve] = []
+    losses: list[float] = []
     left: Any = None
     rights = []
     for i, (name, members) in enumerate(panels, 1):
@@ -38,13 +50,15 @@ def draw_loss(groups: Sequence[Group], path: Path, output: Output = Output()) ->
                 error.steps, error.means, color=colour, linewidth=2, marker=marker, label=label_of(group, groups)
             )
             drawn.append(error)
+            losses += [value for value in loss.means if value > 0]
         left.set_yscale("log", nonpositive="mask")
         left.set(xlabel="iteration", ylabel="training loss")
         left.set_title(name, fontsize=10)
-        right.set_ylabel("validation top-1 error (%)")
+        right.set_ylabel(fit_label("validation top-1 error (%)", 0.62 * width / columns - 0.6))
         left.grid(alpha=0.3)
         scale_steps(left)
-        right.legend(fontsize=8, frameon=False, loc="upper right")
+        legend_below(right, width / columns)
+        scale_log(left.yaxis, min(losses, default=0), max(losses, default=0))
     if shown := [value for points in drawn for value in points.means[len(points.means) // 4 :]]:
         for right in rights:
             fit_errors(right, float(min(shown)), float(max(shown)))

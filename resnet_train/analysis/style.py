@@ -1,6 +1,7 @@
 """How every figure looks: colours by kind and depth, sizes, formats, labels. No torch."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from resnet_train.runtime.tables import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _HUES = {
@@ -49,17 +51,21 @@ def colours(networks: Sequence[AnyNet]) -> list[str]:
     return [shade(kind_of(net), depths.index(net.depth) / last if last else 0.5) for net in networks]
 
 
-def line_colours(networks: Sequence[AnyNet]) -> list[Any]:
-    """A colour for each curve of a panel: that of its kind and depth, or one of its own where several have one depth.
+def line_colours(networks: Sequence[AnyNet]) -> list[str]:
+    """A colour for each curve of a panel: that of its kind and depth, or its own shade where several have one depth.
 
     Such are networks that differ in their shortcuts or orders alone (He et al. 2016).
     """
-    from matplotlib import colormaps
-
     by_depth = colours(networks)
     if len(set(by_depth)) == len(by_depth):
         return by_depth
-    return [colormaps["tab20" if len(networks) > 10 else "tab10"](i % 20) for i in range(len(networks))]
+    shades: list[str] = [""] * len(networks)
+    for kind in _HUES:
+        members = [i for i, network in enumerate(networks) if kind_of(network) == kind]
+        members.sort(key=lambda i: networks[i].depth)
+        for rank, i in enumerate(members):
+            shades[i] = shade(kind, rank / (len(members) - 1) if len(members) > 1 else 0.5)
+    return shades
 
 
 def likeness(one: AnyNet, other: AnyNet) -> int:
@@ -105,6 +111,11 @@ def fit_errors(ax: "Axes", lowest: float, highest: float) -> None:
     ax.set_ylim(0 if lowest < 0.5 * highest else lowest - margin, highest + margin)
 
 
+def fit_label(text: str, height: float) -> str:
+    """The label of a vertical axis of so many inches, broken where it is longer."""
+    return textwrap.fill(text, max(10, int(12 * height)))
+
+
 def time_unit(hours: float) -> tuple[str, float]:
     """The unit in which so many hours are a number of reasonable size, and how many of it an hour has."""
     if hours * 3600 < 180:
@@ -119,7 +130,7 @@ def scale_costs(ax: "Axes", values: Sequence[float], tick_each: bool = False) ->
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    unique = sorted(set(values))
+    unique = sorted({value for value in values if value > 0})
     if unique and unique[-1] > 8 * unique[0]:
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if unique[-1] < 50 * unique[0] else (1, 3), numticks=6))
@@ -150,10 +161,61 @@ def scale_steps(ax: "Axes") -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
+def scale_log(axis: "Axis", lowest: float, highest: float) -> None:
+    """A logarithmic axis with ticks such as 0.05, where it does not span many powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    if lowest > 0 and highest < 200 * lowest:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if highest > 6 * lowest else MaxNLocator(6))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _legend_shape(labels: Sequence[str], width: float, fontsize: float) -> tuple[int, int]:
+    """The number of columns of a legend of so many inches, and how many letters a label in it may have."""
+    letters = int(width * 72 / (0.6 * fontsize))
+    longest = max(map(len, labels), default=0)
+    return max(1, min(len(labels), letters // (longest + 8))), max(12, letters - 8)
+
+
+def legend_height(labels: Sequence[str], width: float, fontsize: float = 8) -> float:
+    """The height of `legend_below` in inches."""
+    columns, letters = _legend_shape(labels, width, fontsize)
+    lines = [len(textwrap.wrap(label, letters)) for label in labels]
+    return sum(max(lines[i : i + 1] or [1]) for i in range(math.ceil(len(labels) / columns))) * 0.025 * fontsize
+
+
+def fit_legend(handles: Sequence[Any], width: float, fontsize: float = 8) -> int:
+    """Break the labels of a legend that are wider than so many inches; the number of its columns."""
+    columns, letters = _legend_shape([handle.get_label() for handle in handles], width, fontsize)
+    for handle in handles:
+        handle.set_label("\n".join(textwrap.wrap(handle.get_label(), letters)))
+    return columns
+
+
+def legend_below(ax: "Axes", width: float, fontsize: float = 8) -> None:
+    """A legend below an axes of so many inches, where it covers no curve."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure: Any = ax.figure
+    handles = ax.get_legend_handles_labels()[0]
+    columns = fit_legend(handles, width, fontsize)
+    below = ax.transAxes + ScaledTranslation(0, -0.45, figure.dpi_scale_trans)  # in inches, below the label of the axis
+    key: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+    ax.legend(handles=handles, ncols=columns, fontsize=fontsize, frameon=False, **key)
+
+
+def legend_of_figure(figure: "Figure", title: str | None = None) -> None:
+    """A legend of all panels, below them: within one it would cover points."""
+    handles = {line.get_label(): line for ax in figure.axes for line in ax.get_legend_handles_labels()[0]}
+    columns = fit_legend(list(handles.values()), figure.get_figwidth())
+    key: dict[str, Any] = {"fontsize": 8, "frameon": False, "title": title, "title_fontsize": 8}
+    figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns, **key)
+
+
 def add_title(figure: "Figure", title: str, notes: Sequence[str] = ()) -> None:
     """The title of a figure, and smaller lines below it, broken to its width."""
-    import textwrap
-
     letters = max(30, int(figure.get_figwidth() * 15))
     lines = [line for note in notes for line in textwrap.wrap(note, letters)]
     wrapped = textwrap.wrap(title, max(20, int(letters * 0.75)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_train.analysis.curves import title
 from resnet_train.analysis.groups import ERRORS, Group, protocols
-from resnet_train.analysis.style import Output, add_title, colours
+from resnet_train.analysis.style import Output, add_title, fit_label, legend_of_figure, line_colours
 from resnet_train.analysis.sweeps import CHOSEN_BY, Sweep, is_number, sweeps, swept_keys
 from resnet_train.config.sweep import value_text
 
@@ -36,16 +36,14 @@ def draw_sweeps(groups: Sequence[Group], path: Path, output: Output = Output()) 
         swept = [sweep for sweep in sweeps(groups) if key in sweep.keys]
         places = _places([value for sweep in swept for value in sweep.values(key)])
         for ax, error in zip(row, errors, strict=True):
-            shades = colours([sweep.groups[0].network for sweep in swept])
-            for sweep, shade in zip(swept, shades, strict=True):
-                _draw_line(ax, sweep, key, error, places, _label(sweep, groups), shade)
-            _scale(ax, places)
-            ax.set(xlabel=key, ylabel=f"{ERRORS[error][0]}, %")
-            ax.set_ylim(bottom=0)
+            shades = line_colours([sweep.groups[0].network for sweep in swept])
+            for i, (sweep, shade) in enumerate(zip(swept, shades, strict=True)):
+                _draw_line(ax, sweep, key, error, places, _label(sweep, groups), shade, 0.97 - 0.03 * (i % 4))
+            _scale(ax, places, width / columns)
+            ax.set(xlabel=key, ylabel=fit_label(f"{ERRORS[error][0]}, %", 0.76 * width / columns - 0.6))
+            ax.set_ylim(0, 1.15 * ax.get_ylim()[1])  # crosses are above the points
             ax.grid(alpha=0.3)
-    # Below the panels: within one it would cover points.
-    lines = {line.get_label(): line for ax in grid.flat for line in ax.get_legend_handles_labels()[0]}
-    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=2, fontsize=8, title=_LEGEND)
+    legend_of_figure(figure, _LEGEND)
     add_title(figure, *title(groups))
     return output.save(figure, path, dpi=130)
 
@@ -65,7 +63,7 @@ def _places(values: Sequence[Any]) -> dict[str, float]:
 
 
 def _draw_line(
-    ax: "Axes", sweep: Sweep, key: str, error: str, places: dict[str, float], label: str, colour: str
+    ax: "Axes", sweep: Sweep, key: str, error: str, places: dict[str, float], label: str, colour: str, top: float
 ) -> None:
     style: dict[str, Any] = {"color": colour, "linestyle": "--" if sweep.groups[0].plain else "-"}
     points: list[tuple[float, float, float]] = []
@@ -75,7 +73,7 @@ def _draw_line(
         if row[error] is not None:
             points.append((x, row[error], row[f"{error}_std"] or math.nan))  # NaN draws no bar
         if any(group.has_diverged for group in members):
-            ax.plot([x], [0.97], marker="x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False)
+            ax.plot([x], [top], marker="x", markersize=5, color=colour, transform=ax.get_xaxis_transform())
     points.sort()
     xs, ys, deviations = zip(*points, strict=True) if points else ((), (), ())
     ax.errorbar(xs, ys, deviations, marker="o", markersize=4, capsize=3, label=label, **style)
@@ -84,8 +82,8 @@ def _draw_line(
         ax.plot(best[:1], best[1:2], marker="o", markersize=9, color=colour)
 
 
-def _scale(ax: "Axes", places: dict[str, float]) -> None:
-    """A tick at each value; logarithmic where numbers span much."""
+def _scale(ax: "Axes", places: dict[str, float], width: float) -> None:
+    """A tick at each value; logarithmic where numbers span much. width: of the panel in inches."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     low, high = min(places.values()), max(places.values())
@@ -94,3 +92,5 @@ def _scale(ax: "Axes", places: dict[str, float]) -> None:
     ax.xaxis.set_major_locator(FixedLocator(list(places.values())))
     ax.xaxis.set_major_formatter(FixedFormatter(list(places)))
     ax.xaxis.set_minor_locator(NullLocator())
+    if sum(map(len, places)) + len(places) > 10 * width:
+        ax.tick_params("x", rotation=30, labelsize=8)

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from resnet_train.evaluation.pretrained import PretrainedModel
     from resnet_train.probes.hooks import ProbeResult
 
+_TITLES = {
+    "gradients": "gradients of the loss of {} training images",
+    "responses": "responses to {} training images",
+    "lesion": "networks without a unit, {} validation images",
+}
+"""Of the figures, after the names of the data sets."""
+
 EXAMPLE = "resnet-train probe gradients cifar-plain-56 cifar-resnet-56 --data digits"
 
 
@@ -122,7 +129,7 @@ def _probe_networks(args: argparse.Namespace, out: Path) -> None:
         if not world.is_main:
             return
         try:
-            title = f"{', '.join(data)}: {args.kind} of {images} images"
+            title = f"{', '.join(data)}; {_TITLES[args.kind].format(images)}"
             paths = figures.draw_side_by_side(args.kind, results, networks, out, title, figure_output(args))
         except OSError as error:
             raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None

@@ -9,7 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_train.analysis.data_sets import data_name
-from resnet_train.analysis.style import Output, add_title, colours, fit_errors, likeness, scale_steps
+from resnet_train.analysis.style import (
+    Output,
+    add_title,
+    colours,
+    fit_errors,
+    fit_label,
+    legend_height,
+    legend_of_figure,
+    likeness,
+    scale_log,
+    scale_steps,
+)
 from resnet_train.config.network import AnyNet
 from resnet_train.probes.hooks import ProbeResult
 from resnet_train.runs.run_folder import RunRecord
@@ -20,7 +31,7 @@ class _Panel(NamedTuple):
     label: str
     """Of the y axis."""
     lines: Mapping[str, str]
-    """Keys of a `ProbeResult`, each with its line style; the lines with points are named in the legend."""
+    """Keys of a `ProbeResult`, each with its line style; lines with points are those of the legend."""
     sort: bool = False
     """Whether values are drawn from the largest to the smallest, in place of by depth."""
     log: bool = False
@@ -60,13 +71,25 @@ def draw_side_by_side(
     """
     from matplotlib.figure import Figure
 
-    measured = {key for result in results.values() for key, values in result.items() if values}
+    measured = {
+        key
+        for result in results.values()
+        for key, values in result.items()
+        if any(value is not None for value in values.values())
+    }
     panels = [panel for panel in _PANELS[kind] if panel.lines.keys() & measured]
     families = [family for family in (True, False) if family in {net.plain for net in networks.values()}]
     columns, width = output.columns(len(families), 5.5, 2)
     cells = [(panel, family) for panel in panels for family in families]  # one below the other where there is no room
-    rows = len(cells) // columns
-    figure = Figure(figsize=(width, rows * max(2.2, 0.6 * width / columns) + 0.5), layout="constrained")
+    if columns == 1:
+        keys = {
+            family: {key for name in networks if networks[name].plain == family for key in results[name]}
+            for family in families
+        }
+        cells = [(panel, family) for panel, family in cells if panel.lines.keys() & keys[family]]
+    rows, panel_height = len(cells) // columns, max(2.2, 0.6 * width / columns)
+    height = rows * panel_height + 0.5 + legend_height(list(networks), width)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     shades = dict(zip(networks, colours(list(networks.values())), strict=True))
     styles = {  # networks of one kind and depth differ in their markers
@@ -88,10 +111,12 @@ def draw_side_by_side(
             same[0].ticklabel_format(axis="y", useOffset=False)
         else:
             same[0].autoscale(axis="y")
+            scale_log(same[0].yaxis, *same[0].get_ylim())
         for ax in same if columns == 1 else same[:1]:
-            ax.set_ylabel(panel.label)
+            ax.set_ylabel(fit_label(panel.label, panel_height - 0.6))
+    legend_of_figure(figure)
     if title:
-        add_title(figure, title)
+        add_title(figure, title, ["dotted: the whole network"] if panels[0].reference else [])
     return output.save(figure, path, dpi=130)
 
 
@@ -111,14 +136,13 @@ def _draw_panel(ax: Any, panel: _Panel, results: Mapping[str, ProbeResult], styl
             xs = np.linspace(0, 1, len(values)) if places is None else np.arange(1, len(values) + 1)
             look = styles[name] if "." in style else {"color": styles[name]["color"]}
             line = style.replace(".", "")
-            ax.plot(xs, values, linestyle=line, linewidth=1, markersize=4, label=label, **look)
+            ax.plot(xs, values, linestyle=line, linewidth=1, markersize=3.5, label=label, **look)
         if panel.reference and any(result.get(key) for key in panel.lines):
             ax.axhline(result["whole"]["whole"], color=styles[name]["color"], linestyle=":", linewidth=1)
     if not ax.lines:
         ax.axis("off")
         return
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8, title="dotted: the whole network" if panel.reference else None, title_fontsize=8)
     ax.set_yscale("log" if panel.log else "linear")
     if places is None:
         ax.set_xlabel("rank, from the largest (0)" if panel.sort else "depth, from the image (0) to the head (1)")
@@ -127,7 +151,8 @@ def _draw_panel(ax: Any, panel: _Panel, results: Mapping[str, ProbeResult], styl
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if not panel.sort and len(places) <= 8:
         ax.xaxis.set_major_locator(FixedLocator(list(range(1, len(places) + 1))))
-        ax.set_xticklabels([place.removeprefix("layer") for place in places])
+        crowded = sum(map(len, places)) > 48
+        ax.set_xticklabels(places, **({"rotation": 25, "ha": "right", "fontsize": 8} if crowded else {}))
 
 
 def draw_heat_maps(
@@ -174,7 +199,10 @@ def draw_heat_maps(
         ax.set_title(heat_map.title, fontsize=10)
         ax.set(xlabel="iteration", ylabel="unit")
     figure.colorbar(mesh, ax=figure.axes, label="gradient norm at the unit's input", fraction=0.04, pad=0.01)
-    add_title(figure, ", ".join(dict.fromkeys(data_name(run.run.data) for run in runs)))
+    data = ", ".join(dict.fromkeys(data_name(run.run.data) for run in runs))
+    probes = [run.run.probes.gradients for run in cells if run is not None]
+    images = sorted({probe.images for probe in probes if probe is not None})
+    add_title(figure, f"{data}; gradients of {', '.join(map(str, images))} training images" if images else data)
     paths = output.save(figure, path, dpi=130 if len(cells) < 20 else 80)
     if log is not None:
         last = [heat_map for heat_map in maps if heat_map is not None][-1]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import groups
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from PIL import Image
 
 from resnet_train.analysis import figures, style
 from resnet_train.analysis.curves import curve
+from resnet_train.analysis.loss_figure import draw_loss
 from resnet_train.analysis.style import hue
 from resnet_train.config import zoo
 
@@ -56,6 +58,76 @@ def test_every_network_is_a_point_under_its_name(recorded: Callable[..., Path], 
     assert [list(bars[0].get_ydata()) for bars in panels[0].containers][2] == pytest.approx([9.5, 9.7])
     assert list(curves.get_lines()[0].get_xdata()) == pytest.approx([6, 12])
     assert not key.axison
+
+
+LONG = "a-network-with-a-name-that-says-all-there-is-to-say-of-it-and-more"
+
+
+def test_a_name_covers_no_point_no_line_and_no_error_bar(
+    recorded: Callable[..., Path], drawn: Callable[[], Figure]
+) -> None:
+    for seed in range(2):
+        for network, error in (("plain-20", 9.0), ("plain-56", 15.0), ("resnet-20", 8.0), ("resnet-56", 6.0)):
+            recorded(f"cifar-{network}", seed, error + seed)
+    for ax in drawn().axes[:4]:
+        boxes = [Text.get_window_extent(text) for text in ax.texts if text.get_text()]
+        segments = [ends for bars in ax.containers for ends in bars[2][0].get_segments()]
+        segments += [bars[0].get_xydata() for bars in ax.containers]
+        places = [
+            place for one, other in map(ax.transData.transform, segments) for place in np.linspace(one, other, 50)
+        ]
+        assert len(boxes) == 4
+        assert not any(box.contains(*place) for box in boxes for place in places)
+
+
+@pytest.mark.parametrize("width", [None, 3.3])
+def test_long_names_are_broken_in_legends(
+    width: float | None, recorded: Callable[..., Path], saved: list[Figure]
+) -> None:
+    """They neither squeeze the panels nor leave the figure; points have their depths in place of them."""
+    for base in ("cifar-plain-20", "cifar-resnet-20", "cifar-resnet-56"):
+        recorded({"base": base, "name": f"{LONG}-{base}"}, 0, 5.0 + len(base) % 2)
+    output = style.Output(width=width)
+    for draw in (figures.draw_curves, figures.draw_costs, draw_loss):
+        draw(groups(), Path("unused.png"), output)
+        figure = saved[-1]
+        figure.draw_without_rendering()
+        legends = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
+        names = " ".join(text.get_text() for legend in legends for text in legend.get_texts()).replace("\n", "")
+        assert names.count(LONG) == 3
+        columns = round(figure.get_figwidth() / (5.5 if draw != figures.draw_costs else 5)) if width is None else 1
+        for legend in legends:
+            box = legend.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        for ax in (ax for ax in figure.axes if ax.axison):
+            assert ax.get_window_extent().width > 0.5 * figure.bbox.width / columns
+            assert all(text.get_text() in ("", "20", "56") for text in ax.texts)
+
+
+def test_a_run_that_diverged_is_named_so(recorded: Callable[..., Path], saved: list[Figure]) -> None:
+    recorded("cifar-plain-20", 0, 5.0)
+    recorded("cifar-plain-56", 0, 5.0, status="diverged")
+    figures.draw_curves(groups(), Path("unused.png"))
+    assert [text.get_text() for text in saved[0].axes[0].get_legend().get_texts()] == [
+        "cifar-plain-20",
+        "cifar-plain-56, diverged",
+    ]
+
+
+def test_a_star_is_a_published_error_only(recorded: Callable[..., Path], saved: list[Figure]) -> None:
+    """The axis fits the published errors, and the ends of the curves."""
+    for i in range(8):
+        path = recorded({"base": "cifar-resnet-20", "name": f"net-{i}", "dropout": i / 10}, 0, 5.0) / "metrics.jsonl"
+        path.write_text(path.read_text().replace('"val_error_top1": 8.5', '"val_error_top1": 95.0'))
+    figures.draw_curves(groups(), Path("unused.png"))
+    assert not [line for line in saved[0].axes[0].lines if line.get_marker() == "*"]
+
+
+def test_a_cost_that_is_not_positive_is_no_crash() -> None:
+    """As hours of training are where records overestimate what evaluations took."""
+    ax = Figure().subplots()
+    style.scale_costs(ax, [-1.0, 0.0, 5.0, 100.0], tick_each=True)
+    assert ax.get_xscale() == "log"
 
 
 def test_lines_join_networks_of_one_protocol_only(recorded: Callable[..., Path], drawn: Callable[[], Figure]) -> None:

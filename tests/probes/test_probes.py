@@ -1,6 +1,7 @@
 """Probes: against autograd, by hand, and without a trace."""
 
 import copy
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -365,17 +366,57 @@ def test_few_units_are_named_and_counted_from_one(monkeypatch: pytest.MonkeyPatc
     results: Any = {name: {"units": units} for name in networks}
     probe_figures.draw_side_by_side("gradients", results, networks, Path("x.png"), "digits: gradients of 8 images")
     for ax, name in zip(saved[0].axes, networks, strict=True):
-        assert [label.get_text() for label in ax.get_xticklabels()] == ["1.0", "2.0", "3.0"]
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["layer1.0", "layer2.0", "layer3.0"]
         assert list(ax.lines[0].get_xdata()) == [1, 2, 3]
         assert ax.lines[0].get_color() == style.hue("plain" if "plain" in name else "residual")
     assert saved[0].get_suptitle() == "digits: gradients of 8 images"
-    lesions: Any = {name: {"dropped": units, "swapped": {}, "whole": {"whole": 5.0}} for name in networks}
+    swapped = {"layer1.0 layer2.0": None}
+    lesions: Any = {name: {"dropped": units, "swapped": swapped, "whole": {"whole": 5.0}} for name in networks}
     probe_figures.draw_side_by_side("lesion", lesions, networks, Path("x.png"))
     assert len(saved.pop().axes) == 2  # no axes for neighbours that there are not
     networks["cifar-resnet-14"] = zoo.network_config("cifar-resnet-14")
     results["cifar-resnet-14"] = {"units": {f"layer{i}.{j}": 1.0 for i in (1, 2, 3) for j in (0, 1)}}
     probe_figures.draw_side_by_side("gradients", results, networks, Path("x.png"))
     assert list(saved[1].axes[1].lines[0].get_xdata()) == [0, 0.5, 1]
+
+
+def overlap(boxes: list[Any]) -> bool:
+    return any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+@pytest.mark.parametrize("width", [None, 3.3])
+@pytest.mark.parametrize("count", [1, 11])
+def test_nothing_covers_the_curves_of_probes(count: int, width: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One legend below the panels has every network; labels of ticks and axes do not overlap."""
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    names = [f"cifar-{kind}-{depth}" for depth in range(8, 8 + 6 * count, 6) for kind in ("plain", "resnet", "preact")]
+    networks = {name: zoo.network_config(name) for name in names}
+    places = ["conv1", *(f"layer{i}.0.conv{k}" for i in (1, 2, 3) for k in (1, 2))]
+    places += [f"layer3.{i}.conv1" for i in range(1, count)]
+    values = {place: 0.1 + i / 200 for i, place in enumerate(places)}
+    results: Any = {name: {"units": values, "weights": values, "carried": {}, "through": {}} for name in names}
+    for name in names[2::3]:
+        results[name] |= {"carried": values, "through": values}
+    probe_figures.draw_side_by_side("gradients", results, networks, Path("x.png"), "digits", style.Output(width=width))
+    [figure] = saved
+    figure.draw_without_rendering()
+    [legend] = figure.legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == sorted(names)
+    below = legend.get_window_extent()
+    assert figure.bbox.x0 <= below.x0 < below.x1 <= figure.bbox.x1
+    panels = [ax for ax in figure.axes if ax.axison]
+    assert all(ax.lines for ax in panels)
+    assert not any(below.overlaps(ax.get_tightbbox()) for ax in panels)
+    assert not overlap([ax.yaxis.label.get_window_extent() for ax in panels if ax.get_ylabel()])
+    for ax in panels:
+        low, high = ax.get_ylim()
+        for axis in (ax.xaxis, ax.yaxis):
+            labels = [tick.label1 for tick in axis.get_major_ticks() if tick.label1.get_text()]
+            if all(label.get_rotation() == 0 for label in labels):
+                assert not overlap([label.get_window_extent() for label in labels])
+        shown = [float(tick.label1.get_text()) for tick in ax.yaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        assert len(shown) >= 2
 
 
 def test_what_cannot_be_probed_is_one_line(config: Config, program: Program) -> None:
