@@ -11,6 +11,9 @@ def main() -> NoReturn:
         print("resnet-train: it runs on Linux and macOS, not on Windows: use WSL 2", file=sys.stderr)
         sys.exit(2)
     # Here, since some of it cannot be imported on Windows.
+    from resnet_train.runtime import signals
+
+    signals.note_early_warnings()
     from resnet_train import cli
     from resnet_train.runtime.process_exit import exit_process
     from resnet_train.runtime.streams import prepare_streams

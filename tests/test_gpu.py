@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -191,6 +192,20 @@ def test_the_step_that_diverged_is_that_of_the_graph(tiny_run: Callable[..., Run
         data = step_batches(random_batch(32).to(GPU.device))
         train_step(graph, data, normalization, 1e30 if step == 6 else 0.1, run.train)
     assert graph.diverged_at.item() == 7
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_graph_crops_images_that_stay_on_the_device(tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(networks=[NETWORK], train={"device": "cuda", "cuda_graph": True})
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    dataset = datasets.InMemoryDataset(pixels, np.arange(40) % 4, "abcd")
+    eager, graph = pair(run)
+    for batches in loader.training_data(run, dataset, 0, 0, 1, GPU.device).from_step(0, STEPS):
+        [batch] = batches.micro_batches
+        assert batch.source is not None
+        for state, one in ((eager, batch.cropped()), (graph, batch)):
+            train_step(state, step_batches(one), IDENTITY.to(GPU.device), 0.1, run.train)
+    assert_close(eager, graph, "fp32")
 
 
 def test_two_networks_at_once_with_graphs(wide: Path, program: Program) -> None:

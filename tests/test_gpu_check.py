@@ -15,6 +15,7 @@ from resnet_train.config import load
 ROOT = Path(__file__).parents[1]
 STAND_IN = """#!/bin/bash
 printf '%s\\n' "$(printf '%q ' "$@")" >>"$CALLS"
+printf '%s\\n' "$PYTHONPATH" >"$CALLS.path"
 case "$*" in
 *"sys.exit(not torch.cuda.is_available())"*) exit "${NO_GPU:-0}" ;;
 *"import resnet_train"*) [ -z "${LACKS:-}" ] || { echo "ModuleNotFoundError: No module named '$LACKS'" >&2; exit 1; } ;;
@@ -112,6 +113,7 @@ def test_python_path_and_an_earlier_run_are_kept(tmp_path: Path) -> None:
     (earlier / "some.txt").write_text("")
     done, _ = rehearse(tmp_path, PARTS="train", RUNS=str(tmp_path / "runs"), PYTHONPATH="/somewhere")
     assert done.returncode == 0
+    assert (tmp_path / "calls.path").read_text() == f"{ROOT}:/somewhere\n"
     with tarfile.open(tmp_path / "out/gpu-train.tar") as tar:
         assert "gpu/runs/cifar10-depth/cifar-resnet-20/some.txt" in tar.getnames()
 

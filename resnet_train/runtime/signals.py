@@ -25,6 +25,18 @@ def stop_requested() -> str | None:
     return _requests[-1].signal_name if _requests else None
 
 
+_too_early: list[int] = []
+"""Signals that came before the first block."""
+
+
+def note_early_warnings() -> None:
+    """From here on SIGUSR1 ends no process, which is its default: the first `catch_stop_signals` answers it.
+
+    A scheduler may send its warning while Python imports torch, for seconds.
+    """
+    signal.signal(signal.SIGUSR1, lambda number, _: _too_early.append(number))
+
+
 @contextmanager
 def catch_stop_signals(announce: bool) -> Iterator[StopRequest]:
     """Within the block the first signal only sets `signal_name`; a second SIGINT ends the process at once.
@@ -44,6 +56,8 @@ def catch_stop_signals(announce: bool) -> Iterator[StopRequest]:
     handlers = {number: signal.signal(number, handle) for number in _NUMBERS}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     _requests.append(request)
+    if _too_early:
+        signal.raise_signal(_too_early.pop())
     try:
         yield request
     finally:

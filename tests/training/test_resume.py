@@ -271,6 +271,33 @@ def test_signals_save_and_ask_to_be_run_again(number: signal.Signals, config: Co
     assert checkpoint.read_checkpoint(FOLDER / "checkpoints/last.pt").step >= last_step(FOLDER)
 
 
+EARLY = """
+import os, signal, sys
+from resnet_train import __main__, cli
+
+called = cli.main
+
+def main():
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return called()
+
+cli.main = main
+__main__.main()
+"""
+
+
+def test_a_warning_that_comes_while_the_program_starts_is_not_lost(config: Config) -> None:
+    """It would end the process, as signals do by default. A command that has nothing to save goes on."""
+    process = spawn("run", config(), program=("-c", EARLY))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 75, err
+    assert "SIGUSR1: saving and stopping at the next step" in err
+    assert checkpoint.read_checkpoint(FOLDER / "checkpoints/last.pt").step in (0, 1)
+    process = spawn("configs", program=("-c", EARLY))
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, "quickstart" in out, err) == (0, True, "")
+
+
 def test_torchrun_passes_a_signal_on_that_it_is_asked_to_handle(config: Config) -> None:
     """Schedulers warn by SIGUSR1, which by default ends torchrun alone."""
     handled = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
