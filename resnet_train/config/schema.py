@@ -77,7 +77,7 @@ class TrainConfig(Section):
 
     timeout: Positive = 1800.0
     """Seconds that a rank waits for another before it takes it for lost. The first rank alone downloads, measures the
-    images' statistics, probes and saves: none of these may take longer."""
+    images' statistics and saves: none of these may take longer. It also probes alone, for as long as that takes."""
 
     def complaints(self) -> Iterator[str]:
         if (self.epochs is None) == (self.steps is None):

@@ -25,7 +25,11 @@ from resnet_train.runtime.processes import end_with
 DEFAULT_TIMEOUT = 1800.0
 """Seconds that a rank waits for another."""
 
+SignOfLife = Callable[[], None]
+"""To be called now and then by what the other ranks wait for."""
+
 _T = TypeVar("_T")
+_SECONDS_BETWEEN_SIGNS = 10.0
 _GROUP_ERROR = re.compile(r"/gloo/|connection|timed out|timeout", re.IGNORECASE)
 _TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
 _SOURCE_FILE = re.compile(r"^\[\S+:\d+\] ")
@@ -192,20 +196,48 @@ def all_reduce_sum(world: World, tensor: Tensor) -> Tensor:
 
 
 def broadcast_from_main(world: World, function: Callable[[], _T]) -> _T:
-    """Call `function` on the first rank; its result, or the `BadInput` that it raises, on every rank."""
+    """Call `function` on the first rank; its result, or the `BadInput` that it raises, on every rank.
+
+    It may take no longer than a rank waits for another.
+    """
+    return broadcast_long_work(world, lambda _: function())
+
+
+def broadcast_long_work(world: World, function: Callable[[SignOfLife], _T]) -> _T:
+    """`broadcast_from_main` for work of any length, which calls its argument between its parts: the others wait on."""
     if world.size == 1:
-        return function()
-    result: list[Any] = [None]
-    if world.is_main:
+        return function(lambda: None)
+    if not world.is_main:
+        while isinstance(result := _from_main(None), _StillWorking):
+            pass
+    else:
+        last = time.monotonic()
+
+        def sign_of_life() -> None:
+            nonlocal last
+            if time.monotonic() - last >= _SECONDS_BETWEEN_SIGNS:
+                _from_main(_StillWorking())
+                last = time.monotonic()
+
         try:
-            result = [function()]
+            result = _from_main(function(sign_of_life))
         except BadInput as error:
             error.on_all_ranks = True
-            result = [error]
-    dist.broadcast_object_list(result, device=torch.device("cpu"))
-    if isinstance(result[0], BadInput):
-        raise result[0]
-    return result[0]  # type: ignore[no-any-return]
+            result = _from_main(error)
+    if isinstance(result, BadInput):
+        raise result
+    return result  # type: ignore[no-any-return]
+
+
+class _StillWorking:
+    """What the first rank sends before its result."""
+
+
+def _from_main(value: object) -> Any:
+    """The first rank's value, on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values, device=torch.device("cpu"))
+    return values[0]
 
 
 def main_first(world: World, function: Callable[[], _T]) -> _T:

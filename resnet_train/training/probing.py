@@ -10,7 +10,7 @@ from resnet_train.models import batch_norm
 from resnet_train.probes import figures as probe_figures
 from resnet_train.probes.measure import run_probe
 from resnet_train.runs import run_folder
-from resnet_train.runtime.distributed import World, broadcast_from_main
+from resnet_train.runtime.distributed import SignOfLife, World, broadcast_long_work
 from resnet_train.runtime.signals import StopRequest
 from resnet_train.training.log import Log
 from resnet_train.training.step import TrainState
@@ -22,8 +22,13 @@ def probe(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, worl
     Raises `BadInput` and, if a signal comes to the main rank, `Interrupted`, on every rank.
     """
 
-    def measure() -> bool:
+    def measure(sign_of_life: SignOfLife) -> bool:
         """Whether no signal came."""
+
+        def stop_requested() -> bool:
+            sign_of_life()
+            return request.signal_name is not None
+
         begin = time.perf_counter()
         # Lesions measure the validation error of the network that is evaluated; the other probes look at the training.
         net, dataset = (state.eval_net, sets.val) if kind == "lesion" else (state.net, sets.train)
@@ -37,7 +42,7 @@ def probe(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, worl
                 images,
                 sets.normalization,
                 world.device,
-                lambda: request.signal_name is not None,
+                stop_requested,
             )
         except Interrupted:
             return False
@@ -48,7 +53,7 @@ def probe(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, worl
         return True
 
     with log.clock.paused(world), batch_norm.averaged_running_stats(world, state.net, state.ema):
-        if not broadcast_from_main(world, measure):
+        if not broadcast_long_work(world, measure):
             raise Interrupted("stopped within a probe")
 
 

@@ -24,6 +24,7 @@ from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runtime import distributed, process_exit, rank_environment
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.rank_environment import RankEnvironment
+from resnet_train.training import probing
 
 Config = Callable[..., Path]
 FOLDER = Path("cifar-resnet-8/seed-0")
@@ -275,6 +276,47 @@ def test_ranks_that_torchrun_restarts_continue(config: Config, tmp_path: Path) -
     resumed = Path("resumed/tiny") / FOLDER
     assert figures(resumed) == figures(uninterrupted)
     assert same_weights(resumed / "checkpoints/last.pt", uninterrupted / "checkpoints/last.pt")
+
+
+def test_a_long_probe_of_one_rank_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank gives signs of life, at most one in ten seconds. An error in its course is every rank's."""
+    clock, sent = [0.0], list[Any]()
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda values, device: sent.append(values[0]))
+
+    def work(sign_of_life: distributed.SignOfLife) -> str:
+        for seconds in (6, 6, 6, 6, 6):
+            clock[0] += seconds
+            sign_of_life()
+        if clock[0] > 50:
+            raise BadInput("too late")
+        return "figures"
+
+    first, second = (World(torch.device("cpu"), rank, 2) for rank in (0, 1))
+    assert distributed.broadcast_long_work(first, work) == "figures"
+    assert [type(value).__name__ for value in sent] == ["_StillWorking", "_StillWorking", "str"]
+    with pytest.raises(BadInput, match="too late"):
+        distributed.broadcast_long_work(first, work)
+
+    def receive(values: list[Any], device: torch.device) -> None:
+        values[0] = sent.pop(0)
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", receive)
+    assert distributed.broadcast_long_work(second, work) == "figures"
+    with pytest.raises(BadInput, match="too late") as refused:
+        distributed.broadcast_long_work(second, work)
+    assert refused.value.on_all_ranks
+    assert sent == []
+
+
+def test_lesions_give_a_sign_of_life_at_each_batch(
+    config: Config, program: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signs: list[int] = []
+    monkeypatch.setattr(probing, "broadcast_long_work", lambda _, work: work(lambda: signs.append(1)))
+    code, _, err = program("run", config(train={"steps": 2}, probes={"lesion": {"images": 8}}))
+    assert code == 0, err
+    assert len(signs) >= 2 * 3  # of 5 images, for each of three units
 
 
 # --- lost ranks -------------------------------------------------------------------------------------------------------
