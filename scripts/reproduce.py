@@ -52,7 +52,9 @@ ITEMS: dict[str, dict[str, Item]] = {
             cost="4 x 600,000 steps of 256 images",
         ),
         "figure 5": Item("the bottleneck unit", reason=_DRAWING),
-        "figure 6": Item("training and test error on CIFAR-10, plain and residual", (_DEPTH[1],)),
+        "figure 6": Item(
+            "training and test error on CIFAR-10: plain; the residual networks are those of table 6", (_DEPTH[1],)
+        ),
         "figure 7": Item(
             "standard deviation of each layer's response",
             ("resnet-train probe responses CHECKPOINT",),
@@ -62,7 +64,10 @@ ITEMS: dict[str, dict[str, Item]] = {
             "stages and multiply-adds", ("resnet-train summary resnet-18 resnet-34 resnet-50 resnet-101 resnet-152",)
         ),
         "table 2": Item("plain and residual networks of 18 and 34 layers on ImageNet, ten crops"),
-        "table 3": Item("ImageNet, ten crops"),
+        "table 3": Item(
+            "ImageNet, ten crops; VGG-16 by torchvision's weights",
+            ("resnet-train eval vgg16.pth --network vgg-16 --data DATA --protocol ten-crop",),
+        ),
         "table 4": Item("ImageNet, one network at five scales"),
         "table 5": Item(
             "ImageNet, ensembles; the test set has no public labels",
@@ -107,26 +112,27 @@ ITEMS: dict[str, dict[str, Item]] = {
     "Zagoruyko and Komodakis 2016": {
         "figure 1": Item("the units", reason=_DRAWING),
         "figure 2": Item(
-            "training loss and test error of a thin and a wide network",
+            "training loss and test error of a thin and a wide network, CIFAR-10 and CIFAR-100",
             (
                 "resnet-train run cifar10-wide --only cifar-preact-164 --only wrn-28-10",
-                "resnet-train compare runs/cifar10-wide --loss",
+                "resnet-train run cifar100-wide --only cifar-preact-164 --only wrn-28-10",
+                "resnet-train compare runs/cifar10-wide runs/cifar100-wide --loss",
             ),
-            cost="2 x 200 epochs",
+            cost="4 x 200 epochs",
         ),
         "figure 3": Item(
-            "training loss and test error on SVHN, with and without dropout",
+            "training loss and test error on SVHN: thin and wide, with and without dropout",
             (
-                "resnet-train run svhn-wide --only wrn-16-4 --only wrn-16-4-dropout",
+                "resnet-train run svhn-wide --only wrn-52-1 --only wrn-16-4 --only wrn-16-4-dropout",
                 "resnet-train compare runs/svhn-wide --loss",
             ),
-            cost="2 x 160 epochs",
+            cost="3 x 160 epochs",
         ),
         "figure 4": Item(
-            "time of a step with 32 images, thin and wide",
-            (
-                "resnet-train bench cifar10-wide train.batch_size=32 --only wrn-28-10",
-                "resnet-train bench cifar10-wide train.batch_size=32 --only cifar-preact-164",
+            "time of a step with 32 images, thin (164 and 1001 layers) and wide",
+            tuple(
+                f'resnet-train bench cifar10-wide train.batch_size=32 "networks=[{network}]"'
+                for network in ("cifar-preact-164", "cifar-preact-1001", "wrn-40-4", "wrn-16-10", "wrn-28-10")
             ),
         ),
         "section 3": Item("figures in the text"),
@@ -138,7 +144,9 @@ ITEMS: dict[str, dict[str, Item]] = {
         "table 6": Item("dropout, CIFAR and SVHN"),
         "table 7": Item("ImageNet, wide networks of 18 and 34 layers"),
         "table 8": Item("ImageNet, wrn-50-2 and others"),
-        "table 9": Item("the best results"),
+        "table 9": Item(
+            "the best results on CIFAR; those on SVHN are of section 3, on ImageNet of table 8; on COCO none: detection"
+        ),
     },
 }
 
@@ -158,6 +166,8 @@ measured. `python scripts/reproduce.py` generates this page from `expect` of the
   multiply-adds and memory of each network.
 - `resnet-train compare` sets the published figures beside the measured ones
   ([what the verdicts mean](metrics.md#published-beside-measured)).
+- Rows that a paper quotes of other people's networks, such as GoogLeNet, Highway or Inception, are left out: they are
+  not of plain or residual networks.
 - Ten crops and several scales are measured after the training, by `resnet-train eval` of all its runs, which prints the
   same table.
 """
@@ -209,19 +219,17 @@ def _item(one: Stated) -> str:
 
 def _row(name: str, item: Item, entries: list[Stated]) -> tuple[str, ...]:
     """Name, content, commands and cost of a table or figure."""
-    commands, costs = [], []
+    commands: dict[str, str] = {}  # with their costs, if they train
     for one in entries:
-        for command, cost in _trainings(one):
-            commands.append(command)
-            costs.append(cost)
+        commands |= dict(_trainings(one))
         if one.entry.protocol != "one-crop":
-            commands.append(f"resnet-train eval runs/{one.recipe} --protocol {one.entry.protocol}")
-    commands += item.commands
-    costs += [item.cost] if item.commands and not entries else []
+            commands[f"resnet-train eval runs/{one.recipe} --protocol {one.entry.protocol}"] = ""
+    costs = [cost for cost in commands.values() if cost] or ([item.cost] if item.commands else [])
+    commands |= dict.fromkeys(item.commands, "")
     if not commands and not item.reason:
         raise ValueError(f"{name} ({item.shows}) has neither a recipe, nor a command, nor a reason")
-    cells = "<br>".join(f"`{command}`" for command in dict.fromkeys(commands))
-    return name, item.shows, cells or f"none: {item.reason}", "<br>".join(dict.fromkeys(costs)) or "–"
+    cells = "<br>".join(f"`{command}`" for command in commands)
+    return name, item.shows, cells or f"none: {item.reason}", "<br>".join(costs) or "–"
 
 
 def _trainings(one: Stated) -> Iterator[tuple[str, str]]:

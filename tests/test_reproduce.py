@@ -69,7 +69,7 @@ def test_figures_of_another_preprocessing_are_listed_and_say_so() -> None:
 def test_costs_are_those_of_the_networks_own_recipe() -> None:
     """The batch of 64 of He et al. 2016, table 4, is an exception for one network."""
     [row] = [line for line in reproduce.page().splitlines() if "--only cifar-preact-1001-batch-64" in line]
-    assert "| 1 x 5 seeds x 64,000 steps of 128 images<br>1 x 5 seeds x 200 epochs |" in row
+    assert "| 1 x 5 seeds x 64,000 steps of 128 images<br>1 x 5 seeds x 200 epochs<br>" in row
 
 
 def test_a_study_of_two_protocols_has_columns_of_each(tmp_path: Path) -> None:
@@ -96,3 +96,11 @@ def test_one_seed_has_no_median(tmp_path: Path) -> None:
     row |= {"source_val_error_top1": "He et al. 2016, table 3", "verdict_val_error_top1": "too few seeds to tell"}
     (tmp_path / "kept/compare.json").write_text(json.dumps([row]))
     assert "| 5.46 (median of 5) | 5.60, [too few seeds to tell]" in reproduce.page(tmp_path)
+
+
+def test_each_training_of_a_row_has_its_cost() -> None:
+    """Also where two cost the same: on CIFAR-10 and on CIFAR-100."""
+    rows = [
+        line for line in reproduce.page().splitlines() if line.startswith("| table") and "`resnet-train run " in line
+    ]
+    assert all(row.count("`resnet-train run ") == row.split(" | ")[-1].count("<br>") + 1 for row in rows)
