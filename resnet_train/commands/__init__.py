@@ -27,6 +27,17 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def add_classes(parser: argparse.ArgumentParser) -> None:
+    """The option `--classes`."""
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes, one a line, or lines CLASS NAME (default: those of packed data or of ImageNet, "
+        "else the classes of the data)",
+    )
+
+
 def add_figure_options(parser: argparse.ArgumentParser) -> None:
     """The options `--format` and `--width`."""
     parser.add_argument(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_train.commands import add_json
+from resnet_train.commands import add_classes, add_json
 from resnet_train.errors import BadInput
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("one-crop", "ten-crop", "multi-scale", "multi-scale-dense"),
         help="the views of an image (default: eval.protocol of the run)",
     )
+    add_classes(parser)
     parser.add_argument("--flip", action="store_true", help="add the mirror image of each view (eval.flip=true)")
     parser.add_argument(
         "--save-logits",
@@ -69,6 +70,8 @@ def main(args: argparse.Namespace) -> None:
     paths = [path for name in args.checkpoints for path in _files(Path(name))]  # before torch is imported
     stored = [path.suffix == ".npz" for path in paths]
     if all(stored):
+        if args.classes is not None:
+            raise BadInput("--classes has no effect on stored logits, of which only errors are printed: remove it")
         _evaluate_logits(paths, _average(overrides), args.json)
     elif any(stored):
         raise BadInput("logits and checkpoints do not mix: give files of --save-logits only, or checkpoints only")
@@ -93,13 +96,13 @@ def _evaluate_checkpoints(paths: Sequence[Path], args: argparse.Namespace, overr
     members = ensemble.load_members([str(path) for path in paths], args.network, args.data, overrides)
     train = members[0].run.train
     with distributed.start(train.device, train.timeout) as world:
-        evaluation = ensemble.evaluate(members, args.save_logits is not None, world)
+        evaluation = ensemble.evaluate(members, args.save_logits is not None, world, args.classes)
         if not world.is_main:
             return
         found, records = _published(paths, members, evaluation.records)
         _print_errors(records, args.json, found)  # first: a file that cannot be written loses no result
         if not args.json:
-            print(confusion.worst(evaluation.results[-1], evaluation.val_set.classes))
+            print(confusion.worst(evaluation.results[-1], evaluation.class_names))
         if evaluation.logits is not None:
             evaluation.logits.write(args.save_logits)
         folder = args.out or _default_folder(Path(args.checkpoints[0]))
@@ -193,8 +196,8 @@ def _write_files(folder: Path, first: "PretrainedModel", evaluation: "Evaluation
     try:
         folder.mkdir(parents=True, exist_ok=True)
         ensemble.append_records(evaluation.records, folder / "results.jsonl", getattr(run.data, "path", run.data.kind))
-        confusion.write_classes(results, val_set.classes, folder / f"{stem}-classes.csv")
-        confusion.draw(name, results, val_set.classes, val_set, first, picture, log)
+        confusion.write_classes(results, evaluation.class_names, folder / f"{stem}-classes.csv")
+        confusion.draw(name, results, evaluation.class_names, val_set, first, picture, log)
     except OSError as error:
         logger.warning("--out: cannot write %s: %s", folder, error.strerror or error)
         return False

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_train.commands import add_json, positive_int
+from resnet_train.commands import add_classes, add_json, positive_int
 from resnet_train.errors import BadInput
 
 if TYPE_CHECKING:
@@ -27,12 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the network of foreign weights, such as resnet-50 (default: that of the checkpoint)",
     )
-    parser.add_argument(
-        "--classes",
-        type=Path,
-        metavar="FILE",
-        help="names of the classes, one a line (default: those of the checkpoint)",
-    )
+    add_classes(parser)
     parser.add_argument(
         "--top", type=positive_int, default=5, metavar="K", help="number of classes to print (default: %(default)s)"
     )
@@ -42,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Print the most probable classes of each image. A file that cannot be decoded does not stop the others."""
     from resnet_train.evaluation import predictor, pretrained
+    from resnet_train.evaluation.class_names import class_names
     from resnet_train.runtime import distributed
     from resnet_train.runtime.precision import set_precision
 
     model = pretrained.load(args.checkpoint, args.network)
-    if args.classes is not None:
-        model = dataclasses.replace(model, classes=predictor.read_class_names(args.classes, len(model.classes)))
+    model = dataclasses.replace(model, classes=class_names(model.classes, model.run.data, args.classes))
     files = predictor.find_images([Path(image) for image in args.images])
     with distributed.start("auto") as world:
         if not world.is_main:

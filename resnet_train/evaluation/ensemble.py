@@ -15,6 +15,7 @@ from resnet_train.data import datasets
 from resnet_train.data.dataset import Dataset
 from resnet_train.errors import BadInput
 from resnet_train.evaluation import evaluator, pretrained
+from resnet_train.evaluation.class_names import class_names
 from resnet_train.evaluation.evaluator import EnsembleMember, SampleResults
 from resnet_train.evaluation.logits import Logits
 from resnet_train.evaluation.pretrained import PretrainedModel
@@ -43,6 +44,8 @@ class Evaluation:
     records: list[ErrorRecord]
     """One for each of `results`."""
     val_set: Dataset
+    class_names: tuple[str, ...]
+    """Of its classes, for people."""
     logits: Logits | None
     """Where they were asked for."""
 
@@ -62,12 +65,18 @@ def load_members(
     return members
 
 
-def evaluate(members: Sequence[PretrainedModel], keep_logits: bool, world: World) -> Evaluation:
-    """Measure the members of `load_members` on their validation set; the same on every rank. Raises `BadInput`."""
+def evaluate(
+    members: Sequence[PretrainedModel], keep_logits: bool, world: World, class_file: Path | None = None
+) -> Evaluation:
+    """Measure the members of `load_members` on their validation set; the same on every rank. Raises `BadInput`.
+
+    class_file: names of the classes (`class_names.read_class_names`).
+    """
     run, protocol = members[0].run, _protocol(members[0])
     val_set = main_first(world, lambda: datasets.open_validation(run.data))
     if world.is_main and not members[0].has_run:
         _warn_of_numbers(val_set.classes)
+    names = class_names(val_set.classes, run.data, class_file)  # before the work, since a file may be wrong
     ensemble = [_prepared(member, tuple(val_set.classes), world) for member in members]
     data = evaluator.evaluation_data(run, val_set, world)
     local_logits: list[torch.Tensor] = []
@@ -82,7 +91,7 @@ def evaluate(members: Sequence[PretrainedModel], keep_logits: bool, world: World
         rows = torch.cat([empty, *local_logits], dim=1).transpose(0, 1).contiguous()  # [n of this rank, networks, …]
         values = evaluator.gather_in_dataset_order(world, rows, data).transpose(0, 1).numpy()
         logits = Logits(networks, protocol, tuple(val_set.classes), results[0].label.long().numpy(), values)
-    return Evaluation(results, error_records(networks, results, protocol), val_set, logits)
+    return Evaluation(results, error_records(networks, results, protocol), val_set, names, logits)
 
 
 def evaluate_logits(logits: Logits, average: str | None = None) -> list[ErrorRecord]:

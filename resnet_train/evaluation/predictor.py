@@ -10,7 +10,6 @@ from resnet_train.data import decoding
 from resnet_train.data.image_paths import IMAGE_SUFFIXES, ImageTree
 from resnet_train.errors import BadInput
 from resnet_train.evaluation.pretrained import PretrainedModel
-from resnet_train.runtime.regular_file import read_lines
 
 _IMAGES_AT_ONCE = 64
 
@@ -54,14 +53,6 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             raise BadInput(f"{path}: no image in or under it, no name that ends in {', '.join(sorted(IMAGE_SUFFIXES))}")
         files += images
     return files
-
-
-def read_class_names(path: Path, count: int) -> tuple[str, ...]:
-    """The names of `count` classes, one a line. Raises `BadInput`."""
-    names = read_lines(path, "--classes: ")
-    if len(names) != count:
-        raise BadInput(f"--classes: {path} has {len(names)} lines for {count} classes: give one name a line")
-    return tuple(names)
 
 
 def _decode(path: Path, mode: str) -> Image.Image | BadInput:

@@ -196,6 +196,25 @@ def test_results_are_printed_and_stored_with_their_protocol(
     assert "worst classes: " in out
 
 
+def test_confusions_have_the_names_of_the_classes(runs: list[str], program: Program) -> None:
+    Path("names.txt").write_text("a ant\nb bee\nc cat, a pet\n")
+    assert program("prepare", "photos", "packed", "--class-names", "names.txt")[0] == 0
+    folder, names = Path(runs[0]).parents[1] / "evaluation", {"ant", "bee", "cat, a pet"}
+    for arguments in (("--data", "packed"), ("--classes", "names.txt", "--save-logits", "one.npz")):
+        code, out, err = program("eval", runs[0], *arguments)
+        assert (code, err) == (0, "")
+        assert out.partition("worst classes: ")[2].startswith(tuple(names))
+        rows = list(csv.reader((folder / "last-one-crop-classes.csv").read_text().splitlines()))
+        assert {row[0] for row in rows[1:]} == names
+        assert {row[3] for row in rows[1:]} <= names | {""}
+    Path("short.txt").write_text("a\n")
+    code, out, err = program("eval", runs[0], "--classes", "short.txt")
+    assert (code, out) == (2, "")
+    assert "--classes: short.txt has 1 lines for 3 classes" in err
+    code, _, err = program("eval", "one.npz", "--classes", "names.txt")
+    assert (code, "--classes has no effect on stored logits" in err) == (2, True)
+
+
 def test_stored_logits_give_every_result_without_a_network(runs: list[str], program: Program) -> None:
     live = figures(program, *runs, "--protocol", "ten-crop", "--save-logits", "both.npz")
     for i, path in enumerate(runs):

@@ -13,8 +13,6 @@ from by_hand import logits_by_hand
 from conftest import LAST
 from PIL import Image
 
-from resnet_train.evaluation import predictor
-
 Program = Callable[..., tuple[int, str, str]]
 Config = Callable[..., Path]
 
@@ -46,11 +44,6 @@ def test_predictions_are_printed_with_names(checkpoint: str, program: Program) -
     head, *lines = out.splitlines()
     assert (code, head, len(lines), err) == (0, "wide.jpg", 2, "")
     assert all(line.split()[0].endswith("%") and line.split()[1] in ("cat", "dog", "emu", "fox") for line in lines)
-
-
-def test_class_names_are_lines_and_nothing_else_splits_them() -> None:
-    Path("names.txt").write_bytes("cat\r\ndog\x85\u2028wolf\nemu".encode())
-    assert predictor.read_class_names(Path("names.txt"), 3) == ("cat", "dog\x85\u2028wolf", "emu")
 
 
 def test_an_image_that_cannot_be_decoded_does_not_stop_the_others(checkpoint: str, program: Program) -> None:
