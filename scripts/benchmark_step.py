@@ -422,8 +422,13 @@ def main() -> None:
         if args.only and name not in [*args.only, "eager fp32"]:
             continue
         begin = time.perf_counter()
-        contestant = create()
-        result = compare(contestant, our, args.rounds, device)
+        try:
+            contestant = create()
+            result = compare(contestant, our, args.rounds, device)
+        except (EOFError, RuntimeError) as error:  # EOFError: its process has ended, and has said why
+            print(f"{name:24} failed: {str(error).partition(chr(10))[0] or 'its process ended'}", flush=True)
+            wrong.append(f"{name} (failed)")
+            continue
         print(f"{name:24} {result.cells()}  ({time.perf_counter() - begin:.0f} s)", flush=True)
         checked = [] if contestant.step is our.step else [(name, result.loss, contestant.precision)]
         if name == "eager fp32":

@@ -115,8 +115,10 @@ def test_each_row_is_printed_when_it_is_there(
 ) -> None:
     printed: list[str] = []
 
-    def compare(*_: object) -> Any:
+    def compare(contestant: Any, *_: object) -> Any:
         printed.append(capsys.readouterr().out)
+        if contestant.automatic_gc and len(printed) > 1:
+            raise EOFError
         return script.Result([2.0], [1.0], 2.3)
 
     monkeypatch.setattr(script, "compare", compare)
@@ -132,6 +134,14 @@ def test_each_row_is_printed_when_it_is_there(
     last = capsys.readouterr().out
     assert last.startswith("- fused SGD               2.00")
     assert last.endswith(": none\n")
+
+    # A line that fails leaves the others.
+    printed.clear()
+    monkeypatch.setattr(sys, "argv", [*argv, "--only", "torchvision"])
+    with pytest.raises(SystemExit, match="True"):
+        script.main()
+    assert "torchvision              failed: its process ended\n" in printed[-1]
+    assert capsys.readouterr().out.endswith(": torchvision (failed)\n")
 
     monkeypatch.setattr(sys, "argv", [*argv, "--only", "+ DPD"])
     with pytest.raises(SystemExit, match="2"):

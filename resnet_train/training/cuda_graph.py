@@ -121,7 +121,9 @@ def _free(launch: Launcher) -> None:
 
 def _capture_cuda_graph(stream: torch.cuda.Stream, call: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
     graph = torch.cuda.CUDAGraph()
-    # thread_local: other threads, such as that of NCCL's watchdog, may use the device meanwhile.
+    # thread_local: other threads, such as that of NCCL's watchdog, may use the device meanwhile. From torch 2.2 on that
+    # need not be switched off (TORCH_NCCL_ASYNC_ERROR_HANDLING=0): it watches nothing captured, and the capture waits
+    # until it has seen the end of what was sent before.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         outputs = call()
     return graph.replay, outputs
