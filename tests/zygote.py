@@ -232,7 +232,7 @@ def _copy_if_python(process: Any, args: Any, *arguments: Any) -> None:
 
 def _copy_if_fork_server(path: str, args: Sequence[bytes | str], pass_fds: Sequence[int]) -> int:
     command = [os.fsdecode(arg) for arg in args]
-    if forkserver.__name__ not in command[-1] or _owner != os.getpid():
+    if not any(forkserver.__name__ in word for word in command) or _owner != os.getpid():
         return int(_spawn(path, args, pass_fds))
     return _start(command, {number: number for number in (0, 1, 2, *pass_fds)})
 
