@@ -78,6 +78,11 @@ def as_text(value: Any) -> Any:
     return {name: as_text(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: at the end one process would wait for the other."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """End with what was skipped and why, one line for each reason."""

@@ -30,6 +30,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_every_command_works_on_a_bare_machine(config: Callable[..., Path], images: Path, tmp_path: Path) -> None:
     """No programs (git, compilers, fc-list, jpegtran), no HOME, no locale, no folder for matplotlib's cache of fonts, a
     Python that was built without some libraries, and none of the functions that only Linux

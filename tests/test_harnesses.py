@@ -29,6 +29,7 @@ def output(*command: str) -> tuple[int, str]:
     return process.returncode, out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("script", "option", "count"), [("chaos.py", "--trials", 20), ("fuzz.py", "--inputs", 120)])
 def test_nothing_is_lost_and_nothing_breaks(script: str, option: str, count: int) -> None:
     code, out = output(str(SCRIPTS / script), option, str(count), "--minutes", "1000", "--jobs", "1")

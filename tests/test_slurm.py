@@ -24,6 +24,7 @@ def test_a_batch_file_is_a_script_with_its_options_at_the_head(file: Path) -> No
     assert subprocess.run(["bash", "-n", file], capture_output=True, text=True).stderr == ""
 
 
+@pytest.mark.long
 @pytest.mark.slurm
 def test_jobs_are_saved_put_back_and_finished() -> None:
     needed = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")

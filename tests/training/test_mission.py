@@ -34,6 +34,7 @@ def clean_training_error(network: str) -> float:
     return float(evaluations[-1]["clean_train_error_top1"])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_depth_harms_plain_networks_and_not_residual_ones(program: Program, tmp_path: Path) -> None:
     recipe = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())

@@ -149,6 +149,7 @@ def test_killed_at_any_moment_a_run_ends_the_same(config: Config, program: Progr
     assert scalars(parts) == scalars(whole)
 
 
+@pytest.mark.long
 def test_killed_at_any_write_a_run_ends_the_same(config: Config, program: Program) -> None:
     """SIGKILL at the n-th call that makes a file durable, for every n: in the saves, and before there is one."""
     path = config(
