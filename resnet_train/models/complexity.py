@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from resnet_train.config.network import AnyNet, NetConfig
 from resnet_train.errors import BadInput, one_line
-from resnet_train.models.blocks import SkipInit
+from resnet_train.models.blocks import ScalarBias, SkipInit
 from resnet_train.models.network import build_network
 
 _STEM = ("conv1", "bn1", "relu", "maxpool")
@@ -90,7 +90,7 @@ def _output_shape(layer: nn.Module, x: Tensor) -> Tensor:
         return torch.empty(0, layer.out_channels, *channel.shape[2:])
     if isinstance(layer, nn.Linear):
         return torch.empty(0, layer.out_features)
-    assert isinstance(layer, nn.BatchNorm2d | SkipInit), layer
+    assert isinstance(layer, nn.BatchNorm2d | SkipInit | ScalarBias), layer
     return x
 
 
