@@ -5,17 +5,18 @@ import csv
 import html
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from resnet_train.analysis.curves import curve
-from resnet_train.analysis.data_sets import data_names
+from resnet_train.analysis.data_sets import by_data_set
 from resnet_train.analysis.families import families
 from resnet_train.analysis.findings import findings, warnings
 from resnet_train.analysis.groups import ERRORS, RECORDED, Group, footnotes, protocols
 from resnet_train.analysis.published import Published, published, published_rows, reasons
-from resnet_train.analysis.style import colours, hue, kind_of, likeness, shade
+from resnet_train.analysis.style import colours, hue, kind_of, likeness, shade, time_unit
 from resnet_train.analysis.sweeps import best_note, is_number, swept_keys
 from resnet_train.analysis.tables import table
 from resnet_train.config.expect import FigureConfig
@@ -26,7 +27,7 @@ from resnet_train.runs import run_folder
 from resnet_train.runs.records import Record
 from resnet_train.runs.run_folder import RunRecord
 
-_COSTS = {"depth": "depth (layers)", "params": "parameters", "macs": "multiply-adds", "hours": "hours of training"}
+_COSTS = {"depth": "depth (layers)", "params": "parameters", "macs": "multiply-adds", "hours": "of training"}
 _PROBES = {
     "gradients": ("units", "gradient norm at the unit's input"),
     "responses": ("layers", "standard deviation of the response"),
@@ -60,31 +61,44 @@ def write_report(groups: Sequence[Group], folders: Sequence[Path], path: Path) -
 def content(groups: Sequence[Group], folders: Sequence[Path]) -> dict[str, Any]:
     """What the template is filled with."""
     runs = [run for group in groups for run in (*group.runs, *group.left_out)]
-    found = published(groups)
+    sections = by_data_set(groups)
     return {
         "title": ", ".join(dict.fromkeys(group.experiment for group in groups)),
-        "data_sets": ", ".join(data_names(groups)),
         "runs": len(runs),
+        "sections": [{"name": name, **_section(members)} for name, members in sections.items()],
+        "confusions": list(_confusions(runs, folders)),
+        "configuration": to_yaml(dump(runs[0].run)),
+        "first": str(runs[0].folder),
+        "environment": _environment(runs),
+        "data": _embedded([{"name": name, **_drawn(members)} for name, members in sections.items()]),
+    }
+
+
+def _section(groups: Sequence[Group]) -> dict[str, Any]:
+    """What is written about the networks of one data set."""
+    found = published(groups)
+    return {
         "protocols": footnotes(groups) or protocols(groups),
         "findings": findings(groups),
         "warnings": [*warnings(groups), *reasons(found)],
         "notes": best_note(groups),
         "table": table(groups),
         "published": published_rows(found),
-        "confusions": list(_confusions(runs, folders)),
-        "differing": _differing(runs),
-        "configuration": to_yaml(dump(runs[0].run)),
-        "first": str(runs[0].folder),
-        "environment": _environment(runs),
-        "data": _embedded(
-            {
-                "groups": _curves(groups),
-                "points": _points(groups),
-                "costs": _COSTS | {key: key for key in swept_keys(groups)},
-                "errors": {error: ERRORS[error][0] for error in ("val_error_top1", "clean_train_error", "train_error")},
-                "probes": _probes(groups),
-            }
-        ),
+        "differing": _differing([run for group in groups for run in (*group.runs, *group.left_out)]),
+    }
+
+
+def _drawn(groups: Sequence[Group]) -> Record:
+    """What is drawn of the networks of one data set. Hours are seconds or minutes where these suit better."""
+    unit, per_hour = time_unit(max((group.mean("hours") or 0 for group in groups), default=0))
+    costs = _COSTS | {"hours": f"{unit} of training"} | {key: key for key in swept_keys(groups)}
+    return {
+        "groups": _curves(groups, unit, per_hour),
+        "points": _points(groups, per_hour),
+        "costs": costs,
+        "errors": {error: ERRORS[error][0] for error in ("val_error_top1", "clean_train_error", "train_error")},
+        "probes": _probes(groups),
+        "several_seeds": any(len(group.runs) > 1 for group in groups),
     }
 
 
@@ -114,7 +128,7 @@ def _colours(groups: Sequence[Group]) -> dict[int, tuple[str, str]]:
     return dict(zip(map(id, groups), zip(light, dark, strict=True), strict=True))
 
 
-def _curves(groups: Sequence[Group]) -> list[Record]:
+def _curves(groups: Sequence[Group], unit: str, per_hour: float) -> list[Record]:
     looks = _colours(groups)
     drawn = []
     for group in groups:
@@ -124,7 +138,11 @@ def _curves(groups: Sequence[Group]) -> list[Record]:
             points = curve(group, error)
             epochs = points.steps * group.runs[0].run.train.batch_size / start["train_images"]
             curves[error] = {
-                "x": {"iterations": points.steps.tolist(), "epochs": epochs.tolist(), "hours": points.hours.tolist()},
+                "x": {
+                    "iterations": points.steps.tolist(),
+                    "epochs": epochs.tolist(),
+                    unit: (points.hours * per_hour).tolist(),
+                },
                 "y": points.means.tolist(),
                 "deviations": points.deviations.tolist() if len(group.runs) > 1 else [],
             }
@@ -146,7 +164,7 @@ def _centre(one: Published) -> float:
     return float(figure.centre[0])
 
 
-def _points(groups: Sequence[Group]) -> list[Record]:
+def _points(groups: Sequence[Group], per_hour: float) -> list[Record]:
     """For each family, its networks with their costs and errors."""
     return [
         {
@@ -158,6 +176,7 @@ def _points(groups: Sequence[Group]) -> list[Record]:
                     "label": group.label,
                     "step": None if group.is_finished else group.step,
                     "x": {cost: (row := group.row())[cost] for cost in _COSTS}
+                    | {"hours": None if row["hours"] is None else row["hours"] * per_hour}
                     | {key: value for key, value in group.sweep.items() if is_number(value)},
                     "errors": {error: (row[error], row[f"{error}_std"]) for error in ERRORS},
                 }
@@ -215,7 +234,13 @@ def _confusions(runs: Sequence[RunRecord], folders: Sequence[Path]) -> Iterator[
             image = ""
             if picture.is_file() and picture.stat().st_size < _LARGEST_PICTURE:
                 image = base64.b64encode(picture.read_bytes()).decode()
-            yield {"file": str(path), "rows": rows[:11], "image": image}
+            shown = [[_shortened(cell) for cell in row] for row in rows[:11]]
+            yield {"file": str(path), "rows": shown, "image": image}
+
+
+def _shortened(cell: str) -> str:
+    """A cell of a CSV file; a fraction with two digits."""
+    return f"{float(cell):.2f}" if re.fullmatch(r"\d+\.\d+", cell) else cell
 
 
 def _differing(runs: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -151,7 +151,7 @@ def _load(name: str, data: str | None, seed: int) -> "PretrainedModel":
 
 def _table(results: Mapping[str, "ProbeResult"]) -> str:
     """For each quantity a table: a row for each unit or layer, a column for each network, then two summaries."""
-    from resnet_train.runtime.tables import columns
+    from resnet_train.runtime.tables import columns, terminal_width
 
     summaries: dict[str, Callable[[list[float]], float]] = {
         "median": statistics.median,
@@ -167,7 +167,7 @@ def _table(results: Mapping[str, "ProbeResult"]) -> str:
         finite = [[value for value in values.values() if value is not None] for values in by_network.values()]
         for summary, function in summaries.items():
             rows.append((summary, *(_number(function(values) if values else None) for values in finite)))
-        tables.append(columns(rows))
+        tables.append(columns(rows, terminal_width()))
     return "\n\n".join(tables)
 
 

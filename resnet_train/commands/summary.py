@@ -103,13 +103,13 @@ def _print_stages(networks: Sequence["AnyNet"], size: int | None, classes: int |
 
 def _stage_table(stages: list["Stage"]) -> str:
     from resnet_train.models import complexity
-    from resnet_train.runtime.tables import columns
+    from resnet_train.runtime.tables import columns, terminal_width
 
     rows = [("stage", "units", "output", "parameters", "multiply-adds", "activations")]
     costs = [(s.name, str(s.units or ""), " x ".join(map(str, s.shape)), s.complexity) for s in stages]
     for name, units, shape, cost in [*costs, ("total", "", "", complexity.total(stages))]:
         rows.append((name, units, shape, f"{cost.params:,}", f"{cost.macs:,}", f"{cost.activations:,}"))
-    return columns(rows)
+    return columns(rows, terminal_width())
 
 
 # --- comparison with a reference --------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def _compare(
 ) -> None:
     """Print the costs of networks beside those of a reference at one image size, and draw them."""
     from resnet_train.models import complexity
-    from resnet_train.runtime.tables import columns
+    from resnet_train.runtime.tables import columns, terminal_width
 
     default_size, default_classes = complexity.default_input(reference)
     pixels, outputs = size or default_size, classes or default_classes
@@ -133,7 +133,7 @@ def _compare(
     records = [_costs(network, pixels, outputs) for network in unique.values()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _draw(records, out)
+        _draw(records, f"{pixels} px, {outputs:,} classes", out)
     except OSError as error:
         raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None
     except ValueError as error:  # matplotlib's, for the suffix of a file name
@@ -146,7 +146,11 @@ def _compare(
     for record in records:
         cells = [f"{_cost_text(record, key)} ({record[key] / first[key]:.2f})" for key in _COSTS]
         rows.append((record["network"], *cells, _agreement(record)))
-    print(f"{pixels} px, {outputs} classes; in brackets the ratio to {first['network']}", columns(rows), sep="\n")
+    print(
+        f"{pixels} px, {outputs} classes; in brackets the ratio to {first['network']}",
+        columns(rows, terminal_width()),
+        sep="\n",
+    )
     for record in records[1:]:
         print(_complexity_sentence(record, first))
     print(f"wrote {out}")
@@ -198,10 +202,10 @@ def _complexity_sentence(record: dict[str, Any], reference: dict[str, Any]) -> s
     return f"{record['network']}: {record['depth']} layers, {relation} {reference['network']} ({ratio})"
 
 
-def _draw(records: Sequence[dict[str, Any]], path: Path) -> None:
+def _draw(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from resnet_train.analysis.style import colours
+    from resnet_train.analysis.style import add_title, colours
     from resnet_train.config import zoo
 
     titles = {key: _COSTS[key] for key in ("depth", "params", "macs", "activations")}
@@ -220,4 +224,5 @@ def _draw(records: Sequence[dict[str, Any]], path: Path) -> None:
         ax.set_xticks([])
         ax.margins(x=0.7 if key == "activations" else 0.25)
     ax.invert_yaxis()  # shared by all panels: the reference is on top
+    add_title(figure, title)
     figure.savefig(path, dpi=130)

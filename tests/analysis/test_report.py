@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,22 @@ def runs(recorded: Callable[..., Path]) -> Path:
                 metrics.write_text("\n".join(lines) + "\n")
     evaluation = folder / "evaluation"
     evaluation.mkdir()
-    (evaluation / "last-one-crop-classes.csv").write_text("class,images,error\n</script><b>cat,10,50.0\n")
+    (evaluation / "last-one-crop-classes.csv").write_text(
+        "class,images,error\n</script><b>cat,10,50.0\ndog,3,33.333333333333336\n"
+    )
     (evaluation / "last-one-crop-mistakes.png").write_bytes(b"\x89PNG")
     return Path("runs")
 
 
 def data_of(page: str) -> Any:
-    """What its script draws."""
-    return json.loads(re.search(r"<script>const DATA = (.*?);</script>", page)[1])  # type: ignore[index]
+    """What its script draws of the only data set."""
+    [section] = sections_of(page)
+    return section
+
+
+def sections_of(page: str) -> Any:
+    """What its script draws of each data set."""
+    return json.loads(re.search(r"<script>const SECTIONS = (.*?);</script>", page)[1])  # type: ignore[index]
 
 
 def test_the_page_holds_what_compare_finds(runs: Path, program: Program) -> None:
@@ -47,11 +56,12 @@ def test_the_page_holds_what_compare_finds(runs: Path, program: Program) -> None
     assert "plain: the deeper network&#39;s training error is higher: cifar-plain-56" in page
     assert "<td>40.05 ± 0.07</td>" in page  # the clean error of cifar-plain-56
     assert "&lt;/script&gt;&lt;b&gt;cat" in page  # a name is no markup
+    assert "<td>dog</td><td>3</td><td>33.33</td>" in page
     assert 'src="data:image/png;base64,iVBORw==' in page
     assert "All runs differ in network and seed only." in page
     data = data_of(page)
     curve = next(g for g in data["groups"] if g["name"] == "cifar-plain-56")["curves"]["clean_train_error"]
-    assert curve["x"] == {"iterations": [10, 20], "epochs": [0.0032, 0.0064], "hours": [0.1, 0.2]}
+    assert curve["x"] == {"iterations": [10, 20], "epochs": [0.0032, 0.0064], "minutes": [6, 12]}
     assert curve["y"] == [50.05, 40.05]
     assert curve["deviations"] == pytest.approx([0.0707107] * 2)
     assert data["probes"][0]["pairs"] == [["cifar-plain-20", "cifar-resnet-20"], ["cifar-plain-56", "cifar-resnet-56"]]
@@ -71,6 +81,77 @@ def test_what_differs_and_what_is_published_is_in_it(recorded: Callable[..., Pat
     assert "A &lt;paper&gt;" in page
     assert '<td>optimizer.lr</td><td class="text">0.1</td><td class="text">cifar-resnet-20</td>' in page
     assert [group["published"] for group in data_of(page)["groups"]] == [{"val_error_top1": 8.75}, {}]
+
+
+def test_each_data_set_has_findings_a_table_and_charts(recorded: Callable[..., Path], program: Program) -> None:
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    digits = {"kind": "digits", **dict.fromkeys(("size", "train_images", "val_images", "classes"))}
+    for depth in (20, 56):
+        recorded(f"cifar-plain-{depth}", 0, 5.0 + depth)
+        recorded(f"cifar-plain-{depth}", 0, 5.0 + depth, name="numbers", data=digits, augment={"crop": None})
+    assert program("report", "runs")[0] == 0
+    page = Path("runs/report.html").read_text()
+    assert page.count("the deeper network&#39;s training error is higher: cifar-plain-56 61.00 %, cifar-plain-20") == 2
+    assert "not only the network differs" not in page
+    assert [section["name"] for section in sections_of(page)] == ["digits", "synthetic"]
+    assert all(
+        [group["name"] for group in s["groups"]] == ["cifar-plain-20", "cifar-plain-56"] for s in sections_of(page)
+    )
+    assert page.count("<td>cifar-plain-56</td>") == 2
+    if browser.program() is None:
+        return
+    with browser.opened() as opened:
+        opened.open(Path("runs/report.html"))
+        top = "Math.max(...document.getElementById('curves').data[0].x)"
+        before = opened.value(top)
+        opened.value(
+            "(s => { s.selectedIndex = 1; s.dispatchEvent(new Event('change', {bubbles: true})); })"
+            "(document.querySelector('[name=data]'))"
+        )
+        opened.value("document.querySelector('#switches [name=x]').value = 'epochs'; drawCurves()")
+        assert before == 20
+        assert opened.value(top) < 1
+        assert opened.value("DATA.name") == "synthetic"
+        assert opened.errors() == []
+
+
+def test_it_refers_to_no_other_file_or_host(runs: Path, program: Program) -> None:
+    """No element or style sheet loads anything, and no other directive of its policy would let it."""
+    assert program("report", runs)[0] == 0
+    page = (runs / "report.html").read_text()
+    loaded: list[str] = []
+
+    class Elements(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            loaded.extend(
+                f"{name}={(value or '')[:40]}"
+                for name, value in attrs
+                if name in ("src", "srcset", "href", "action", "data", "poster", "background", "ping")
+            )
+
+    styles = re.findall(r"<style>(.*?)</style>", page, re.S)
+    Elements().feed(page)
+    assert loaded == ["href=data:,", "src=data:image/png;base64,iVBORw=="]
+    assert len(styles) == 1
+    assert not re.search(r"@import|url\(|image-set", styles[0])
+    own = page[: page.index("<script>")] + page[page.index("<script>const SECTIONS") :]  # without plotly's own code
+    assert not re.search(r"https?:|//[a-z]|fetch\(|XMLHttpRequest|WebSocket|import\(|sendBeacon", own)
+    assert "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:" in page
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_bands_are_of_several_seeds(seeds: int, recorded: Callable[..., Path], program: Program) -> None:
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    for seed in range(seeds):
+        recorded("cifar-resnet-20", seed, 5.0)
+    assert program("report", "runs")[0] == 0
+    page = Path("runs/report.html").read_text()
+    assert data_of(page)["several_seeds"] is (seeds > 1)
+    if browser.program() is not None:
+        with browser.opened() as opened:
+            opened.open(Path("runs/report.html"))
+            hidden = "getComputedStyle(document.querySelector('[name=bands]').parentElement).display === 'none'"
+            assert opened.value(hidden) is (seeds == 1)
 
 
 def test_without_plotly_it_is_one_line(
