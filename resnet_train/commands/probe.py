@@ -130,6 +130,8 @@ def _probe_networks(args: argparse.Namespace, out: Path) -> None:
             return
         try:
             title = f"{', '.join(data)}; {_TITLES[args.kind].format(images)}"
+            if args.weight_scale:
+                title += f", weights x {', '.join(f'{s:g}' for s in args.weight_scale)}"
             paths = figures.draw_side_by_side(args.kind, results, networks, out, title, figure_output(args))
         except OSError as error:
             raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None

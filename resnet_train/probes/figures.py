@@ -43,7 +43,7 @@ _PANELS = {
     "gradients": (
         _Panel("gradient norm at a unit's input", {"units": ".-"}, log=True),
         _Panel("gradient norm of a convolution's weights", {"weights": ".-"}, log=True),
-        _Panel("its two parts: identity (dashed) and F", {"carried": "--", "through": ".-"}, log=True),
+        _Panel("gradient through identity (dashed) and F", {"carried": "--", "through": ".-"}, log=True),
     ),
     "responses": (
         _Panel("standard deviation of the response", {"layers": ".-"}),

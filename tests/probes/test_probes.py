@@ -296,7 +296,12 @@ def test_the_command_draws_networks_side_by_side(config: Config, program: Progra
     assert Path("map.png").exists()
     names = ["cifar-plain-8-nobn", "cifar-preact-8-nobn"]
     scales = ("--data", "synthetic", "--images", 8, "--weight-scale", "1,1e-30", "--out", "scale.png")
-    code, out, err = program("probe", "gradients", *names, *scales)
+    with pytest.MonkeyPatch.context() as patched:
+        saved: list[Figure] = []
+        save = Figure.savefig
+        patched.setattr(Figure, "savefig", lambda figure, *a, **k: (saved.append(figure), save(figure, *a, **k)))
+        code, out, err = program("probe", "gradients", *names, *scales)
+    assert saved[0].get_suptitle().endswith("8 training images, weights x 1, 1e-30")
     assert (code, out.split()[1:13:3]) == (0, [name for name in names for _ in range(2)]), err
     [summary, *_] = [line.split() for line in out.splitlines() if line.startswith("largest / smallest")]
     assert (float(summary[3]) < 1e3, float(summary[4]) > 1e100, float(summary[6]) < 1e3) == (True, True, True), out
