@@ -77,14 +77,15 @@ def table(statuses: Sequence["RunStatus"]) -> str:
 
     several = len({status.experiment for status in statuses}) > 1
     rows: list[tuple[str, ...]] = [
-        ("run", "state", "step", "train %", "val %", "img/s", "left", "last line", "process")
+        ("run", "seed", "state", "step", "train %", "val %", "img/s", "left", "last line", "process")
     ]
     for s in statuses:
         of = "" if s.total_steps is None else f"/{s.total_steps}"
         train = s.train_error if s.clean_train_error is None else s.clean_train_error
         rows.append(
             (
-                f"{s.experiment}/{s.network} {s.seed}" if several else f"{s.network} {s.seed}",
+                f"{s.experiment}/{s.network}" if several else s.network,
+                str(s.seed),
                 s.state,
                 "–" if s.state == "waiting" else f"{s.step}{of}",
                 percent(train),

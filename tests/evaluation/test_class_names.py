@@ -20,7 +20,9 @@ def test_the_ids_of_imagenet_get_their_names_in_any_order() -> None:
     assert (len(ids), names[0], names[134]) == (1000, "tench", "crane bird")
     described = [name.lower() in info.index_to_description(i).lower() for i, name in enumerate(names)]
     assert sum(described) > 900  # the others have words of their own, as the two cranes have
-    assert class_names(ids[:999], FOLDERS) == tuple(ids[:999])  # of other sets nothing is known
+    assert class_names(["n02012849", "n01440764"], FOLDERS) == ("crane bird", "tench")
+    other = ("n01440764", "n00000001")
+    assert class_names(other, FOLDERS) == other
 
 
 def test_names_are_lines_and_nothing_else_splits_them() -> None:
