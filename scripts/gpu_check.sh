@@ -19,8 +19,8 @@
 # for loader and ranks. RUNS, a folder `runs` of an earlier tar file, lets train go on from there. PYTHON is the interpreter. OUT
 # is the folder of the tar file, by default docs/measurements.
 #
-# WHEELS holds what the machine lacks beside torch, torchvision, numpy, scipy, matplotlib, tensorboard and pytest. For
-# Python 3.12:
+# WHEELS holds what the machine lacks beside torch, torchvision, numpy, scipy, matplotlib, pillow, pyyaml, tensorboard,
+# tqdm and pytest. For Python 3.12:
 #   for_it="--only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64"
 #   pip download $for_it -d WHEELS pydantic                    # and the versions that it needs
 #   pip download $for_it --no-deps -d WHEELS filelock shtab simplejpeg

@@ -1,9 +1,11 @@
 """scripts/gpu_check.sh, rehearsed with a stand-in for the interpreter: the commands are real, what they print is not."""
 
 import os
+import re
 import shlex
 import subprocess
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,14 @@ case "$*" in
 *"-c import platform"*) echo "a GPU" ;;
 esac
 """
+
+
+def test_each_dependency_is_brought_or_expected() -> None:
+    """A machine with a GPU may reach no registry."""
+    head = (ROOT / "scripts/gpu_check.sh").read_text().partition("set -uo")[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.split("[<>=]", requirement)[0] for requirement in project["dependencies"]]
+    assert [name for name in names if not re.search(rf"\b{name}\b", head)] == []
 
 
 def rehearse(tmp_path: Path, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
