@@ -162,7 +162,10 @@ for name in $parts; do
         for setting in eager graph graph-numa; do
             numa=() graph=true
             [ "$setting" != eager ] || graph=false
-            [ "$setting" != graph-numa ] || numa=(--numa-binding=node)
+            if [ "$setting" = graph-numa ]; then
+                command -v numactl >/dev/null || { table+=("ranks-$setting: there is no numactl") && continue; }
+                numa=(--numa-binding=node)
+            fi
             part "ranks-$setting" $(($(left) / 2)) "$python" -m torch.distributed.run --standalone \
                 --nproc-per-node="$gpus" "${numa[@]}" -m resnet_train bench configs/imagenet-resnet.yaml \
                 --only resnet-50 "data.path=$data/imagenet-natural-c100" "train.batch_size=$((32 * gpus))" \

@@ -54,6 +54,9 @@ def rehearse(tmp_path: Path, **variables: str) -> tuple[subprocess.CompletedProc
     calls = tmp_path / "calls"
     calls.write_text("")
     environment = os.environ | {"PYTHON": str(stand_in), "CALLS": str(calls), "OUT": str(tmp_path / "out"), **variables}
+    if not (tmp_path / "programs/nvidia-cuda-mps-control").exists():
+        program(tmp_path / "programs", "nvidia-cuda-mps-control", "exit 1")  # a true one would be started
+    environment["PATH"] = f"{tmp_path / 'programs'}:{os.environ['PATH']}"
     command = ["bash", str(ROOT / "scripts/gpu_check.sh"), str(data)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     return done, calls.read_text().splitlines()
@@ -66,6 +69,7 @@ def torchrun_takes(words: list[str]) -> bool:
 
 
 def test_all_parts_yield_a_table_and_one_file(tmp_path: Path) -> None:
+    program(tmp_path / "programs", "numactl", "")
     done, calls = rehearse(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     for line in ("tests: done after", "5 passed", "eager fp32", "cifar-resnet-20 8.7 %", "ours 4.00", "random-resized"):
@@ -128,6 +132,13 @@ def test_python_path_and_an_earlier_run_are_kept(tmp_path: Path) -> None:
         assert "gpu/runs/cifar10-depth/cifar-resnet-20/some.txt" in tar.getnames()
 
 
+def program(folder: Path, name: str, code: str) -> None:
+    """Write one that a machine may lack."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/bash\n{code}\n")
+    (folder / name).chmod(0o755)
+
+
 def test_several_gpus_are_not_asked_of_one(tmp_path: Path) -> None:
     done, calls = rehearse(tmp_path, PARTS="ranks", GPUS="1")
     assert (done.returncode, "ranks: there is one GPU" in done.stdout) == (0, True)
@@ -136,12 +147,9 @@ def test_several_gpus_are_not_asked_of_one(tmp_path: Path) -> None:
 
 def test_several_runs_at_once_are_measured_with_mps(tmp_path: Path) -> None:
     """Which is started before them and ended after them."""
-    programs, log = tmp_path / "programs", tmp_path / "mps"
-    programs.mkdir()
-    control = programs / "nvidia-cuda-mps-control"
-    control.write_text(f'#!/bin/bash\n[ "$1" = -d ] && echo start >>{log} || cat >>{log}\n')
-    control.chmod(0o755)
-    done, calls = rehearse(tmp_path, PARTS="jobs", PATH=f"{programs}:{os.environ['PATH']}")
+    log = tmp_path / "mps"
+    program(tmp_path / "programs", "nvidia-cuda-mps-control", f'[ "$1" = -d ] && echo start >>{log} || cat >>{log}')
+    done, calls = rehearse(tmp_path, PARTS="jobs")
     assert (done.returncode, log.read_text()) == (0, "start\nquit\n")
     assert [call.split()[-1] for call in calls if "resnet_train run" in call] == ["1", "4", "4"]
     assert "jobs-4-mps: done after" in done.stdout
