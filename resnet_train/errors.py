@@ -4,7 +4,9 @@ What a scheduler may retry has a code of its own, of those that `sysexits.h` nam
 """
 
 import errno
+import os
 import sys
+import textwrap
 import traceback
 
 LONGEST_MESSAGE = 2000
@@ -147,8 +149,24 @@ def report(error: BaseException) -> int:
         traceback.print_exception(error)
         return 1
     if not error.reported:
-        print("resnet-train:", "\n".join(map(one_line, error.lines())), file=sys.stderr)
+        text = "\n".join(["resnet-train: " * (not i) + one_line(line) for i, line in enumerate(error.lines())])
+        print(wrap(text), file=sys.stderr)
     return error.exit_code
+
+
+def wrap(text: str) -> str:
+    """The text for standard error: on a terminal each line is wrapped between words to its width."""
+    try:
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError, AttributeError):  # no terminal, or closed, or not there
+        return text
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        lines += textwrap.wrap(
+            line, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines)
 
 
 def one_line(text: str) -> str:

@@ -54,7 +54,28 @@ def main(args: argparse.Namespace) -> None:
         _train(experiment, runs, args.fresh, args.jobs, args.json)
 
 
+def _announce(experiment: "Experiment", runs: Sequence["Run"]) -> None:
+    """Say what begins, before the seconds in which torch is imported and data opened. For people: on a terminal."""
+    from resnet_train.analysis.curves import data_name
+    from resnet_train.runtime import progress, rank_environment
+
+    if progress.is_terminal() and rank_environment.is_main():
+        data = ", ".join(dict.fromkeys(data_name(run.data) for run in runs))
+        progress.write_line(f"{experiment.name}: opening {data}, {_count_runs(runs)}, results in {experiment.output}")
+
+
+def _count_runs(runs: Sequence["Run"]) -> str:
+    """Such as `4 networks x 2 seeds`; of a sweep `2 networks x 3 values x 2 seeds`."""
+    networks, seeds = ({run.network.name for run in runs}, {run.seed for run in runs})
+    values = {run.cell.partition(" ")[2] for run in runs}
+    counts = [(len(networks), "network"), (len(values), "value"), (len(seeds), "seed")]
+    return " x ".join(
+        f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts if count > 1 or word != "value"
+    )
+
+
 def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: int, as_json: bool) -> None:
+    _announce(experiment, runs)
     from resnet_train.analysis import tables
     from resnet_train.analysis.groups import group_runs
     from resnet_train.analysis.sweeps import rows

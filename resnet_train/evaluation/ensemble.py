@@ -23,6 +23,7 @@ from resnet_train.evaluation.protocols import describe
 from resnet_train.runtime.atomic import append_lines
 from resnet_train.runtime.distributed import World, main_first
 from resnet_train.runtime.precision import out_of_memory_hint, set_precision
+from resnet_train.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,12 @@ def evaluate(
     data = evaluator.evaluation_data(run, val_set, world)
     local_logits: list[torch.Tensor] = []
     hint = f"lower eval.batch_size, now {run.eval.batch_size}: --set eval.batch_size=N"
-    with out_of_memory_hint(members[0].label, world.device, hint):
-        results = evaluator.evaluate(ensemble, data, run.eval.average, world, local_logits if keep_logits else None)
+    stored = local_logits if keep_logits else None
+    with (
+        out_of_memory_hint(members[0].label, world.device, hint),
+        Progress("evaluating", len(data), "img", shown=world.is_main) as bar,
+    ):
+        results = evaluator.evaluate(ensemble, data, run.eval.average, world, stored, count=bar.update)
     networks = [_identity(member) for member in members]
     logits = None
     if keep_logits:

@@ -83,13 +83,26 @@ StopRequested = Callable[[], bool]
 """Whether a signal asks to stop. It is called before each batch, on every rank equally often; all get one answer."""
 
 
+Count = Callable[[int], object]
+"""Called with a number of images that were evaluated, of all ranks."""
+
+
 def never() -> bool:
     """The `StopRequested` of an evaluation that is not to be stopped."""
     return False
 
 
+def ignore(_: int) -> None:
+    """The `Count` of an evaluation whose progress is not shown."""
+
+
 def errors(
-    net: nn.Module, run: Run, sets: EvalSets, world: World, stop_requested: StopRequested = never
+    net: nn.Module,
+    run: Run,
+    sets: EvalSets,
+    world: World,
+    stop_requested: StopRequested = never,
+    count: Count = ignore,
 ) -> dict[str, float]:
     """Errors in percent and loss of a network: `val_error_top1`, `val_loss`, …, `clean_train_error_top1`, …
 
@@ -103,7 +116,7 @@ def errors(
     for name, dataset in (("val", sets.val), ("clean_train", sets.clean_train)):
         if len(dataset):
             data = evaluation_data(run, dataset, world, training=name == "clean_train")
-            [results] = evaluate(members, data, run.eval.average, world, stop_requested=stop_requested)
+            [results] = evaluate(members, data, run.eval.average, world, None, stop_requested, count)
             all_errors |= {f"{name}_{key}": value for key, value in results.errors().items() if key != "images"}
     return all_errors
 
@@ -145,6 +158,7 @@ def evaluate(
     world: World,
     stored_logits: list[Tensor] | None = None,
     stop_requested: StopRequested = never,
+    count: Count = ignore,
 ) -> list[SampleResults]:
     """Results of each network, then of their ensemble where there are several. Every rank gets those of all samples.
 
@@ -154,7 +168,7 @@ def evaluate(
     """
     scores = []
     device = torch.device("cpu") if world.device.type in WITHOUT_FLOAT64 else world.device
-    for labels, logits in _batch_logits(members, data, stop_requested):
+    for labels, logits in _batch_logits(members, data, stop_requested, count):
         scores.append(score_logits(labels.to(device), logits.to(device), average))
         if stored_logits is not None:
             stored_logits.append(logits.cpu())
@@ -166,11 +180,12 @@ def evaluate(
 
 @torch.inference_mode()
 def _batch_logits(
-    members: Sequence[EnsembleMember], data: EvaluationData, stop_requested: StopRequested
+    members: Sequence[EnsembleMember], data: EvaluationData, stop_requested: StopRequested, count: Count
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For each of this rank's batches the labels [n] and the logits, float32 [members, n, views, classes]."""
     for member in members:
         member.net.eval()
+    done = 0
     for view_batch in _until_stop(data.view_batches(), data.rounds, stop_requested):
         logits = None
         smallest = min(group.batch.images[0].numel() for group in view_batch.groups)
@@ -185,6 +200,8 @@ def _batch_logits(
             logits[:, rows, view] = group_logits
         assert logits is not None
         yield view_batch.labels, logits
+        done, before = min(len(data), done + data.batch_size * data.ranks), done
+        count(done - before)
 
 
 def _until_stop(batches: Generator[_T], rounds: int, stop_requested: StopRequested) -> Iterator[_T]:

@@ -67,10 +67,16 @@ class Children:
     hint: what to do if memory runs out and the kernel kills one, such as `lower data.workers`.
     end_by: the signal that ends them with the block. SIGKILL is for workers, which have nothing to lose: they ignore
     the signals of a job. SIGTERM is for children that save their state first: they handle these signals themselves.
+    last_messages: called with a child and a message of it that comes while they end.
     """
 
-    def __init__(self, hint: str, end_by: signal.Signals = signal.SIGKILL) -> None:
-        self.hint, self.end_by = hint, end_by
+    def __init__(
+        self,
+        hint: str,
+        end_by: signal.Signals = signal.SIGKILL,
+        last_messages: Callable[[Child, Any], object] | None = None,
+    ) -> None:
+        self.hint, self.end_by, self.last_messages = hint, end_by, last_messages
         self.running: list[Child] = []
         if end_by == signal.SIGKILL:
             # For a block that is never left. Else multiprocessing would end them by SIGTERM at the end of this process,
@@ -145,8 +151,18 @@ class Children:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid or 0, self.end_by)
             wait([process.sentinel for process in alive], timeout=0.2)
+            self._receive_last()
+        self._receive_last()
         for child in self.running:
             child.connection.close()
+
+    def _receive_last(self) -> None:
+        if self.last_messages is None:
+            return
+        for child in self.running:
+            with suppress(EOFError, OSError):
+                while child.connection.poll():
+                    self.last_messages(child, child.connection.recv())
 
 
 def _kill(children: Iterable[Child]) -> None:

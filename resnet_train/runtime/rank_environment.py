@@ -37,6 +37,11 @@ def read() -> RankEnvironment:
     return RankEnvironment(rank, size, local_rank, local_size)
 
 
+def is_main() -> bool:
+    """Whether this is the rank that shows progress, as far as that is known without a check of the environment."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def is_started_by_torchrun() -> bool:
     """Whether the parent of this process is torchrun, which lives as long as its ranks."""
     return "TORCHELASTIC_RUN_ID" in os.environ

@@ -4,8 +4,10 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
+
+from resnet_train.runtime.progress import write_line_at_once
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -83,6 +85,4 @@ def _watch(reader: int, announce: bool) -> None:
         if announce:
             announce = False
             again = "; again to stop at once, unsaved" if number == signal.SIGINT else ""
-            line = f"\n{signal.Signals(number).name}: saving and stopping at the next step{again}\n"
-            with suppress(OSError):  # nobody may read standard error any more
-                os.write(2, line.encode())
+            write_line_at_once(f"{signal.Signals(number).name}: saving and stopping at the next step{again}")

@@ -3,7 +3,9 @@
 import logging
 import multiprocessing
 import signal
+import sys
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,10 +23,12 @@ from resnet_train.runs.run_folder import RunRecord, folder_of, place_of
 from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import out_of_memory_hint
-from resnet_train.runtime.processes import Children
+from resnet_train.runtime.processes import Child, Children
+from resnet_train.runtime.progress import write_line
 from resnet_train.runtime.signals import StopRequest, catch_stop_signals
 from resnet_train.training import finetune
 from resnet_train.training.loop import train
+from resnet_train.training.run_progress import GridProgress, LinesToParent, Parent, RunProgress, Show
 from resnet_train.training.schedule import build_schedule
 
 logger = logging.getLogger(__name__)
@@ -36,8 +40,6 @@ class RunJob(NamedTuple):
     run: Run
     folder: Path
     fresh: bool
-    remaining_work: float
-    """The multiply-adds of the runs that follow, in units of this run's."""
     queue: tuple[str, ...]
     """The runs that follow, such as cifar-resnet-20/seed-0."""
 
@@ -59,27 +61,31 @@ def train_all(runs: Sequence[Run], output: str, settings: TrainConfig, fresh: bo
             raise BadInput(f"--jobs {jobs} is for one rank, and there are {world.size}: leave it out")
         distributed.broadcast_from_main(world, lambda: check_ranks(runs, world.size))
         pending: list[tuple[Run, Path]] = []
+        ended: dict[str, list[Path]] = {}
         for run, folder in zip(runs, folders, strict=True):
             status = None if fresh else distributed.broadcast_from_main(world, partial(end_status, folder, run))
             if status is None:
                 pending.append((run, folder))
             elif world.is_main:
-                logger.info("%s: %s already", folder, status)
+                ended.setdefault(status, []).append(folder)
                 run_folder.update_expected(folder, run)
+        for status, places in ended.items():
+            where = places[0] if len(places) == 1 else f"{len(places)} of {len(runs)} runs in {output}"
+            logger.info("%s: %s already", where, status)
         distributed.broadcast_from_main(
             world, lambda: finetune.check_init_from((run for run, _ in pending), output, fresh)
         )
-        macs = [_macs(run) for run, _ in pending]
         names = [place_of(run) for run, _ in pending]
-        queue = [
-            RunJob(run, folder, fresh, sum(macs[i + 1 :]) / macs[i] / jobs, tuple(names[i + 1 :]))
-            for i, (run, folder) in enumerate(pending)
-        ]
-        if jobs > 1:
-            _train_several(queue, jobs, request)
-        else:
-            for job in queue:
-                _train(job, world, request)
+        queue = [RunJob(run, folder, fresh, tuple(names[i + 1 :])) for i, (run, folder) in enumerate(pending)]
+        titles, work = [run.title for run, _ in pending], [_macs(run) for run, _ in pending]
+        with closing(GridProgress(titles, work, jobs, shown=world.is_main)) as progress:
+            if jobs > 1:
+                _train_several(queue, jobs, request, progress)
+            else:
+                for index, job in enumerate(queue):
+                    progress.start(index)
+                    _train(job, world, request, partial(progress.show, index))
+                    progress.end(index)
         return [run_folder.read(folder) for folder in folders] if world.is_main else []
 
 
@@ -116,8 +122,8 @@ def check_ranks(runs: Sequence[Run], ranks: int) -> None:
         raise InvalidConfig(*dict.fromkeys(complaints))
 
 
-def _train(job: RunJob, world: World, request: StopRequest) -> None:
-    run, folder, fresh, remaining_work, following = job
+def _train(job: RunJob, world: World, request: StopRequest, show: Show) -> None:
+    run, folder, fresh, following = job
     hint = (
         f"train.batch_size {run.train.batch_size} is over {world.size} ranks x {run.train.grad_accum_steps} passes: "
         "raise train.grad_accum_steps, lower train.batch_size (or eval.batch_size, if it was evaluating; or "
@@ -127,7 +133,7 @@ def _train(job: RunJob, world: World, request: StopRequest) -> None:
         hint += ", or lower --jobs"
     try:
         with out_of_memory_hint(str(job), world.device, hint):
-            train(run, folder, world, request, fresh, remaining_work, following)
+            train(run, folder, world, request, fresh, following, show)
     except Diverged as diverged:
         if run.train.on_divergence == "stop":
             raise
@@ -135,7 +141,7 @@ def _train(job: RunJob, world: World, request: StopRequest) -> None:
             logger.info("recorded: %s", diverged)
 
 
-def _train_several(queue: Sequence[RunJob], jobs: int, request: StopRequest) -> None:
+def _train_several(queue: Sequence[RunJob], jobs: int, request: StopRequest, progress: GridProgress) -> None:
     """Train each run in a process of its own: a small network is bound by Python, and threads would share one.
 
     A signal to this process reaches all of them. If one fails, the others save and stop. Raises `BadInput` if one was
@@ -144,25 +150,38 @@ def _train_several(queue: Sequence[RunJob], jobs: int, request: StopRequest) -> 
     for data in {repr(job.run.data): job.run.data for job in queue}.values():
         datasets.check_data(data)  # once, not in each process
     threads = max(1, torch.get_num_threads() // jobs)
-    waiting = list(queue)
-    with Children(hint="lower --jobs, and run again", end_by=signal.SIGTERM) as children:
+    waiting = list(enumerate(queue))
+    running: dict[Child, int] = {}
+
+    def show(child: Child, message: RunProgress | str) -> None:
+        if isinstance(message, str):
+            write_line(message)
+        else:
+            progress.show(running[child], message)
+
+    with Children(hint="lower --jobs, and run again", end_by=signal.SIGTERM, last_messages=show) as children:
         while waiting or children.running:
             while waiting and len(children.running) < jobs:
-                job = waiting.pop(0)
-                children.start(str(job), _train_alone, job, threads)
-            for _, message in children.receive(timeout=0.2):
-                raise AssertionError(f"runs send no messages: {message}")
+                index, job = waiting.pop(0)
+                progress.start(index)
+                running[children.start(str(job), _train_alone, job, threads)] = index
+            for child, message in children.receive(timeout=0.2):
+                show(child, message)
+            for child in [child for child in running if child not in children.running]:
+                progress.end(running.pop(child))
             if request.signal_name is not None:
                 interrupted = Interrupted(f"{request.signal_name}: every run was asked to save and stop")
                 interrupted.reported = True  # by each run
                 raise interrupted
 
 
-def _train_alone(_: Connection, job: RunJob, threads: int) -> None:
-    """The process of one run. At SIGTERM it saves and stops."""
+def _train_alone(connection: Connection, job: RunJob, threads: int) -> None:
+    """The process of one run, whose progress and messages its parent shows. At SIGTERM it saves and stops."""
     torch.set_num_threads(threads)
+    parent = Parent(connection, sys.stderr)
+    sys.stderr = LinesToParent(parent)  # a line of another process would fall among those that are drawn over
     with distributed.start(job.run.train.device) as world, catch_stop_signals(announce=False) as request:
-        _train(job, world, request)
+        _train(job, world, request, parent.send_progress)
 
 
 def _macs(run: Run) -> float:

@@ -21,7 +21,8 @@ from resnet_train.runs.run_folder import named_write_errors
 from resnet_train.runtime.atomic import append_lines
 from resnet_train.runtime.distributed import World, all_reduce_sum
 from resnet_train.runtime.regular_file import split_lines
-from resnet_train.training.sinks import JsonLinesSink, ProgressSink, Sink, TensorBoardSink
+from resnet_train.training.run_progress import ProgressSink, Show
+from resnet_train.training.sinks import JsonLinesSink, Sink, TensorBoardSink
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +90,14 @@ class Clock:
 class Log:
     """Writes the records of a run to its sinks. Only the main rank has any."""
 
-    def __init__(self, sinks: Sequence[Sink], clock: Clock, folder: Path) -> None:
-        self.sinks, self.clock, self.folder = sinks, clock, folder
+    def __init__(self, sinks: Sequence[Sink], clock: Clock, folder: Path, progress: ProgressSink | None) -> None:
+        self.sinks, self.clock, self.folder, self.progress = sinks, clock, folder, progress
         self.skipped_images = folder / "skipped-images.txt"
 
     def note_loading(self, batches: StepBatches) -> None:
-        """Add the time that a step waited for its data, and list the images that could not be decoded."""
+        """Count a step, add the time that it waited for its data, and list the images that could not be decoded."""
+        if self.progress is not None:
+            self.progress.count_step()
         self.clock.data_wait_seconds += batches.data_wait_seconds
         for image in (image for batch in batches.micro_batches for image in batch.skipped):
             path = self.skipped_images
@@ -105,6 +108,16 @@ class Log:
                     continue
                 append_lines(path, [image])
             logger.warning("cannot decode %s; %d listed in %s", image, len(listed) + 1, path)
+
+    def begin(self, activity: str, images: int = 0) -> None:
+        """Show that something other than training begins, which goes through so many images."""
+        if self.progress is not None:
+            self.progress.begin(activity, images)
+
+    def count_images(self, images: int) -> None:
+        """Show that so many more images of it are done."""
+        if self.progress is not None:
+            self.progress.count_images(images)
 
     def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
         """Write one record. Reads tensors, so this waits for the device."""
@@ -139,14 +152,13 @@ def open_log(
     step: int,
     total_steps: int,
     records: Sequence[Record],
-    remaining_work: float,
     queue: Sequence[str],
     world: World,
+    show: Show,
 ) -> Log:
     """The log of a run that continues at `step`; `records` are those of its earlier sessions.
 
-    remaining_work: the multiply-adds of the experiment's later runs, in units of this run's. queue: those
-    runs, such as cifar-resnet-20/seed-0.
+    queue: the experiment's later runs, such as cifar-resnet-20/seed-0. show: called with how far the run is.
     """
     clock = Clock(
         images_per_step=run.train.batch_size,
@@ -155,12 +167,12 @@ def open_log(
         probe_seconds=sum(record.get("probe_seconds", 0.0) for record in records),
     )
     if not world.is_main:
-        return Log([], clock, folder)
+        return Log([], clock, folder, None)
     with named_write_errors(folder):
         environment.add_session(folder, step, world, queue)
         sinks: list[Sink] = [
             JsonLinesSink(folder / "metrics.jsonl", records),
             TensorBoardSink(folder, run, records),
         ]
-    sinks.append(ProgressSink(run.title, step, total_steps, remaining_work))
-    return Log(sinks, clock, folder)
+    progress = ProgressSink(run.title, step, total_steps, show)
+    return Log([*sinks, progress], clock, folder, progress)

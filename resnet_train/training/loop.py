@@ -26,6 +26,7 @@ from resnet_train.runtime.signals import StopRequest
 from resnet_train.training import checkpoint, cuda_graph, probing
 from resnet_train.training.finetune import load_initial_weights
 from resnet_train.training.log import Log, open_log, running_averages
+from resnet_train.training.run_progress import Show
 from resnet_train.training.schedule import TrainSchedule, build_schedule
 from resnet_train.training.step import TrainState, create_train_state, train_step
 
@@ -66,13 +67,12 @@ def train(
     world: World,
     request: StopRequest,
     fresh: bool = False,
-    remaining_work: float = 0.0,
     queue: Sequence[str] = (),
+    show: Show = lambda _: None,
 ) -> None:
     """Train one run, from its last good checkpoint if it has one, else (or if `fresh`) from the start. For every rank.
 
-    remaining_work: the multiply-adds of the experiment's later runs, in units of this run's; for the time left.
-    queue: those runs, such as cifar-resnet-20/seed-0.
+    queue: the experiment's later runs, such as cifar-resnet-20/seed-0. show: called with how far the run is.
     Raises `BadInput`; `Interrupted` if a signal came, after saving the state; `Diverged` if the loss is not finite.
     """
     with ExitStack() as locks:
@@ -81,9 +81,7 @@ def train(
         with (
             cuda_graph.freed_at_end(state.launch),
             manual_garbage_collection(),
-            open_log(
-                folder, run, state.step, schedule.total_steps, training.records, remaining_work, queue, world
-            ) as log,
+            open_log(folder, run, state.step, schedule.total_steps, training.records, queue, world, show) as log,
         ):
             if not training.records:
                 log.write("start", 0, start_record(training))
@@ -298,9 +296,10 @@ def measure(training: Training, request: StopRequest, stop_requested: StopReques
     try:
         for kind in state.unmeasured:
             if kind == "eval":
+                log.begin("evaluating", len(sets.val) + len(sets.clean_train))
                 averaged_stats = batch_norm.averaged_running_stats(world, state.net, state.ema)
                 with log.clock.paused(world) as pause, averaged_stats:
-                    errors = evaluator.errors(state.eval_net, run, sets, world, stop_requested)
+                    errors = evaluator.errors(state.eval_net, run, sets, world, stop_requested, log.count_images)
                 is_best = state.update_best(errors["val_error_top1"])
                 log.write("eval", state.step, errors | {"eval_seconds": pause.seconds})
             else:

@@ -52,6 +52,7 @@ def probe(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, worl
         log.write(kind, state.step, {**figures, "probe_seconds": seconds, "probe_share": share})
         return True
 
+    log.begin(f"probing {kind}")
     with log.clock.paused(world), batch_norm.averaged_running_stats(world, state.net, state.ema):
         if not broadcast_long_work(world, measure):
             raise Interrupted("stopped within a probe")

@@ -1,4 +1,4 @@
-"""Where the records of a run go: `metrics.jsonl`, TensorBoard and the terminal."""
+"""Where the records of a run go: `metrics.jsonl` and TensorBoard. `run_progress.py` has the terminal."""
 
 import json
 import os
@@ -14,7 +14,6 @@ from resnet_train.config.sweep import value_text
 from resnet_train.config.yaml12 import to_yaml
 from resnet_train.runs import tensorboard
 from resnet_train.runs.records import Record
-from resnet_train.runtime import progress
 from resnet_train.runtime.atomic import atomic_write_text
 
 TAGS = {
@@ -122,41 +121,3 @@ class TensorBoardSink:
 
     def close(self) -> None:
         self.events.close()
-
-
-class ProgressSink:
-    """The progress of a run, and its errors as they are measured, on standard error.
-
-    remaining_work: the multiply-adds of the experiment's later runs, in units of this run's.
-    """
-
-    def __init__(self, name: str, step: int, total_steps: int, remaining_work: float) -> None:
-        self.total_steps, self.remaining_work = total_steps, remaining_work
-        self.progress = progress.Progress(name, total_steps, "step", initial=step)
-
-    def write(self, record: Record) -> None:
-        step, name = record["step"], self.progress.name
-        if record["kind"] == "train":
-            self.progress.advance(step - self.progress.done)
-            steps_left = self.total_steps - step + self.remaining_work * self.total_steps
-            experiment = progress.format_seconds(self.progress.seconds_for(steps_left))
-            self.progress.show(
-                f"experiment {experiment} left, train error {record['error']:.2f} %, "
-                f"{record['images_per_second']:.0f} images/s"
-            )
-        elif record["kind"] == "eval":
-            errors = f"validation error {record['val_error_top1']:.2f} %"
-            if "clean_train_error_top1" in record:
-                errors += f", clean training error {record['clean_train_error_top1']:.2f} %"
-            progress.write_line(f"{name}: step {step}, {errors}")
-        elif "probe_share" in record:
-            progress.write_line(
-                f"{name}: step {step}, probed {record['kind']} in {record['probe_seconds']:.2f} s; probes so far "
-                f"{100 * record['probe_share']:.2f} % of the time"
-            )
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.progress.close()

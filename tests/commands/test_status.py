@@ -16,7 +16,7 @@ from resnet_train.commands import status
 from resnet_train.runs import run_folder
 from resnet_train.runs import status as run_status
 from resnet_train.runs.run_folder import read_metrics
-from resnet_train.training.sinks import ProgressSink
+from resnet_train.training.run_progress import ProgressSink
 
 Program = Callable[..., tuple[int, str, str]]
 Config = Callable[..., Path]

@@ -34,6 +34,8 @@ def test_at_once_is_one_after_the_other(config: Config, images: Path) -> None:
     found = [finish(path, f"output=by-{n}", "--jobs", n) for n in (1, 2)]
     assert [code for code, _, _ in found] == [0, 0], found
     assert all(network["base"] in out for _, out, _ in found for network in NETWORKS)  # the comparison
+    assert not {"\r", "\x1b"} & set("".join(err for _, _, err in found))  # for the log of a job
+    assert all(f"{network['base']} seed 0: finished in 0" in err for _, _, err in found for network in NETWORKS)
     for folder in FOLDERS:
         one, other = (Path(output) / folder for output in ("by-1", "by-2"))
         assert figures(one) == figures(other)

@@ -181,9 +181,12 @@ def test_without_a_terminal_a_line_is_printed_now_and_then(
 ) -> None:
     monkeypatch.setattr(Progress, "seconds_between_lines", 0.0)
     _, _, err = program("run", config())
-    assert err.count(", train error ") == 4
-    assert err.count(", validation error ") == 2
-    assert "step 8/8, 00:00 left, experiment 00:00 left, train error" in err
+    assert all(f"cifar-resnet-8 seed 0: step {step}/8, " in err for step in range(1, 9))
+    assert "step 8/8, 00:00 left, train error" in err
+    assert "images/s, evaluating 10/24 images\n" in err
+    assert err.count(", val error ") == 2
+    assert err.splitlines()[-1].startswith("cifar-resnet-8 seed 0: finished in 00:0")
+    assert not {"\r", "\x1b"} & set(err)
 
 
 def test_a_network_that_diverges_before_its_first_line_is_still_a_result(config: Config, program: Program) -> None:

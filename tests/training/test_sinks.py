@@ -13,7 +13,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from resnet_train.config.default_run import default_run
 from resnet_train.runs import tensorboard
 from resnet_train.runs.records import Record
-from resnet_train.training.sinks import TAGS, JsonLinesSink, ProgressSink, TensorBoardSink
+from resnet_train.training.run_progress import ProgressSink
+from resnet_train.training.sinks import TAGS, JsonLinesSink, TensorBoardSink
 
 FOLDER = Path("runs/tiny/cifar-resnet-8/seed-0")
 Config = Callable[..., Path]
@@ -68,7 +69,7 @@ def test_a_run_folder_that_is_lost_during_the_training_is_one_line(
 
     monkeypatch.setattr(ProgressSink, "write", lose_after)
     code, _, err = program("run", config())
-    [message] = [line for line in err.splitlines() if "validation error" not in line]
+    [message] = [line for line in err.splitlines() if "val error" not in line]
     assert code == 2
     assert message.startswith(
         f"resnet-train: cannot save the checkpoint of step 4 in {FOLDER}/checkpoints: No such file"
