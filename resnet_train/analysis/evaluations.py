@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from resnet_train.analysis.groups import expected_of
-from resnet_train.analysis.published import Measured, Published, beside, published_columns
+from resnet_train.analysis.published import Measured, Published, beside, changed_pixels, published_columns
 from resnet_train.config.expect import recipe_differences
 from resnet_train.config.load import dump
 from resnet_train.config.schema import Recipe, Run
@@ -30,6 +30,8 @@ class EvaluatedRun:
         """Why its errors are not those of the end of its recipe; the protocol of evaluation is left out."""
         then, now = ({key: dump(run)[key] for key in Recipe.model_fields} for run in (self.trained.run, self.run))
         reasons, end, step = recipe_differences(then, now), self.trained.end, self.record["step"]
+        protocols = (self.record["protocol"], *(str(start.get("protocol")) for start in self.trained.records[:1]))
+        reasons += [change for protocol in protocols for change in changed_pixels(protocol)]
         if end is None or (end["status"], end["step"]) != ("finished", step):
             steps = next((f"{record['steps']:,}" for record in self.trained.records[:1]), "an unknown number")
             reasons.append(f"step {step:,} of {steps}")

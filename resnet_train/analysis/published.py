@@ -80,8 +80,17 @@ def _measured(group: Group) -> Measured:
         start["val_images"],
         values,
         {error: then.images(error) for error in EXPECTED_ERRORS if values[error]},
-        () if group.is_finished else (f"step {group.step or 0:,} of {start['steps']:,}",),
+        (
+            *changed_pixels(group.protocol),
+            *([] if group.is_finished else [f"step {group.step or 0:,} of {start['steps']:,}"]),
+        ),
     )
+
+
+def changed_pixels(protocol: str) -> list[str]:
+    """Of a protocol in words, that `prepare` changed the pixels of the images, which sources do not."""
+    _, comma, changes = protocol.partition(";")[0].partition(", ")
+    return [f"packed images, {changes}"] if comma else []
 
 
 def beside(measured: Measured) -> list[Published]:

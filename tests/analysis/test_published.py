@@ -167,6 +167,17 @@ def test_figures_of_another_protocol_are_not_compared(
     assert one.difference == pytest.approx(0)  # it is printed all the same
 
 
+def test_images_that_were_reduced_are_not_those_of_a_source(recorded: Recorded) -> None:
+    folder = recorded(NET, 0, 4.0, expect=expect(8.1))
+    path, protocol = folder / "metrics.jsonl", "validation set, shorter sides reduced to 80 px; whole image, one view"
+    path.write_text(path.read_text().replace("whole image", protocol))
+    [one] = published(groups())
+    assert one.reasons == ("packed images, shorter sides reduced to 80 px",)
+    path.write_text(path.read_text().replace(protocol, protocol.replace(", shorter sides reduced to 80 px", "")))
+    [one] = published(groups())
+    assert one.reasons == ()
+
+
 def test_the_running_training_error_has_no_protocol(recorded: Recorded) -> None:
     assert compared(recorded, [4.0, 4.1, 4.2], expect(6.1, "train_error", protocol="ten-crop")).verdict == "agrees"
 

@@ -166,6 +166,13 @@ def test_an_evaluation_that_no_source_reports_is_of_another_protocol(
     assert (f"another protocol: {reason}" in out) == (reason is not None)
 
 
+def test_an_evaluation_of_reduced_images_is_of_another_protocol(trained: Path, squares: Path, program: Program) -> None:
+    for options, side in ((), 8), (("--short-side", 6), 6):
+        assert program("prepare", squares, f"packed-{side}", *options)[0] == 0
+        out = program("eval", trained / NETS[1], "--data", f"packed-{side}")[1]
+        assert ("another protocol: packed images, shorter sides reduced to 6 px" in out) == (side == 6)
+
+
 def test_a_checkpoint_before_the_end_or_outside_its_folder(trained: Path, program: Program) -> None:
     """One is of an earlier step, and the other does not say whether its training ended."""
     run = trained / NETS[1] / "seed-0"
