@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _announce(experiment: "Experiment", runs: Sequence["Run"]) -> None:
     """Say what begins, before the seconds in which torch is imported and data opened. For people: on a terminal."""
-    from resnet_train.analysis.curves import data_name
+    from resnet_train.analysis.data_sets import data_name
     from resnet_train.runtime import progress, rank_environment
 
     if progress.is_terminal() and rank_environment.is_main():
