@@ -162,6 +162,23 @@ def test_a_step_without_dropout_seeds_nothing(tiny_run: TinyRun) -> None:
     assert torch.initial_seed() == 123
 
 
+def test_the_mode_of_modules_is_set_only_after_an_evaluation(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Setting it visits each module, which takes as long as some layers, too."""
+    run = tiny_run()
+    state, modes = create_train_state(run, 4, 3, CPU), list[bool]()
+    train = torch.nn.Module.train
+    monkeypatch.setattr(torch.nn.Conv2d, "train", lambda self, mode=True: modes.append(mode) or train(self, mode))
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in state.net.modules())
+    for expected in (0, 0, convolutions):
+        if expected:
+            state.net.eval()
+        modes.clear()
+        train_step(state, step_batches(random_batch()), IDENTITY, 0.1, run.train)
+        assert modes == [True] * expected
+
+
 def test_mixed_and_erased_batches_are_learnt_as_torchvisions(tiny_run: TinyRun) -> None:
     """Loss against soft labels; errors against the label that an image has most of."""
     run, batch = tiny_run(train={"label_smoothing": 0.1}), random_batch(seed=3)
