@@ -27,10 +27,12 @@ import importlib
 import importlib.util
 import math
 import multiprocessing
+import os
 import random
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -289,7 +291,7 @@ def in_its_own_process(network: str, batch: int, device: torch.device, choice: s
     """Our step in a process that makes a choice of `CHOICES`. It works only when it is asked to."""
     context = multiprocessing.get_context("spawn")
     connection, other = context.Pipe()
-    context.Process(target=take_by_request, args=(other, network, batch, device, choice), daemon=True).start()
+    context.Process(target=_serve, args=(other, network, batch, device, choice), daemon=True).start()
     other.close()  # so that the end of the process is seen
 
     class Remote(Contestant):
@@ -301,8 +303,19 @@ def in_its_own_process(network: str, batch: int, device: torch.device, choice: s
     return Remote(lambda _: torch.zeros(()), "bf16")
 
 
+def _serve(*arguments: Any) -> None:
+    """What the process does. It ends at once: the clean-up of NCCL could wait for a graph for ever."""
+    try:
+        take_by_request(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
 def take_by_request(connection: Connection, network: str, batch: int, device: torch.device, choice: str) -> None:
-    """What the process does, until the other one ends."""
+    """Take steps until the other process ends."""
     settings = CHOICES[choice](device)
     contestant = create_contestants(zoo.network_config(network), batch, device, **settings)["ours"]()
     contestant.cudnn_benchmark = choice != "- cuDNN benchmark"

@@ -3,8 +3,8 @@
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +61,13 @@ class Throughput:
 
 def measure_throughput(run: Run, data: TrainingData, seconds: float, world: World) -> Throughput:
     """Measure each part for `seconds`. Every rank calls it."""
+    with _step_function(run, data.dataset, world) as step:
+        return _measure(run, data, seconds, world, step)
+
+
+def _measure(run: Run, data: TrainingData, seconds: float, world: World, step: StepFunction) -> Throughput:
     images = data.sampler.micro_batch_size * data.sampler.grad_accum_steps
     device, dataset = world.device, data.dataset
-    step = _step_function(run, dataset, world)
     limits = roofline.measure_limits(device, run.train.precision)
     sizes = size_fractions(run.augment.progressive_resizing or {0.0: data.image_size})
 
@@ -83,8 +87,8 @@ def measure_throughput(run: Run, data: TrainingData, seconds: float, world: Worl
 
     def step_in(precision: str) -> float:
         train = run.train.model_copy(update={"precision": precision})
-        other = _step_function(run.model_copy(update={"train": train}), dataset, world)
-        return mean_over_sizes(lambda size: speed(itertools.repeat(resident_batch(size)), other))
+        with _step_function(run.model_copy(update={"train": train}), dataset, world) as other:
+            return mean_over_sizes(lambda size: speed(itertools.repeat(resident_batch(size)), other))
 
     half = {"bf16", "fp16"} if device.type == "cuda" else {"bf16"}
     step_at = {size: speed(itertools.repeat(resident_batch(size)), step) for size in sizes}
@@ -144,12 +148,14 @@ def _warm_up_steps(world: World) -> int:
     return cuda_graph.warm_up_calls(world.size) + 1
 
 
-def _step_function(run: Run, dataset: Dataset, world: World) -> StepFunction:
+@contextmanager
+def _step_function(run: Run, dataset: Dataset, world: World) -> Iterator[StepFunction]:
     """A training step of a new network. Images are not normalised by their own statistics, which takes no time."""
     state = create_train_state(run, len(dataset.classes), dataset.channels, world)
     mean, std = torch.full((1, 1, dataset.channels), 127.5), torch.full((dataset.channels,), 64.0)
     normalization = Normalization(mean, std).to(world.device)
-    return lambda batches: train_step(state, batches, normalization, run.optimizer.lr, run.train)
+    with cuda_graph.freed_at_end(state.launch):
+        yield lambda batches: train_step(state, batches, normalization, run.optimizer.lr, run.train)
 
 
 def _copy(batches: StepBatches) -> StepBatches:
@@ -169,10 +175,10 @@ def largest_batch(run: Run, dataset: Dataset, batch: Batch, device: torch.device
         while True:
             images, labels, shift = (torch.cat([t, t]) for t in (batch.images, batch.labels, batch.shift))
             batch = Batch(images, labels, shift, source=batch.source)
-            step = _step_function(run, dataset, World(device))
-            for _ in range(2):
-                step(StepBatches([batch], [0], 0.0))
-            roofline.synchronize(device)
+            with _step_function(run, dataset, World(device)) as step:
+                for _ in range(2):
+                    step(StepBatches([batch], [0], 0.0))
+                roofline.synchronize(device)
             largest = len(batch.labels)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError):
@@ -185,10 +191,12 @@ def largest_batch(run: Run, dataset: Dataset, batch: Batch, device: torch.device
 
 def write_trace(run: Run, data: TrainingData, folder: Path, world: World) -> None:
     """Profile some steps after the warm-up, for TensorBoard or Perfetto. Raises `BadInput`."""
-    step = _step_function(run, data.dataset, world)
+    warm_up = _warm_up_steps(world)
     try:
-        warm_up = _warm_up_steps(world)
-        with closing(data.from_step(0, warm_up + _PROFILED_STEPS)) as batches:
+        with (
+            _step_function(run, data.dataset, world) as step,
+            closing(data.from_step(0, warm_up + _PROFILED_STEPS)) as batches,
+        ):
             for batch in itertools.islice(batches, warm_up):
                 step(batch)
             with profile(on_trace_ready=tensorboard_trace_handler(str(folder))):
