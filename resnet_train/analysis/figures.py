@@ -64,7 +64,7 @@ def draw_curves(groups: Sequence[Group], path: Path, output: Output = Output()) 
     panels = [("plain", [g for g in groups if g.plain]), ("residual", [g for g in groups if not g.plain])]
     panels = [(title, members) for title, members in panels if members]
     markers, of_all = _markers(groups), _shades(groups)
-    columns, width = output.columns(len(panels), 5.5, 2)
+    columns, width = output.columns(len(panels), 4.5, 2)
     rows = math.ceil(len(panels) / columns)
     key_height = max(legend_height([label_of(g, groups) for g in members], width / columns) for _, members in panels)
     figure = Figure(figsize=(width, rows * (0.62 * width / columns + key_height) + 1), layout="constrained")
@@ -183,9 +183,11 @@ def draw_costs(groups: Sequence[Group], path: Path, output: Output = Output()) -
         if any(row[cost] is not None and row["val_error_top1"] is not None for row in rows.values())
     ]
     panels = len(costs) + ("hours" in costs) + 1
-    columns, width = output.columns(panels, 5.0, 3)
+    columns, width = output.columns(panels, 4.0, 3)
     lines = math.ceil(panels / columns)
-    figure = Figure(figsize=(width, lines * 0.8 * width / columns + 0.6), layout="constrained")
+    networks, many = _network_handles(groups), len(groups) > _MOST_NAMES
+    below = legend_height([str(handle.get_label()) for handle in networks], width, 7) if many else 0
+    figure = Figure(figsize=(width, lines * 0.8 * width / columns + 0.6 + below), layout="constrained")
     *axes, key = list(figure.subplots(lines, columns, squeeze=False).flat)[:panels]
     for unused in figure.axes[panels:]:
         unused.remove()
@@ -210,6 +212,9 @@ def draw_costs(groups: Sequence[Group], path: Path, output: Output = Output()) -
     heading, notes = title(groups)
     add_title(figure, heading, [*notes, *best_note(groups)])
     key.axis("off")
+    if many:  # the panel of the key has no room for them
+        legend: dict[str, Any] = {"ncols": fit_legend(networks, width, 7), "fontsize": 7, "frameon": False}
+        figure.legend(handles=networks, loc="outside lower center", **legend)
     figure.draw_without_rendering()  # lays the panels out; names are placed in their final size
     figure.set_layout_engine("none")
     for ax, cost in zip(axes, costs, strict=False):
@@ -285,7 +290,7 @@ def _draw_key(ax: "Axes", groups: Sequence[Group], several_errors: bool) -> None
     """The meaning of colours and markers, in a panel of its own, where it covers no point."""
     from matplotlib.lines import Line2D
 
-    markers, shades = _markers(groups), _shades(groups)
+    markers = _markers(groups)
     named = {
         family.name: (hue(family.kind), markers[id(family.members[0])])
         for family in families(groups)
@@ -300,17 +305,25 @@ def _draw_key(ax: "Axes", groups: Sequence[Group], several_errors: bool) -> None
         handles.append(Line2D([], [], color="0.3", marker="*", linestyle="none", markersize=10, label="published"))
     key: dict[str, Any] = {"loc": "upper left", "frameon": False, "alignment": "left", "borderaxespad": 0}
     what = "darker: deeper" if _have_names(groups) else "numbers: depths; darker: deeper"
-    small = 7 if len(groups) > _MOST_NAMES else 9
+    many = len(groups) > _MOST_NAMES
+    small, width = 7 if many else 9, ax.get_window_extent().width / ax.figure.get_dpi()
+    fit_legend(handles, width, small)
     top = ax.legend(handles=handles, title=f"points: mean over seeds\n{what}", fontsize=small, title_fontsize=9, **key)
-    ax.add_artist(top)
-    below = ax.transAxes.inverted().transform(top.get_window_extent().min)[1] - 0.02
-    key |= {"bbox_to_anchor": (0, below)}
-    networks = [
-        Line2D(
-            [], [], color=shades[id(g)], marker=markers[id(g)], markersize=4, label=label_of(g, groups, with_step=True)
-        )
-        for g in groups
+    if not many:
+        ax.add_artist(top)
+        below = ax.transAxes.inverted().transform(top.get_window_extent().min)[1] - 0.02
+        networks = _network_handles(groups)
+        fit_legend(networks, width, small)
+        ax.legend(handles=networks, bbox_to_anchor=(0, below), fontsize=small, **key)
+
+
+def _network_handles(groups: Sequence[Group]) -> list[Any]:
+    """Entries of a legend: each network with its shade and marker."""
+    from matplotlib.lines import Line2D
+
+    markers, shades = _markers(groups), _shades(groups)
+    labels = [label_of(group, groups, with_step=True) for group in groups]
+    looks: list[dict[str, Any]] = [
+        {"color": shades[id(group)], "marker": markers[id(group)], "markersize": 4} for group in groups
     ]
-    fit_legend(networks, ax.get_window_extent().width / ax.figure.get_dpi(), small)
-    columns = 2 if len(groups) > 6 and max(len(str(handle.get_label())) for handle in networks) < 24 else 1
-    ax.legend(handles=networks, ncols=columns, fontsize=small, **key)
+    return [Line2D([], [], label=label, **look) for label, look in zip(labels, looks, strict=True)]

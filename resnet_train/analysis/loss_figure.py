@@ -29,7 +29,7 @@ def draw_loss(groups: Sequence[Group], path: Path, output: Output = Output()) ->
 
     panels = [("plain", [g for g in groups if g.plain]), ("residual", [g for g in groups if not g.plain])]
     panels = [(name, members) for name, members in panels if members]
-    columns, width = output.columns(len(panels), 6.2, 2)
+    columns, width = output.columns(len(panels), 5.0, 2)
     rows = -(-len(panels) // columns)
     key_height = max(legend_height([label_of(g, groups) for g in members], width / columns) for _, members in panels)
     height = 0.62 * width / columns + key_height

@@ -55,9 +55,11 @@ def place_names(ax: "Axes", names: Sequence[Name], fontsize: float, far: bool = 
             continue
         text.set_position(offset / scale)
         taken = np.vstack([taken, box])
-        if distance >= _FAR:
+        if distance >= _FAR:  # an arrow begins at the edge of its text
+            text.remove()
             line: dict[str, Any] = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.5", "shrinkA": 0, "shrinkB": 3}
-            ax.annotate("", name.place, offset / scale, textcoords="offset points", arrowprops=line)
+            style |= {"ha": "center", "va": "center", "zorder": 5, "arrowprops": line}
+            ax.annotate(name.text, name.place, offset / scale, **style)
 
 
 def _overlapping(boxes: Any, box: Any) -> int:

@@ -28,7 +28,7 @@ def draw_sweeps(groups: Sequence[Group], path: Path, output: Output = Output()) 
     keys, errors = swept_keys(groups), ["clean_train_error", CHOSEN_BY]
     if not any(group.steps("clean_train_error") for group in groups):
         errors[0] = "train_error"
-    columns, width = output.columns(len(errors), 5.5, 2)
+    columns, width = output.columns(len(errors), 4.5, 2)
     rows = len(keys) * len(errors) // columns
     figure = Figure(figsize=(width, rows * 0.76 * width / columns + 0.5), layout="constrained")
     grid: Any = figure.subplots(rows, columns, squeeze=False).reshape(len(keys), len(errors))

@@ -79,7 +79,7 @@ def draw_side_by_side(
     }
     panels = [panel for panel in _PANELS[kind] if panel.lines.keys() & measured]
     families = [family for family in (True, False) if family in {net.plain for net in networks.values()}]
-    columns, width = output.columns(len(families), 5.5, 2)
+    columns, width = output.columns(len(families), 4.5, 2)
     cells = [(panel, family) for panel in panels for family in families]  # one below the other where there is no room
     if columns == 1:
         keys = {

@@ -45,6 +45,7 @@ def test_every_network_is_a_point_under_its_name(recorded: Callable[..., Path], 
     for depth in (20, 32, 44, 56):
         recorded(f"cifar-resnet-{depth}", 0, 5.0 + depth / 1000)
     figure = drawn()
+    figure.draw_without_rendering()
     *panels, curves, key = figure.axes
     assert [ax.get_xlabel() for ax in panels][0::3] == ["depth (layers)", "minutes of training"]
     for ax in panels:
@@ -69,7 +70,9 @@ def test_a_name_covers_no_point_no_line_and_no_error_bar(
     for seed in range(2):
         for network, error in (("plain-20", 9.0), ("plain-56", 15.0), ("resnet-20", 8.0), ("resnet-56", 6.0)):
             recorded(f"cifar-{network}", seed, error + seed)
-    for ax in drawn().axes[:4]:
+    figure = drawn()
+    figure.draw_without_rendering()
+    for ax in figure.axes[:4]:
         boxes = [Text.get_window_extent(text) for text in ax.texts if text.get_text()]
         segments = [ends for bars in ax.containers for ends in bars[2][0].get_segments()]
         segments += [bars[0].get_xydata() for bars in ax.containers]
@@ -188,10 +191,14 @@ def test_only_members_of_a_family_are_joined(recorded: Callable[..., Path], draw
     assert [text.get_text() for text in legend.get_texts()][:2] == ["residual (pre-activation)", "residual"]
     for wide in ("wrn-10-2", "wrn-16-2", "wrn-10-4", "wrn-16-4", "cifar-resnet-20-C", "cifar-resnet-56-C"):
         recorded(wide, 0, 5.0)
+    for depth in range(62, 146, 6):
+        recorded(f"cifar-preact-{depth}", 0, 5.0)
     figure = drawn()
-    keys = [key.get_window_extent() for key in (figure.axes[-1].artists[0], figure.axes[-1].get_legend())]
-    assert not keys[0].overlaps(keys[1])
+    figure.draw_without_rendering()
+    keys = [key.get_window_extent() for key in (*figure.legends, figure.axes[-1].get_legend())]
+    assert [len(key.get_texts()) for key in figure.legends] == [25]
     assert all(figure.bbox.contains(*key.min) and figure.bbox.contains(*key.max) for key in keys)
+    assert not any(keys[0].overlaps(other) for other in [keys[1], *(ax.get_tightbbox() for ax in figure.axes)])
 
 
 def test_many_networks_of_one_depth_have_markers_of_their_own(recorded: Callable[..., Path]) -> None:
