@@ -438,8 +438,10 @@ def main() -> None:
         try:
             contestant = create()
             result = compare(contestant, our, args.rounds, device)
-        except (EOFError, RuntimeError) as error:  # EOFError: its process has ended, and has said why
-            print(f"{name:24} failed: {str(error).partition(chr(10))[0] or 'its process ended'}", flush=True)
+        except (EOFError, OSError, RuntimeError) as error:
+            # Of its own process only the end is seen; it has written why.
+            [reason, *_] = str(error).splitlines() if isinstance(error, RuntimeError) else ["its process ended"]
+            print(f"{name:24} failed: {reason}", flush=True)
             wrong.append(f"{name} (failed)")
             continue
         print(f"{name:24} {result.cells()}  ({time.perf_counter() - begin:.0f} s)", flush=True)
