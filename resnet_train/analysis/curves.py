@@ -8,6 +8,7 @@ import numpy as np
 
 from resnet_train.analysis.data_sets import data_names
 from resnet_train.analysis.groups import RECORDED, Group
+from resnet_train.runtime.memoize import memoized
 
 _MOST_POINTS = 1000
 """Of a curve. More than a figure has pixels make it slow, and no more precise."""
@@ -25,6 +26,7 @@ class Curve(NamedTuple):
     """Sample standard deviations over seeds; NaN where there is one seed."""
 
 
+@memoized
 def curve(group: Group, error: str) -> Curve:
     """One of the errors of a group, or `train_loss`, at the steps that all its seeds have measured.
 
@@ -33,12 +35,14 @@ def curve(group: Group, error: str) -> Curve:
     kind, key = RECORDED[error]
     runs = []
     for run in group.runs:
-        points = [
-            (record["step"], record[key], spent.training / 3600)
-            for record, spent in zip(run.records, run.time_spent, strict=True)
+        measured = run.series(kind, key)
+        seconds = [
+            seconds
+            for record, seconds in zip(run.records, run.training_seconds, strict=True)
             if record["kind"] == kind and record.get(key) is not None
         ]
-        runs.append(np.array(points, float).reshape(-1, 3))
+        points = np.array([[*measured], [*measured.values()], seconds], float).T
+        runs.append(points / (1, 1, 3600))
     steps = reduce(np.intersect1d, [run[:, 0] for run in runs])
     values = np.stack([run[np.searchsorted(run[:, 0], steps)] for run in runs])  # [seeds, steps, 3]
     deviations = np.full(len(steps), np.nan) if len(runs) == 1 else values[:, :, 1].std(0, ddof=1)

@@ -2,8 +2,11 @@
 
 import math
 import statistics
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 from resnet_train.analysis.style import kind_of
@@ -14,6 +17,7 @@ from resnet_train.config.sweep import folder_names, label, value_text
 from resnet_train.errors import BadInput
 from resnet_train.runs.records import Record
 from resnet_train.runs.run_folder import RunRecord
+from resnet_train.runtime.memoize import memoized
 
 ERRORS = {
     "train_error": ("training error (running)", "train error"),
@@ -96,11 +100,12 @@ class Group:
         """What sources report of the network. What one of the runs changed in their recipe is changed."""
         return expected_of([run.run for run in self.runs])
 
+    @memoized
     def steps(self, error: str) -> set[int]:
         """The steps at which every run has measured an error, one of `ERRORS` but the best."""
         return set.intersection(*(set(_measured(run, error)) for run in self.runs))
 
-    @property
+    @cached_property
     def step(self) -> int | None:
         """The step of its figures: the last evaluation that all runs have or, before the first one, log line."""
         return max(self.steps("val_error_top1") or self.steps("train_error"), default=None)
@@ -116,10 +121,14 @@ class Group:
         """Whether a run of it has."""
         return any(run.end is not None and run.end["status"] == "diverged" for run in (*self.runs, *self.left_out))
 
+    @memoized
     def at(self, step: int | None) -> "Group":
         """The group as it was at a step."""
-        runs = (replace(run, records=[r for r in run.records if r["step"] <= (step or 0)]) for run in self.runs)
-        return replace(self, runs=tuple(runs))
+        counts = [bisect_right(run.records, step or 0, key=itemgetter("step")) for run in self.runs]
+        if all(count == len(run.records) for count, run in zip(counts, self.runs, strict=True)):
+            return self  # with all that is memoized
+        cut = (replace(run, records=run.records[:count]) for count, run in zip(counts, self.runs, strict=True))
+        return replace(self, runs=tuple(cut))
 
     def row(self) -> Record:
         """The figures of `COLUMNS`. `None` where there is none, such as the deviation over one seed."""
@@ -138,6 +147,7 @@ class Group:
         values = self.by_seed(figure).values()
         return statistics.mean(values) if values else None
 
+    @memoized
     def by_seed(self, figure: str) -> dict[int, float]:
         """One of the figures of `COLUMNS` for each seed; of an error that some seed has not, none."""
         if figure in _FACTS:
@@ -180,28 +190,27 @@ RECORDED = {
 
 def _measured(run: RunRecord, error: str) -> dict[int, float]:
     """All measurements of an error, by step."""
-    kind, key = RECORDED[error]
-    return {r["step"]: r[key] for r in run.records if r["kind"] == kind and r.get(key) is not None}
+    return run.series(*RECORDED[error])
 
 
 def _median_speed(run: RunRecord) -> float | None:
-    speeds = [record["images_per_second"] for record in run.records if record["kind"] == "train"]
-    return statistics.median(speeds) if speeds else None
+    speeds = run.series("train", "images_per_second")
+    return statistics.median(speeds.values()) if speeds else None
 
 
 _FACTS: dict[str, Callable[[RunRecord], float | None]] = {
     "params": lambda run: run.records[0].get("params"),
     "macs": lambda run: run.records[0].get("macs"),
     "images_per_second": _median_speed,
-    "hours": lambda run: run.time_spent[-1].training / 3600,
-    "evaluation_hours": lambda run: run.time_spent[-1].evaluation / 3600,
-    "probe_hours": lambda run: run.time_spent[-1].probes / 3600,
+    "hours": lambda run: run.time_spent.training / 3600,
+    "evaluation_hours": lambda run: run.time_spent.evaluation / 3600,
+    "probe_hours": lambda run: run.time_spent.probes / 3600,
 }
 
 
 def _samples_of_last_train_record(run: RunRecord) -> int:
-    steps: list[int] = [0, *(record["step"] for record in run.records if record["kind"] == "train")]
-    return (steps[-1] - steps[-2]) * run.run.train.batch_size
+    last, before, *_ = [*reversed(run.series("train", "error")), 0, 0]
+    return (last - before) * run.run.train.batch_size
 
 
 _IMAGES: dict[str, Callable[[RunRecord], int]] = {

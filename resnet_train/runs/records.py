@@ -1,6 +1,5 @@
 """The shape of the records in a run folder: of `metrics.jsonl`, and of the sessions in `env.json`. No torch."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -90,7 +89,8 @@ class _Environment(_Shape):
     sessions: list[_Session]
 
 
-_RECORD = TypeAdapter[Any](Annotated[_Start | _Train | _Eval | _Probe | _Gradients | _End, Field(discriminator="kind")])
+_AnyRecord = Annotated[_Start | _Train | _Eval | _Probe | _Gradients | _End, Field(discriminator="kind")]
+_RECORD, _RECORDS = TypeAdapter[Any](_AnyRecord), TypeAdapter[Any](list[_AnyRecord])
 _ENVIRONMENT = TypeAdapter(_Environment)
 
 
@@ -100,16 +100,44 @@ def parse_record(line: str) -> Record:
     return record
 
 
-def check_follows(records: Sequence[Record]) -> None:
-    """Raise `ValueError` if the last record cannot follow the others: a run starts once, and its steps increase."""
-    last, earlier = records[-1], itertools.islice(reversed(records), 1, None)
-    if (last["kind"] == "start") != (len(records) == 1):
-        raise ValueError("the first one, and no other, is of kind start")
-    if last["step"] < records[-2:][0]["step"]:
-        raise ValueError(f"step {last['step']} after step {records[-2]['step']}")
-    same_step = itertools.takewhile(lambda record: record["step"] == last["step"], earlier)
-    if any(record["kind"] == last["kind"] for record in same_step):
-        raise ValueError(f"a second record of kind {last['kind']} at step {last['step']}")
+def parse_records(lines: Sequence[str]) -> list[Record]:
+    """The lines of `metrics.jsonl`. Raises `ValueError`, whose text is one line and names the first that is wrong."""
+    failure = None
+    try:
+        records: list[Record] = [from_json(line, allow_inf_nan=False) for line in lines]
+        for first in range(0, len(records), 100):  # together for speed; few, for what this builds is freed then
+            _RECORDS.validate_python(records[first : first + 100])
+    except ValueError:
+        records = []
+        for line in lines:
+            try:
+                records.append(parse_record(line))
+            except ValueError as error:
+                failure = f"line {len(records) + 1}: not a record of a run: {error}"
+                break
+    _check_order(records)
+    if failure is not None:
+        raise ValueError(failure)
+    return records
+
+
+def _check_order(records: Sequence[Record]) -> None:
+    """Raise `ValueError` if a record cannot follow those before it: a run starts once, and its steps increase."""
+    step, kinds = 0, set[str]()
+    for number, record in enumerate(records, 1):
+        kind, last_step, step = record["kind"], step, record["step"]
+        if step > last_step:
+            kinds = set()
+        reason = None
+        if (kind == "start") != (number == 1):
+            reason = "the first one, and no other, is of kind start"
+        elif step < last_step:
+            reason = f"step {step} after step {last_step}"
+        elif kind in kinds:
+            reason = f"a second record of kind {kind} at step {step}"
+        if reason is not None:
+            raise ValueError(f"line {number}: not a record of a run: {reason}")
+        kinds.add(kind)
 
 
 def parse_sessions(text: str) -> list[Record]:

@@ -27,9 +27,10 @@ from resnet_train.config.schema import Run
 from resnet_train.config.sweep import folder_names
 from resnet_train.config.yaml12 import read_yaml, to_yaml
 from resnet_train.errors import BadInput
-from resnet_train.runs.records import Record, check_follows, parse_record, parse_sessions
+from resnet_train.runs.records import Record, parse_record, parse_records, parse_sessions
 from resnet_train.runtime.atomic import atomic_write_text
 from resnet_train.runtime.file_lock import locked
+from resnet_train.runtime.memoize import memoized
 from resnet_train.runtime.regular_file import read_text
 
 logger = logging.getLogger(__name__)
@@ -103,14 +104,29 @@ class RunRecord:
         return next((r for r in self.records if r["kind"] == "end"), None)
 
     @cached_property
-    def time_spent(self) -> list[TimeSpent]:
-        """The time that the run had taken at each of its records; NaN where an evaluation was not timed."""
-        spent, evaluation, probes = [], 0.0, 0.0
+    def training_seconds(self) -> list[float]:
+        """The seconds of training up to each record; NaN from an evaluation on that was not timed."""
+        seconds, evaluation, probes = [], 0.0, 0.0
         for record in self.records:
-            evaluation += record.get("eval_seconds", math.nan) if record["kind"] == "eval" else 0
-            probes += record.get("probe_seconds", 0)
-            spent.append(TimeSpent(record["seconds"] - evaluation - probes, evaluation, probes))
-        return spent
+            if record["kind"] == "eval":
+                evaluation += record.get("eval_seconds", math.nan)
+            elif record["kind"] != "train":
+                probes += record.get("probe_seconds", 0)
+            seconds.append(record["seconds"] - evaluation - probes)
+        return seconds
+
+    @cached_property
+    def time_spent(self) -> TimeSpent:
+        """The time that the run has taken; NaN where an evaluation was not timed."""
+        evaluation = sum(record.get("eval_seconds", math.nan) for record in self.records if record["kind"] == "eval")
+        probes = sum(record["probe_seconds"] for record in self.records if "probe_seconds" in record)
+        return TimeSpent(self.training_seconds[-1], evaluation, probes)
+
+    @memoized
+    def series(self, kind: str, key: str) -> dict[int, float]:
+        """By step, the values of a key in the records of a kind that have one."""
+        records = (record for record in self.records if record["kind"] == kind)
+        return {record["step"]: record[key] for record in records if record.get(key) is not None}
 
     @property
     def machines(self) -> list[str]:
@@ -146,14 +162,10 @@ def read_metrics(folder: Path) -> list[Record]:
         with suppress(ValueError):
             parse_record(half)  # it lacks its end of line only
             lines.append(half)
-    records: list[Record] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(parse_record(line))
-            check_follows(records)
-        except ValueError as error:
-            raise BadInput(f"{path}, line {number}: not a record of a run: {error}; restore that line") from None
-    return records
+    try:
+        return parse_records(lines)
+    except ValueError as error:
+        raise BadInput(f"{path}, {error}; restore that line") from None
 
 
 def find(roots: Iterable[Path]) -> list[RunRecord]:

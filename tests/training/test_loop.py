@@ -38,7 +38,7 @@ def test_a_run_folder_holds_what_it_must(config: Config, program: Program) -> No
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["batch_size"] == 16
     session = json.loads((folder / "env.json").read_text())["sessions"][0]
     assert session["torch"] == torch.__version__
-    spent = run_folder.read(folder).time_spent[-1]
+    spent = run_folder.read(folder).time_spent
     assert min(spent.training, spent.evaluation) > 0
     assert spent.probes == 0
     best = min(r["val_error_top1"] for r in records if r["kind"] == "eval")
