@@ -73,7 +73,7 @@ def _watch(folder: Path, statuses: Sequence["RunStatus"]) -> None:
 def table(statuses: Sequence["RunStatus"]) -> str:
     """A line for each run, and a last one that counts the states; no wider than the terminal."""
     from resnet_train.runs.status import summarise
-    from resnet_train.runtime.tables import columns, fit_terminal, percent, short
+    from resnet_train.runtime.tables import columns, duration, fit_terminal, percent, short
 
     several = len({status.experiment for status in statuses}) > 1
     rows: list[tuple[str, ...]] = [
@@ -91,21 +91,11 @@ def table(statuses: Sequence["RunStatus"]) -> str:
                 percent(train),
                 percent(s.val_error_top1),
                 short(s.images_per_second),
-                _duration(s.seconds_left),
-                _duration(s.last_line_seconds),
+                duration(s.seconds_left),
+                duration(s.last_line_seconds),
                 f"{s.host}:{s.pid}" if s.state == "running" and s.pid is not None else "",
             )
         )
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
     return "\n".join([fit_terminal(columns(rows)), summarise(statuses)])
-
-
-def _duration(seconds: float | None) -> str:
-    """In the unit that suits: 12 s, 12 min, 1.5 h, 2.1 d."""
-    if seconds is None:
-        return "–"
-    for limit, size, unit in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / size:.3g} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.3g} d"

@@ -87,3 +87,21 @@ def short(number: float | None) -> str:
         if number >= size:
             return f"{number / size:.3g}{suffix}"
     return f"{number:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Format a time in the unit that suits: 12 s, 12 min, 1.5 h, 2.1 d."""
+    if seconds is None:
+        return "–"
+    for limit, size, unit in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.3g} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.3g} d"
+
+
+def file_size(size: float) -> str:
+    """Format a number of bytes: 1.5 GB."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size >= limit:
+            return f"{size / limit:.3g} {unit}"
+    return f"{size / 1e3:.3g} kB"

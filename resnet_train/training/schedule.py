@@ -25,6 +25,13 @@ class Interval:
             return True
         return self.steps is not None and step == round(round(step / self.steps) * self.steps)
 
+    def times(self, total_steps: int) -> int:
+        """How often it is due within so many steps."""
+        steps = {self.last_step}
+        if self.steps is not None:
+            steps |= {round(k * self.steps) for k in range(1, int(total_steps / self.steps) + 2)}
+        return sum(step is not None and 0 < step <= total_steps for step in steps)
+
 
 @dataclass(frozen=True)
 class TrainSchedule:

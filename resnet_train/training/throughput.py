@@ -11,16 +11,22 @@ from pathlib import Path
 import torch
 from torch.profiler import profile, tensorboard_trace_handler
 
+from resnet_train.config.batch import check_network
 from resnet_train.config.schema import Run
+from resnet_train.data import datasets, loader
 from resnet_train.data.batch import Batch, StepBatches
 from resnet_train.data.dataset import Dataset
 from resnet_train.data.loader import TrainingData
 from resnet_train.data.normalize import Normalization
 from resnet_train.errors import BadInput
+from resnet_train.evaluation import evaluator
+from resnet_train.evaluation.evaluator import EnsembleMember
 from resnet_train.models import complexity, roofline
-from resnet_train.runtime.distributed import AnyRankFlag, World
+from resnet_train.runtime.distributed import AnyRankFlag, World, main_first
+from resnet_train.runtime.precision import set_precision
 from resnet_train.runtime.processes import available_cores
 from resnet_train.training import cuda_graph
+from resnet_train.training.schedule import build_schedule
 from resnet_train.training.step import create_train_state, train_step
 
 logger = logging.getLogger(__name__)
@@ -113,6 +119,42 @@ def _measure(run: Run, data: TrainingData, seconds: float, world: World, step: S
     )
 
 
+def measure_run(run: Run, world: World, seconds: float = 2.0) -> float:
+    """The seconds of a run's steps and evaluations, from some of each on this machine. Every rank calls it.
+
+    Probes, checkpoints and the statistics of the training images are left out. Raises `BadInput`.
+    """
+    set_precision(run.train.precision, world.device)
+    train_set, val_set = main_first(world, lambda: datasets.open_data(run.data))
+    data = loader.training_data(run, train_set, run.seed, world.rank, world.size, world.device)
+    check_network(run, world.size, train_set.size)
+    schedule = build_schedule(run, data.steps_per_epoch)
+    sizes = size_fractions(run.augment.progressive_resizing or {0.0: data.image_size})
+    with _step_function(run, train_set, world) as step:
+
+        def step_at(size: int) -> float:
+            return seconds_per_step(data.from_step(0, _ENDLESS, lambda _: size), step, seconds, world)
+
+        per_step = sum(fraction * step_at(size) for size, fraction in sizes.items())
+    net = create_train_state(run, len(train_set.classes), train_set.channels, world).eval_net
+    members = [
+        EnsembleMember(evaluator.as_evaluated(net, run), _any_normalization(train_set, world), run.train.precision)
+    ]
+
+    def seconds_to_evaluate(images: int) -> float:
+        part = val_set.subset(datasets.evenly_spaced(len(val_set), images))
+        begin = time.perf_counter()
+        evaluator.evaluate(members, evaluator.evaluation_data(run, part, world), run.eval.average, world)
+        return time.perf_counter() - begin
+
+    batch = min(len(val_set), run.eval.batch_size * world.size)
+    seconds_to_evaluate(batch)  # warms up
+    per_image = seconds_to_evaluate(batch) / batch
+    images = len(val_set) + min(len(train_set), run.eval.clean_train_images)
+    evaluations = schedule.eval.times(schedule.total_steps)
+    return schedule.total_steps * per_step + evaluations * images * per_image
+
+
 def size_fractions(progressive_resizing: dict[float, int]) -> dict[int, float]:
     """The fraction of the training's steps at each image size."""
     fractions: dict[int, float] = {}
@@ -152,10 +194,14 @@ def _warm_up_steps(world: World) -> int:
 def _step_function(run: Run, dataset: Dataset, world: World) -> Iterator[StepFunction]:
     """A training step of a new network. Images are not normalised by their own statistics, which takes no time."""
     state = create_train_state(run, len(dataset.classes), dataset.channels, world)
-    mean, std = torch.full((1, 1, dataset.channels), 127.5), torch.full((dataset.channels,), 64.0)
-    normalization = Normalization(mean, std).to(world.device)
+    normalization = _any_normalization(dataset, world)
     with cuda_graph.freed_at_end(state.launch):
         yield lambda batches: train_step(state, batches, normalization, run.optimizer.lr, run.train)
+
+
+def _any_normalization(dataset: Dataset, world: World) -> Normalization:
+    mean, std = torch.full((1, 1, dataset.channels), 127.5), torch.full((dataset.channels,), 64.0)
+    return Normalization(mean, std).to(world.device)
 
 
 def _copy(batches: StepBatches) -> StepBatches:

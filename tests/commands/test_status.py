@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from resnet_train.commands import status
 from resnet_train.runs import run_folder
 from resnet_train.runs import status as run_status
 from resnet_train.runs.run_folder import read_metrics
+from resnet_train.runtime.tables import duration
 from resnet_train.training.run_progress import ProgressSink
 
 Program = Callable[..., tuple[int, str, str]]
@@ -157,4 +157,4 @@ def test_what_cannot_be_shown_is_one_line(recorded: Callable[..., Path], program
     ("seconds", "text"), [(None, "–"), (7.4, "7 s"), (400, "7 min"), (6300, "1.75 h"), (180000, "2.08 d")]
 )
 def test_durations_are_in_a_unit_that_suits(seconds: float | None, text: str) -> None:
-    assert status._duration(seconds) == text
+    assert duration(seconds) == text

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY
 
 from resnet_train.config import load
 from resnet_train.config.yaml12 import to_yaml
@@ -289,7 +288,10 @@ def test_dry_run_prints_an_experiment_that_loads_again(
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(resolved))
     assert load.load(tmp_path / "again.yaml") == load.load(path)
     assert not Path("runs").exists()
-    assert TINY["name"] in program("run", path, "--dry-run")[1]
+    out = program("run", path, "--dry-run", "--verbose")[1]
+    (tmp_path / "verbose.yaml").write_text(out)
+    assert load.load(tmp_path / "verbose.yaml") == load.load(path)
+    assert f"# {program('run', path, '--dry-run')[1].splitlines()[0]}" == out.splitlines()[0]
     absent = ["data={kind: cifar10, path: nowhere}", "--dry-run", "train.epochs=3"]
     code, out, err = program("run", path, *absent)
     assert (code, "–" in out, "no complete cifar10 in nowhere" in err) == (0, True, True)
