@@ -137,7 +137,7 @@ def _draw_line(ax: "Axes", xs: Any, points: Curve, colour: str, has_band: bool =
 
 def _mark_end(ax: "Axes", points: Curve, colour: str, marker: str, label: str) -> None:
     """The marker of a family at the end of a curve, and an entry of the legend."""
-    style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 2}
+    style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 2, "clip_on": False}
     ax.plot(points.steps[-1:], points.means[-1:], label=label, **style)
 
 
@@ -183,7 +183,7 @@ def draw_costs(groups: Sequence[Group], path: Path, output: Output = Output()) -
         if any(row[cost] is not None and row["val_error_top1"] is not None for row in rows.values())
     ]
     panels = len(costs) + ("hours" in costs) + 1
-    columns, width = output.columns(panels, 4.0, 3)
+    columns, width = output.columns(panels, 4.0, 2 if panels == 4 else 3)
     lines = math.ceil(panels / columns)
     networks, many = _network_handles(groups), len(groups) > _MOST_NAMES
     below = legend_height([str(handle.get_label()) for handle in networks], width, 7) if many else 0

@@ -45,6 +45,9 @@ def place_names(ax: "Axes", names: Sequence[Name], fontsize: float, far: bool = 
             offset = np.array(direction) * (half + distance * scale * (0.5 if all(direction) else 1))
             box = np.concatenate([point + offset - half, point + offset + half])
             covered = 100 * _overlapping(taken, box) + 3 * _overlapping(drawn, box) + 1000 * (not _inside(ax, box))
+            if distance >= _FAR:  # its line may cross another point or name
+                way = [_box(point + offset * part, 1) for part in (0.3, 0.4, 0.5, 0.6, 0.7)]
+                covered += sum(20 * _overlapping(taken, one) + _overlapping(drawn, one) for one in way)
             cost = covered + distance / 10
             if best is None or cost < best[0]:
                 best = (cost, offset, box, distance)

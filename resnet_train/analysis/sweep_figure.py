@@ -79,7 +79,7 @@ def _draw_line(
     ax.errorbar(xs, ys, deviations, marker="o", markersize=4, capsize=3, label=label, **style)
     if points:
         best = min(points, key=lambda point: point[1])
-        ax.plot(best[:1], best[1:2], marker="o", markersize=9, color=colour)
+        ax.plot(best[:1], best[1:2], marker="o", markersize=9, color=colour, clip_on=False)
 
 
 def _scale(ax: "Axes", places: dict[str, float], width: float) -> None:
