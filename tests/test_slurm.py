@@ -25,7 +25,7 @@ def test_a_batch_file_is_a_script_with_its_options_at_the_head(file: Path) -> No
 
 
 @pytest.mark.long
-@pytest.mark.slurm
+@pytest.mark.cluster
 def test_jobs_are_saved_put_back_and_finished() -> None:
     needed = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
     missing = [name for name in needed if shutil.which(name, path=PROGRAMS) is None]
