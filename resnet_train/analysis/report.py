@@ -16,7 +16,7 @@ from resnet_train.analysis.families import families
 from resnet_train.analysis.findings import findings, warnings
 from resnet_train.analysis.groups import ERRORS, RECORDED, Group, footnotes, protocols
 from resnet_train.analysis.published import Published, published, published_rows, reasons
-from resnet_train.analysis.style import colours, hue, kind_of, likeness, shade, time_unit
+from resnet_train.analysis.style import hue, kind_of, likeness, line_colours, line_shades, shade, time_unit
 from resnet_train.analysis.sweeps import best_note, is_number, swept_keys
 from resnet_train.analysis.tables import table
 from resnet_train.config.expect import FigureConfig
@@ -121,11 +121,9 @@ def _finite(value: Any) -> Any:
 
 def _colours(groups: Sequence[Group]) -> dict[int, tuple[str, str]]:
     """Of each group, by its id, the colours on a light and on a dark page."""
-    light = colours([group.network for group in groups])
-    depths = sorted({group.depth for group in groups})
-    last = max(1, len(depths) - 1)
-    dark = [shade(kind_of(g.network), 0.5 - 0.5 * depths.index(g.depth) / last) for g in groups]  # deep is bright
-    return dict(zip(map(id, groups), zip(light, dark, strict=True), strict=True))
+    networks = [group.network for group in groups]
+    dark = [shade(kind_of(net), 0.5 - 0.5 * part) for net, part in zip(networks, line_shades(networks), strict=True)]
+    return dict(zip(map(id, groups), zip(line_colours(networks), dark, strict=True), strict=True))  # deep is bright
 
 
 def _curves(groups: Sequence[Group], unit: str, per_hour: float) -> list[Record]:

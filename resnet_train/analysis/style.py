@@ -46,26 +46,35 @@ def shade(kind: str, fraction: float) -> str:
 
 def colours(networks: Sequence[AnyNet]) -> list[str]:
     """A colour for each network. Networks of one depth have the same shade, each of its kind's colour."""
+    return [shade(kind_of(net), fraction) for net, fraction in zip(networks, _by_depth(networks), strict=True)]
+
+
+def _by_depth(networks: Sequence[AnyNet]) -> list[float]:
+    """0 for the shallowest networks to 1 for the deepest."""
     depths = sorted({network.depth for network in networks})
     last = len(depths) - 1
-    return [shade(kind_of(net), depths.index(net.depth) / last if last else 0.5) for net in networks]
+    return [depths.index(net.depth) / last if last else 0.5 for net in networks]
 
 
-def line_colours(networks: Sequence[AnyNet]) -> list[str]:
-    """A colour for each curve of a panel: that of its kind and depth, or its own shade where several have one depth.
+def line_shades(networks: Sequence[AnyNet]) -> list[float]:
+    """Of each curve of a panel its place from light (0) to dark (1): by depth, or its own where several have one depth.
 
     Such are networks that differ in their shortcuts or orders alone (He et al. 2016).
     """
-    by_depth = colours(networks)
-    if len(set(by_depth)) == len(by_depth):
-        return by_depth
-    shades: list[str] = [""] * len(networks)
+    fractions, kinds = _by_depth(networks), [kind_of(network) for network in networks]
+    if len(set(zip(kinds, fractions, strict=True))) == len(networks):
+        return fractions
     for kind in _HUES:
-        members = [i for i, network in enumerate(networks) if kind_of(network) == kind]
+        members = [i for i in range(len(networks)) if kinds[i] == kind]
         members.sort(key=lambda i: networks[i].depth)
         for rank, i in enumerate(members):
-            shades[i] = shade(kind, rank / (len(members) - 1) if len(members) > 1 else 0.5)
-    return shades
+            fractions[i] = rank / (len(members) - 1) if len(members) > 1 else 0.5
+    return fractions
+
+
+def line_colours(networks: Sequence[AnyNet]) -> list[str]:
+    """A colour for each curve of a panel: that of its kind, in the shade of `line_shades`."""
+    return [shade(kind_of(net), fraction) for net, fraction in zip(networks, line_shades(networks), strict=True)]
 
 
 def likeness(one: AnyNet, other: AnyNet) -> int:

@@ -154,6 +154,29 @@ def test_bands_are_of_several_seeds(seeds: int, recorded: Callable[..., Path], p
             assert opened.value(hidden) is (seeds == 1)
 
 
+@pytest.mark.skipif(browser.program() is None, reason="no Chromium is installed")
+def test_ticks_of_a_logarithmic_axis_are_whole_numbers(recorded: Callable[..., Path], program: Program) -> None:
+    """Plotly's own have 2 and 5 for 20 and 50."""
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    for depth in (8, 20, 110):
+        recorded(f"cifar-resnet-{depth}", 0, 5.0)
+    assert program("report", "runs")[0] == 0
+    with browser.opened() as opened:
+        opened.open(Path("runs/report.html"))
+        texts = opened.value("[...document.querySelectorAll('#costs .xtick text')].map(t => t.textContent)")
+        assert texts == ["10", "20", "50", "100"]
+        assert opened.errors() == []
+
+
+def test_networks_of_one_depth_differ_in_their_shades(recorded: Callable[..., Path], program: Program) -> None:
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    for network in ("cifar-plain-20", "cifar-resnet-20", "cifar-preact-20", "cifar-resnet-56"):
+        recorded(network, 0, 5.0)
+    assert program("report", "runs")[0] == 0
+    shades = [group["colours"] for group in data_of(Path("runs/report.html").read_text())["groups"]]
+    assert len({light for light, _ in shades}) == len({dark for _, dark in shades}) == 4
+
+
 def test_without_plotly_it_is_one_line(
     recorded: Callable[..., Path], program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
