@@ -33,6 +33,10 @@ class _TextBar(_Bar):
         room = (values["ncols"] or 80) - len(values["prefix"]) - _LEAST_BAR
         return values | {"text": next((text for text in self.texts if len(text) <= room), self.texts[-1])}
 
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        super().display(msg, pos)
+        self.fp.write("\r")  # a terminal shows ^C at the cursor: at the end of the line it would begin another one
+
 
 _LEAST_BAR = 10 + len("  45%|| ")
 _WIDEST_NAME = 32

@@ -155,6 +155,7 @@ def shown(columns: int = 80) -> list[str]:
     screen = Screen(columns)
     screen.feed(cast(Terminal, sys.stderr).getvalue())
     assert screen.too_wide == set()
+    assert screen.column == 0  # where a terminal shows ^C
     return screen.lines()
 
 
