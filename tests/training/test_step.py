@@ -432,7 +432,7 @@ def test_kernels_are_searched_for_the_shapes_of_training_alone(
     forward = Network.forward
 
     def spied(self: Network, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type != "meta":  # where multiply-adds are counted
+        if len(x):  # 0 where multiply-adds are counted
             searched.setdefault(len(x), []).append(torch.backends.cudnn.benchmark)
         return forward(self, x)
 
