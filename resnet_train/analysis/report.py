@@ -17,10 +17,11 @@ from resnet_train.analysis.findings import findings, warnings
 from resnet_train.analysis.groups import ERRORS, RECORDED, Group, footnotes, protocols
 from resnet_train.analysis.published import Published, published, published_rows, reasons
 from resnet_train.analysis.style import hue, kind_of, likeness, line_colours, line_shades, shade, time_unit
-from resnet_train.analysis.sweeps import best_note, is_number, swept_keys
+from resnet_train.analysis.sweeps import Sweep, at_best, best_note, is_number, sweeps, swept_keys
 from resnet_train.analysis.tables import table
 from resnet_train.config.expect import FigureConfig
 from resnet_train.config.load import dump
+from resnet_train.config.sweep import value_text
 from resnet_train.config.yaml12 import to_yaml
 from resnet_train.errors import BadInput
 from resnet_train.runs import run_folder
@@ -92,12 +93,14 @@ def _drawn(groups: Sequence[Group]) -> Record:
     """What is drawn of the networks of one data set. Hours are seconds or minutes where these suit better."""
     unit, per_hour = time_unit(max((group.mean("hours") or 0 for group in groups), default=0))
     costs = _COSTS | {"hours": f"{unit} of training"} | {key: key for key in swept_keys(groups)}
+    best = at_best(groups)
     return {
-        "groups": _curves(groups, unit, per_hour),
-        "points": _points(groups, per_hour),
+        "groups": _curves(best, unit, per_hour),
+        "points": _points(best, per_hour),
+        "swept": _swept(groups),
         "costs": costs,
         "errors": {error: ERRORS[error][0] for error in ("val_error_top1", "clean_train_error", "train_error")},
-        "probes": _probes(groups),
+        "probes": _probes(best),
         "several_seeds": any(len(group.runs) > 1 for group in groups),
     }
 
@@ -167,15 +170,13 @@ def _points(groups: Sequence[Group], per_hour: float) -> list[Record]:
     return [
         {
             "name": family.name,
-            "kind": family.kind,
             "colours": (hue(family.kind), shade(family.kind, 0.25)),
             "members": [
                 {
                     "label": group.label,
                     "step": None if group.is_finished else group.step,
                     "x": {cost: (row := group.row())[cost] for cost in _COSTS}
-                    | {"hours": None if row["hours"] is None else row["hours"] * per_hour}
-                    | {key: value for key, value in group.sweep.items() if is_number(value)},
+                    | {"hours": None if row["hours"] is None else row["hours"] * per_hour},
                     "errors": {error: (row[error], row[f"{error}_std"]) for error in ERRORS},
                 }
                 for group in family.members
@@ -183,6 +184,36 @@ def _points(groups: Sequence[Group], per_hour: float) -> list[Record]:
         }
         for family in families(groups)
     ]
+
+
+def _swept(groups: Sequence[Group]) -> dict[str, list[Record]]:
+    """For each swept key a line for each network: of several keys, the best error over the values of the others."""
+    drawn = {}
+    for key in swept_keys(groups):
+        found = [sweep for sweep in sweeps(groups) if key in sweep.keys]
+        looks = _colours([sweep.groups[0] for sweep in found])
+        drawn[key] = [
+            {"name": sweep.name, "colours": looks[id(sweep.groups[0])], "members": _values(sweep, key)}
+            for sweep in found
+        ]
+    return drawn
+
+
+def _values(sweep: Sweep, key: str) -> list[Record]:
+    values = sweep.values(key)
+    members = []
+    for value in values:
+        some = Sweep(tuple(group for group in sweep.groups if group.sweep[key] == value))
+        best = {error: some.best(error) for error in RECORDED if error != "train_loss"}
+        members.append(
+            {
+                "label": sweep.name + (", diverged" if any(group.has_diverged for group in some.groups) else ""),
+                "step": None,
+                "x": {key: value if all(map(is_number, values)) else value_text(value)},
+                "errors": {error: ((row := group.row())[error], row[f"{error}_std"]) for error, group in best.items()},
+            }
+        )
+    return members
 
 
 def _probes(groups: Sequence[Group]) -> list[Record]:

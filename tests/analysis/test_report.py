@@ -168,6 +168,30 @@ def test_ticks_of_a_logarithmic_axis_are_whole_numbers(recorded: Callable[..., P
         assert opened.errors() == []
 
 
+def test_charts_of_a_sweep_show_each_network_at_its_best_and_a_line_for_each_key(
+    recorded: Callable[..., Path], program: Program
+) -> None:
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    for depth in (20, 56):
+        for lr, error in ((0.1, 5.0), (0.2, 4.0)):
+            for nesterov in (False, True):
+                sweep = {"optimizer.lr": [lr], "optimizer.nesterov": [nesterov]}
+                recorded(f"cifar-plain-{depth}", 0, depth + error + nesterov, sweep=sweep)
+    assert program("report", "runs")[0] == 0
+    data = data_of(Path("runs/report.html").read_text())
+    best = [f"cifar-plain-{depth} optimizer.lr=0.2 optimizer.nesterov=false" for depth in (20, 56)]
+    assert [group["name"] for group in data["groups"]] == best
+    assert [member["label"] for member in data["points"][0]["members"]] == best
+    lines = data["swept"]["optimizer.lr"]
+    assert [line["name"] for line in lines] == ["cifar-plain-20", "cifar-plain-56"]
+    found = [(m["x"]["optimizer.lr"], m["errors"]["clean_train_error"][0]) for m in lines[1]["members"]]
+    assert found == [(0.1, 61.0), (0.2, 60.0)]
+    assert [m["x"]["optimizer.nesterov"] for m in data["swept"]["optimizer.nesterov"][0]["members"]] == [
+        "false",
+        "true",
+    ]
+
+
 def test_networks_of_one_depth_differ_in_their_shades(recorded: Callable[..., Path], program: Program) -> None:
     pytest.importorskip("plotly", reason="plotly is not installed")
     for network in ("cifar-plain-20", "cifar-resnet-20", "cifar-preact-20", "cifar-resnet-56"):
