@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,7 +197,7 @@ def draw_heat_maps(
         ax.invert_yaxis()  # the image above, the head below
         ax.yaxis.set_major_locator(MaxNLocator(min(units, 6), integer=True))
         scale_steps(ax)
-        ax.set_title(heat_map.title, fontsize=10)
+        ax.set_title(textwrap.fill(heat_map.title, int(10 * width / columns)), fontsize=10)
         ax.set(xlabel="iteration", ylabel="unit")
     figure.colorbar(mesh, ax=figure.axes, label="gradient norm at the unit's input", fraction=0.04, pad=0.01)
     data = ", ".join(dict.fromkeys(data_name(run.run.data) for run in runs))

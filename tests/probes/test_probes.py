@@ -336,6 +336,22 @@ def test_heat_maps_of_several_runs_are_a_grid(tiny_run: Callable[..., Any], monk
     assert probe_figures.draw_heat_maps(runs, Path("map.png"), None)
 
 
+def test_long_titles_of_heat_maps_do_not_overlap(tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    records = [{"kind": "gradients", "step": step, "units": {"0": 1.0, "1": 2.0}} for step in (0, 5)]
+    name = "a-network-with-a-name-that-says-all-there-is-to-say-of-it-and-more"
+    networks = [{"base": "cifar-resnet-8", "name": f"{name}-{i}"} for i in range(4)]
+    runs = [run_folder.RunRecord(Path("x"), tiny_run(networks=[network]), records) for network in networks]
+    for width in (None, 3.3):
+        assert probe_figures.draw_heat_maps(runs, Path("map.png"), None, style.Output(width=width))
+        saved[-1].draw_without_rendering()
+        titles = [ax.title.get_window_extent() for ax in saved[-1].axes if ax.get_title()]
+        assert len(titles) == 4
+        assert not overlap(titles)
+        assert all(saved[-1].bbox.contains(*box.min) and saved[-1].bbox.contains(*box.max) for box in titles)
+
+
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
 def test_a_plain_network_is_left_of_its_residual_partner(
     seeds: int, tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
