@@ -42,6 +42,7 @@ from resnet_train.runtime.atomic import atomic_write, atomic_write_text, tempora
 from resnet_train.runtime.file_lock import locked
 from resnet_train.runtime.processes import run_jobs
 from resnet_train.runtime.progress import Progress
+from resnet_train.runtime.regular_file import exists
 
 Plan = dict[str, Any]
 
@@ -166,11 +167,11 @@ def _lock_destination(dest: Path, plan: Plan) -> Iterator[None]:
     """
     path, lock = dest / PLAN, (dest / PLAN).with_name("lock")
     try:
-        if not path.exists() and not (dest / INDEX).exists() and not _holds_nothing(dest):
+        if not exists(path) and not exists(dest / INDEX) and not _holds_nothing(dest):
             raise BadInput(f"{dest} is not empty, and holds no unfinished packing: give another folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(lock, f"another resnet-train prepare is at work on {dest}"):
-            if path.exists():
+            if exists(path):
                 _check_same_plan(shard_index.read_json(path), plan, dest)
             else:
                 atomic_write_text(path, json.dumps(plan))
@@ -184,7 +185,7 @@ def _lock_destination(dest: Path, plan: Plan) -> Iterator[None]:
 def _holds_nothing(dest: Path) -> bool:
     """Whether a folder is new or empty, but for what a packing leaves that is killed before it has written its plan."""
     path = dest / PLAN
-    left = [*dest.iterdir()] if dest.exists() else []
+    left = [*dest.iterdir()] if exists(dest) else []
     if left == [path.parent] and path.parent.is_dir():
         left = [*path.parent.iterdir()]
     return {file.name for file in left} <= {"lock", temporary_path(path).name}

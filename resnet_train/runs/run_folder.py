@@ -31,7 +31,7 @@ from resnet_train.runs.records import Record, parse_record, parse_records, parse
 from resnet_train.runtime.atomic import atomic_write_text
 from resnet_train.runtime.file_lock import locked
 from resnet_train.runtime.memoize import memoized
-from resnet_train.runtime.regular_file import read_text
+from resnet_train.runtime.regular_file import exists, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +59,10 @@ def place_of(run: Run) -> str:
 
 def check_checkpoint_exists(path: Path) -> None:
     """Raise `BadInput` if a path is not a file."""
-    try:
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except OSError as error:  # a name that is too long, or a folder that may not be read
-        raise BadInput(f"cannot read {path}: {error.strerror}") from None
-    if is_folder:
+    is_there = exists(path)
+    if is_there and path.is_dir():
         raise BadInput(f"{path} is a folder: give a file, such as {path / 'checkpoints' / 'best.pt'}")
-    if not is_file:
+    if not is_there or not path.is_file():
         raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
 
 
@@ -81,7 +78,7 @@ class TimeSpent(NamedTuple):
 def last_checkpoint(checkpoints: Path) -> Path | None:
     """The newest checkpoint in the folder `checkpoints` of a run; None if there is none. It is not read."""
     paths = (checkpoints / name for name in ("last.pt", "previous.pt"))
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if exists(path) and path.is_file()), None)
 
 
 def describe_last_checkpoint(checkpoints: Path) -> str:
@@ -137,7 +134,7 @@ class RunRecord:
 def sessions(folder: Path) -> list[Record]:
     """The sessions that `env.json` lists; none if it is missing or, with a warning, damaged."""
     path = folder / "env.json"
-    if not path.exists():
+    if not exists(path):
         return []
     try:
         return parse_sessions(read_text(path))
@@ -155,7 +152,7 @@ def read(folder: Path) -> RunRecord:
 def read_metrics(folder: Path) -> list[Record]:
     """The records so far. A last line that a crash cut short is left out. Raises `BadInput` if another is damaged."""
     path = folder / "metrics.jsonl"
-    if not path.exists() or path.stat().st_size == 0:  # a run that has just begun
+    if not exists(path) or path.stat().st_size == 0:  # a run that has just begun
         return []
     *lines, half = read_text(path, _RECORDS_LIMIT).split("\n")
     if half:
@@ -242,7 +239,7 @@ def check_same_run(record: RunRecord, run: Run) -> None:
 
 def read_earlier(folder: Path, run: Run) -> RunRecord | None:
     """The record of earlier sessions of `run`, if its folder has one. Raises `BadInput` if it is another run's."""
-    if not (folder / "config.yaml").exists():
+    if not exists(folder / "config.yaml"):
         return None
     record = read(folder)
     check_same_run(record, run)
@@ -254,7 +251,7 @@ def lock_run_folder(folder: Path, stack: ExitStack) -> None:
 
     Raises `FolderInUse` if another process trains in it, and `BadInput` if it cannot be written.
     """
-    if folder.exists():
+    if exists(folder):
         try:
             stack.enter_context(locked(folder / "lock", f"{folder}: another process trains in it; stop that first"))
         except OSError as error:
@@ -268,7 +265,7 @@ def open_run_folder(run: Run, folder: Path, fresh: bool, stack: ExitStack) -> li
     `FolderInUse` if another process trains in it.
     """
     try:
-        if fresh and folder.exists():
+        if fresh and exists(folder):
             lock_run_folder(folder, stack)
             old = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}.old")
             shutil.move(folder, old)

@@ -23,6 +23,25 @@ _KINDS = {
 }
 
 
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or a folder. Raises `BadInput` if the system does not say.
+
+    `Path.exists` of Python 3.14 says no then, and a run would begin anew.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise BadInput(f"cannot read {path}: {error.strerror}") from None
+        return False
+    except ValueError:  # a NUL, or a surrogate that stands for no byte
+        return False
+    return True
+
+
 def open_regular(path: Path | str, prefix: str = "") -> BinaryIO:
     """Open a regular file for reading. Never blocks. Raises `BadInput`; `OSError` if memory or open files ran out.
 

@@ -17,6 +17,7 @@ from resnet_train.runs.checkpoint import FORMAT, Checkpoint, CheckpointMeta, rea
 from resnet_train.runs.run_folder import describe_last_checkpoint
 from resnet_train.runtime.atomic import atomic_write
 from resnet_train.runtime.distributed import World, all_gather, broadcast_from_main
+from resnet_train.runtime.regular_file import exists
 from resnet_train.training.optim import build_optimizer
 from resnet_train.training.step import TrainState
 
@@ -39,7 +40,7 @@ def save(state: TrainState, meta: CheckpointMeta, folder: Path, copies: Sequence
 
 def save_missing_copy(state: TrainState, meta: CheckpointMeta, folder: Path, name: str, world: World) -> None:
     """Save a restored state under `name` if that file is missing: the process may have been killed while it saved."""
-    if broadcast_from_main(world, lambda: not (folder / name).exists()):
+    if broadcast_from_main(world, lambda: not exists(folder / name)):
         save(state, meta, folder, [name], world)
 
 
@@ -161,4 +162,4 @@ def restore(state: TrainState, saved: Checkpoint, world: World) -> None:
 def _newest_first(folder: Path) -> Iterator[Path]:
     regular = [folder / "last.pt", folder / "previous.pt"]
     others = sorted(set(folder.glob("*.pt")) - set(regular), key=lambda path: path.stat().st_mtime, reverse=True)
-    return (path for path in [*regular, *others] if path.exists())
+    return (path for path in [*regular, *others] if exists(path))

@@ -47,7 +47,7 @@ def test_a_file_may_be_based_on_a_shipped_experiment_or_on_its_neighbour(
         ("configs/quickstart.yaml", "the shipped experiment is found by its name, quickstart"),
         ("quickstart.yaml", "the shipped experiment is found by its name, quickstart"),
         ("mine.yaml", "cannot read mine.yaml: No such file or directory"),
-        ("x\0y", "embedded null byte"),
+        ("x\0y", "embedded null"),
     ],
 )
 def test_what_is_not_found_is_one_line(name: str, message: str) -> None:

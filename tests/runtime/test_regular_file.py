@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from resnet_train.errors import BadInput
-from resnet_train.runtime.regular_file import read_bytes, read_lines, read_text, split_lines
+from resnet_train.runtime.regular_file import exists, read_bytes, read_lines, read_text, split_lines
 
 
 def _socket(path: str) -> None:
@@ -65,3 +65,15 @@ def test_lines_end_at_line_feeds_alone() -> None:
     Path("names").write_bytes("\n".join([*names, "", "c\r\n"]).encode())
     assert read_lines("names") == [*names, "", "c"]
     assert [split_lines(text) for text in ("", "\n", "a", "a\n", "a\n\n")] == [[], [""], ["a"], ["a"], ["a", ""]]
+
+
+def test_what_is_absent_and_what_the_disk_does_not_say(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nothing")
+    there = {
+        name: exists(tmp_path / name) for name in (".", "file", "file/x", "none", "loop", "dangling", "x\0", "\ud800")
+    }
+    assert [name for name, is_there in there.items() if is_there] == [".", "file"]
+    with pytest.raises(BadInput, match="File name too long"):
+        exists(tmp_path / ("x" * 300))

@@ -192,6 +192,30 @@ def test_killed_at_any_write_a_run_ends_the_same(config: Config, program: Progra
         assert not list(parts.rglob("*.tmp")), parts
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "checkpoints/last.pt"])
+def test_a_run_does_not_begin_anew_where_the_disk_does_not_say_what_is_there(
+    name: str, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Path.exists` of Python 3.14 says no."""
+    path = config(train={"steps": 2})
+    folder = finish(program, path)
+    before = {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "env.json"}
+    real, unread = os.stat, str(folder / name)
+
+    def stat(file: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if not isinstance(file, int) and os.fspath(file) == unread:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), unread)
+        return real(file, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", stat)
+        code, _, err = program("run", path, "train.steps=4")
+    assert (code, err.count("resnet-train: "), "Traceback" in err) == (2, 1, False), err
+    assert "Input/output error" in err
+    after = {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "env.json"}
+    assert after == before
+
+
 @pytest.mark.parametrize(("refused", "intact"), [("previous.pt", "last.pt"), ("last.pt", "previous.pt")])
 def test_a_rename_that_is_refused_leaves_the_previous_checkpoint(
     refused: str, intact: str, config: Config, program: Program, monkeypatch: pytest.MonkeyPatch
