@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -33,9 +34,9 @@ _EPILOG = """exit codes:
   0    done
   1    training failed: the loss is no longer finite, or a bug
   2    bad input: one line on standard error names it and says what to do
-  69   another rank stopped, or its node or network was lost: see its message, or run again
+  69   another rank stopped, or its node or network was lost: run again
   73   another process works in the folder: run again once it has ended
-  75   stopped by SIGTERM, SIGINT or SIGUSR1 after saving: run the same command again to continue
+  75   stopped by a signal after saving: run the same command again to continue
   130  stopped at once, by a second SIGINT
 """
 
@@ -80,13 +81,21 @@ class _Parser(argparse.ArgumentParser):
         super().error(one_line(message))
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help whose paragraphs are wrapped to the terminal. Those with an indented line, such as an example, are not."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(part if "\n " in part else textwrap.fill(part, width) for part in paragraphs)
+
+
 def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of the program, and that of each command."""
     parser: argparse.ArgumentParser = _Parser(
         prog="resnet-train",
         description="Train plain and residual networks of different depths under one recipe, and compare them.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -98,7 +107,7 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             epilog=f"example:\n  {module.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
         )
         command.set_defaults(main=module.main)
         module.add_arguments(command)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import terminal
 import torch
 from conftest import spawn
 from PIL import Image
@@ -186,3 +187,28 @@ def test_the_backend_of_matplotlib_is_the_program_s_and_not_its_caller_s(
     monkeypatch.setattr("resnet_train.runtime.process_exit.exit_process", lambda code: None)
     __main__.main()
     assert seen == ["agg"]
+
+
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help_fits_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the path where a shell looks for its completions."""
+    monkeypatch.setenv("COLUMNS", "80")
+    parser, commands = cli.build_parsers()
+    text = (commands[command] if command else parser).format_help()
+    assert [line for line in text.splitlines() if len(line) > 80 and "completions/resnet-train" not in line] == []
+
+
+def test_what_commands_print_fits_the_terminal(
+    config: Config, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for arguments in (["configs"], ["eval", checkpoint], ["run", "quickstart", "--dry-run"]):
+        code, screen = terminal.run(80, *arguments)
+        assert (code, screen.too_wide) == (0, set()), screen.lines()
+        assert "|" not in "".join(screen.lines())  # no bar is left
+    code, screen = terminal.run(50, "run", config(), "train.epoch=3")
+    assert (code, screen.too_wide) == (2, set())
+    assert screen.lines() == [
+        "resnet-train: command line: train.epoch: unknown",
+        "  key; did you mean epochs?",
+    ]

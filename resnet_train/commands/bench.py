@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = "resnet-train bench configs/imagenet-depth.yaml data.path=/data/imagenet --only resnet-34"
+EXAMPLE = "resnet-train bench imagenet-depth data.path=/data --only resnet-34"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = "resnet-train eval runs/imagenet-depth/resnet-34/seed-0/checkpoints/best.pt --protocol ten-crop"
+EXAMPLE = "resnet-train eval runs/imagenet-depth/resnet-34 --protocol ten-crop"
 
 _CHANGEABLE = ("data.", "eval.", "train.device=", "train.precision=")
 
@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         choices=("one-crop", "ten-crop", "multi-scale", "multi-scale-dense"),
-        help="the views of an image (default: eval.protocol of the run)",
+        metavar="NAME",
+        help="the views of an image: one-crop, ten-crop, multi-scale or multi-scale-dense (default: eval.protocol of "
+        "the run)",
     )
     add_classes(parser)
     parser.add_argument("--flip", action="store_true", help="add the mirror image of each view (eval.flip=true)")
@@ -92,6 +94,7 @@ def _files(path: Path) -> list[Path]:
 def _evaluate_checkpoints(paths: Sequence[Path], args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from resnet_train.evaluation import confusion, ensemble
     from resnet_train.runtime import distributed
+    from resnet_train.runtime.tables import terminal_width, wrap
 
     members = ensemble.load_members([str(path) for path in paths], args.network, args.data, overrides)
     train = members[0].run.train
@@ -102,7 +105,7 @@ def _evaluate_checkpoints(paths: Sequence[Path], args: argparse.Namespace, overr
         found, records = _published(paths, members, evaluation.records)
         _print_errors(records, args.json, found)  # first: a file that cannot be written loses no result
         if not args.json:
-            print(confusion.worst(evaluation.results[-1], evaluation.class_names))
+            print(wrap([confusion.worst(evaluation.results[-1], evaluation.class_names)], terminal_width()))
         if evaluation.logits is not None:
             evaluation.logits.write(args.save_logits)
         folder = args.out or _default_folder(Path(args.checkpoints[0]))
@@ -206,18 +209,19 @@ def _write_files(folder: Path, first: "PretrainedModel", evaluation: "Evaluation
 
 def _print_errors(records: Sequence["ErrorRecord"], as_json: bool, found: Sequence["Published"] = ()) -> None:
     from resnet_train.analysis.published import published_table
-    from resnet_train.runtime.tables import columns, terminal_width
+    from resnet_train.runtime.tables import columns, terminal_width, wrap
 
     if as_json:
         print(json.dumps(records, indent=2))
         return
-    print(f"{records[0]['images']} images: {records[0]['protocol']}")
+    width = terminal_width()
+    print(wrap([f"{records[0]['images']} images: {records[0]['protocol']}"], width))
     rows = [("checkpoint", "network", "seed", "step", "top-1 error", "top-5 error", "loss")]
     for record in records:
         seed, step = ("–" if record[key] is None else str(record[key]) for key in ("seed", "step"))
         loss = "–" if record["loss"] is None else f"{record['loss']:.4f}"
         errors = (f"{record['error_top1']:.2f} %", f"{record['error_top5']:.2f} %", loss)
         rows.append((record["checkpoint"], record["network"], seed, step, *errors))
-    print(columns(rows))
+    print(columns(rows, width))
     if found:
-        print("", published_table(found, terminal_width()), "", sep="\n")
+        print("", published_table(found, width), "", sep="\n")

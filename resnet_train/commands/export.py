@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-EXAMPLE = "resnet-train export runs/imagenet-depth/resnet-34/seed-0/checkpoints/best.pt --to onnx"
+EXAMPLE = "resnet-train export checkpoints/best.pt --to onnx"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +26,12 @@ def main(args: argparse.Namespace) -> None:
     """Write the file, read it back, and print how far its logits are from those of the network."""
     from resnet_train.evaluation import pretrained
     from resnet_train.evaluation.export import check_format, export
+    from resnet_train.runtime.tables import terminal_width, wrap
 
     check_format(args.to)
     report = export(pretrained.load(args.checkpoint, args.network), args.to, args.out)
-    print(
+    message = (
         f"wrote {report.path}: read back, its logits differ by at most {report.difference:.2g}, "
         f"the largest being {report.largest:.2g}"
     )
+    print(wrap([message], terminal_width()))

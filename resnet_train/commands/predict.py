@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = "resnet-train predict runs/imagenet-depth/resnet-34/seed-0/checkpoints/best.pt photo.jpg --top 3"
+EXAMPLE = "resnet-train predict checkpoints/best.pt photo.jpg --top 3"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

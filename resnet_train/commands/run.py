@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = "resnet-train run configs/cifar10-depth.yaml data.path=/data train.epochs=5 --only cifar-resnet-20"
+EXAMPLE = "resnet-train run cifar10-depth data.path=/data --only cifar-resnet-20"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -125,7 +125,7 @@ def _compare(
 ) -> None:
     """Print the costs of networks beside those of a reference at one image size, and draw them."""
     from resnet_train.models import complexity
-    from resnet_train.runtime.tables import columns, terminal_width
+    from resnet_train.runtime.tables import columns, terminal_width, wrap
 
     default_size, default_classes = complexity.default_input(reference)
     pixels, outputs = size or default_size, classes or default_classes
@@ -152,7 +152,7 @@ def _compare(
         sep="\n",
     )
     for record in records[1:]:
-        print(_complexity_sentence(record, first))
+        print(wrap([_complexity_sentence(record, first)], terminal_width()))
     print(f"wrote {out}")
 
 

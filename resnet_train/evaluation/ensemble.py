@@ -85,7 +85,7 @@ def evaluate(
     stored = local_logits if keep_logits else None
     with (
         out_of_memory_hint(members[0].label, world.device, hint),
-        Progress("evaluating", len(data), "img", shown=world.is_main) as bar,
+        Progress("evaluating", len(data), "img", shown=world.is_main, keep=False) as bar,
     ):
         results = evaluator.evaluate(ensemble, data, run.eval.average, world, stored, count=bar.update)
     networks = [_identity(member) for member in members]

@@ -119,19 +119,29 @@ class BarLine:
 class Progress:
     """A bar on a terminal. Elsewhere, and in child processes, whose bars would overwrite each other, a line a minute.
 
-    `total` is None where it is not known. shown: False on ranks other than the first.
+    `total` is None where it is not known. shown: False on ranks other than the first. keep: whether the bar stays where
+    it is once it is closed.
     """
 
     seconds_between_lines = 60.0
 
-    def __init__(self, name: str, total: int | None, unit: str, initial: int = 0, shown: bool = True) -> None:
+    def __init__(
+        self, name: str, total: int | None, unit: str, initial: int = 0, shown: bool = True, keep: bool = True
+    ) -> None:
         self.name, self.total, self.unit, self.shown = name, total, unit, shown
         self.initial = self.done = initial
         self.start = self.last_line = time.perf_counter()
         hidden = not shown or not is_terminal()
         # `delay` keeps the constructor from drawing: that may fail, as any other writing.
         self.bar = _Bar(
-            total=total, initial=initial, desc=name, unit=unit, disable=hidden, delay=1e-9, dynamic_ncols=True
+            total=total,
+            initial=initial,
+            desc=name,
+            unit=unit,
+            disable=hidden,
+            delay=1e-9,
+            dynamic_ncols=True,
+            leave=keep,
         )
         with _writing():
             self.bar.refresh()
@@ -160,7 +170,7 @@ class Progress:
             write_line(f"{self.name}: {', '.join(filter(None, [*parts, details]))}")
 
     def close(self) -> None:
-        """Leave the bar where it is."""
+        """Leave the bar where it is, or remove it."""
         with _writing():
             self.bar.close()
 

@@ -55,11 +55,11 @@ def fit_terminal(text: str) -> str:
     return "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in text.splitlines())
 
 
-def wrap(lines: Iterable[str], width: int | None) -> str:
+def wrap(lines: Iterable[str], width: int | None, indent: int = 2) -> str:
     """Lines that are broken between words where they are longer than `width`; the rest of each is indented."""
     if width is None:
         return "\n".join(lines)
-    options: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    options: dict[str, Any] = {"subsequent_indent": " " * indent, "break_long_words": False, "break_on_hyphens": False}
     whole = (line.replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0") for line in lines)  # numbers are not broken
     return "\n".join(textwrap.fill(line, width, **options).replace("\xa0", " ") for line in whole)
 
