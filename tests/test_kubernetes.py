@@ -55,7 +55,7 @@ def test_kubeflow_trainer_keeps_every_key(document: Tree) -> None:
 
 @pytest.mark.parametrize("job", [JOB, RUNTIME_JOB], ids=["job", "runtime"])
 def test_the_policy_retries_what_a_later_try_may_do(job: Tree) -> None:
-    """69 (rank lost), 73 (folder in use) and 137 (killed) count against the limit of each rank."""
+    """69 (rank lost), 73 (folder in use), 134 (aborted) and 137 (killed) count against the limit of each rank."""
     spec = job["spec"]
     fail, stopped, disrupted = spec["podFailurePolicy"]["rules"]
     assert (fail["action"], fail["onExitCodes"]["values"]) == ("FailJob", [Diverged.exit_code, BadInput.exit_code])
