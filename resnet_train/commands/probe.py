@@ -99,9 +99,10 @@ def _probe_networks(args: argparse.Namespace, out: Path) -> None:
     from resnet_train.data import datasets
     from resnet_train.probes import figures
     from resnet_train.probes.gradients import scale_weights
-    from resnet_train.probes.measure import run_probe
+    from resnet_train.probes.measure import images_to_evaluate, run_probe
     from resnet_train.runtime import distributed
     from resnet_train.runtime.precision import set_precision
+    from resnet_train.runtime.progress import Progress
 
     lesion = args.kind == "lesion"
     images = args.images or (LesionConfig() if lesion else ProbeConfig()).images
@@ -121,9 +122,12 @@ def _probe_networks(args: argparse.Namespace, out: Path) -> None:
             scaled = {label: model.network}
             if args.weight_scale:
                 scaled = {f"{label} x {s:g}": scale_weights(model.network, s) for s in args.weight_scale}
-            arguments = model.run, val_set if lesion else train_set, images, model.normalization, world.device
+            dataset = val_set if lesion else train_set
+            arguments = model.run, dataset, images, model.normalization, world.device
             for key, network in scaled.items():
-                results[key] = run_probe(args.kind, network, *arguments)
+                total = images_to_evaluate(args.kind, network, dataset, images)
+                with Progress(f"{args.kind} of {key}", total, "img", shown=world.is_main and lesion, keep=False) as bar:
+                    results[key] = run_probe(args.kind, network, *arguments, count=bar.update)
                 networks[key] = model.run.network
             data[data_name(model.run.data)] = None
         if not world.is_main:

@@ -149,14 +149,17 @@ def _estimates(runs: Sequence["Run"], measure: bool) -> list["TrainingEstimate"]
     if not measure:
         return [estimate_training(run) for run in runs]
     from resnet_train.runtime import distributed
+    from resnet_train.runtime.progress import Progress
     from resnet_train.training import throughput
 
     train = runs[0].train
     with distributed.start(train.device, train.timeout) as world:
         estimates = []
-        for run in runs:
-            seconds = throughput.measure_run(run, world)
-            estimates.append(dataclasses.replace(estimate_training(run), seconds=seconds))
+        with Progress("measuring", len(runs), "network", shown=world.is_main, keep=False) as bar:
+            for run in runs:
+                seconds = throughput.measure_run(run, world)
+                estimates.append(dataclasses.replace(estimate_training(run), seconds=seconds))
+                bar.update(1)
         return estimates if world.is_main else []
 
 

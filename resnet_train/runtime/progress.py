@@ -189,6 +189,27 @@ class MessageHandler(logging.Handler):
         write_line(prefix + one_line(record.getMessage()))
 
 
+@contextmanager
+def without_repetitions() -> Iterator[None]:
+    """Within the block a message is shown once: the runs of an experiment have the same notes."""
+    shown: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_repeated = message in shown
+        shown.add(message)
+        return not is_repeated
+
+    handlers = list(logging.getLogger("resnet_train").handlers)
+    for handler in handlers:
+        handler.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_new)
+
+
 def show_messages() -> None:
     """Show the notes and warnings of this package in this process; a second call changes nothing."""
     logger = logging.getLogger("resnet_train")

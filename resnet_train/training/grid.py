@@ -24,7 +24,7 @@ from resnet_train.runtime import distributed
 from resnet_train.runtime.distributed import World
 from resnet_train.runtime.precision import out_of_memory_hint
 from resnet_train.runtime.processes import Child, Children
-from resnet_train.runtime.progress import write_line
+from resnet_train.runtime.progress import without_repetitions, write_line
 from resnet_train.runtime.signals import StopRequest, catch_stop_signals
 from resnet_train.training import finetune
 from resnet_train.training.loop import train
@@ -78,7 +78,7 @@ def train_all(runs: Sequence[Run], output: str, settings: TrainConfig, fresh: bo
         names = [place_of(run) for run, _ in pending]
         queue = [RunJob(run, folder, fresh, tuple(names[i + 1 :])) for i, (run, folder) in enumerate(pending)]
         titles, work = [run.title for run, _ in pending], [_macs(run) for run, _ in pending]
-        with closing(GridProgress(titles, work, jobs, shown=world.is_main)) as progress:
+        with closing(GridProgress(titles, work, jobs, shown=world.is_main)) as progress, without_repetitions():
             if jobs > 1:
                 _train_several(queue, jobs, request, progress)
             else:
@@ -152,10 +152,13 @@ def _train_several(queue: Sequence[RunJob], jobs: int, request: StopRequest, pro
     threads = max(1, torch.get_num_threads() // jobs)
     waiting = list(enumerate(queue))
     running: dict[Child, int] = {}
+    shown: set[str] = set()
 
     def show(child: Child, message: RunProgress | str) -> None:
         if isinstance(message, str):
-            write_line(message)
+            if message not in shown:  # the runs of an experiment have the same notes
+                write_line(message)
+            shown.add(message)
         else:
             progress.show(running[child], message)
 

@@ -8,7 +8,7 @@ from resnet_train.errors import Interrupted
 from resnet_train.evaluation.evaluator import EvalSets
 from resnet_train.models import batch_norm
 from resnet_train.probes import figures as probe_figures
-from resnet_train.probes.measure import run_probe
+from resnet_train.probes.measure import images_to_evaluate, run_probe
 from resnet_train.runs import run_folder
 from resnet_train.runtime.distributed import SignOfLife, World, broadcast_long_work
 from resnet_train.runtime.signals import StopRequest
@@ -22,6 +22,10 @@ def probe(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, worl
     Raises `BadInput` and, if a signal comes to the main rank, `Interrupted`, on every rank.
     """
 
+    # Lesions measure the validation error of the network that is evaluated; the other probes look at the training.
+    net, dataset = (state.eval_net, sets.val) if kind == "lesion" else (state.net, sets.train)
+    images = getattr(run.probes, kind).images
+
     def measure(sign_of_life: SignOfLife) -> bool:
         """Whether no signal came."""
 
@@ -30,9 +34,6 @@ def probe(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, worl
             return request.signal_name is not None
 
         begin = time.perf_counter()
-        # Lesions measure the validation error of the network that is evaluated; the other probes look at the training.
-        net, dataset = (state.eval_net, sets.val) if kind == "lesion" else (state.net, sets.train)
-        images = getattr(run.probes, kind).images
         try:
             figures = run_probe(
                 kind,
@@ -43,6 +44,7 @@ def probe(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, worl
                 sets.normalization,
                 world.device,
                 stop_requested,
+                log.count_images,
             )
         except Interrupted:
             return False
@@ -52,7 +54,7 @@ def probe(kind: str, state: TrainState, run: Run, sets: EvalSets, log: Log, worl
         log.write(kind, state.step, {**figures, "probe_seconds": seconds, "probe_share": share})
         return True
 
-    log.begin(f"probing {kind}")
+    log.begin(f"probing {kind}", images_to_evaluate(kind, net, dataset, images))
     with log.clock.paused(world), batch_norm.averaged_running_stats(world, state.net, state.ema):
         if not broadcast_long_work(world, measure):
             raise Interrupted("stopped within a probe")

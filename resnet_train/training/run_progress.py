@@ -152,6 +152,8 @@ class GridProgress:
         self.ended: set[int] = set()
         self.places: dict[int, int] = {}
         """The line of each run that trains."""
+        self.usual_steps = 1
+        """Of a run that has not said how many it has."""
         self.begin = time.perf_counter()
         self.last_drawing = float("-inf")
         self.last_line: dict[int, float] = {}
@@ -170,6 +172,7 @@ class GridProgress:
         now = time.perf_counter()
         self.begins.setdefault(index, now)
         self.states[index] = state
+        self.usual_steps = state.steps
         if progress.is_terminal():
             if now - self.last_drawing >= SECONDS_BETWEEN_DRAWINGS:
                 self.draw()
@@ -253,8 +256,8 @@ class GridProgress:
 
     def _cost(self, index: int) -> float:
         """In multiply-adds for each image of a batch."""
-        steps = [self.states[i].steps for i in (index, *reversed(self.states)) if i in self.states]
-        return self.work[index] * next(filter(None, steps), 1)
+        state = self.states.get(index)
+        return self.work[index] * ((state.steps if state else 0) or self.usual_steps)
 
     def _fraction(self, index: int) -> float:
         """How much of a run is done."""

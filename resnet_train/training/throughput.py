@@ -25,6 +25,7 @@ from resnet_train.models import complexity, roofline
 from resnet_train.runtime.distributed import AnyRankFlag, World, main_first
 from resnet_train.runtime.precision import set_precision
 from resnet_train.runtime.processes import available_cores
+from resnet_train.runtime.progress import Progress
 from resnet_train.training import cuda_graph
 from resnet_train.training.schedule import build_schedule
 from resnet_train.training.step import create_train_state, train_step
@@ -67,18 +68,25 @@ class Throughput:
 
 def measure_throughput(run: Run, data: TrainingData, seconds: float, world: World) -> Throughput:
     """Measure each part for `seconds`. Every rank calls it."""
-    with _step_function(run, data.dataset, world) as step:
-        return _measure(run, data, seconds, world, step)
+    with (
+        _step_function(run, data.dataset, world) as step,
+        Progress("measuring", None, "part", shown=world.is_main, keep=False) as bar,
+    ):
+        return _measure(run, data, seconds, world, step, bar)
 
 
-def _measure(run: Run, data: TrainingData, seconds: float, world: World, step: StepFunction) -> Throughput:
+def _measure(
+    run: Run, data: TrainingData, seconds: float, world: World, step: StepFunction, bar: Progress
+) -> Throughput:
     images = data.sampler.micro_batch_size * data.sampler.grad_accum_steps
     device, dataset = world.device, data.dataset
     limits = roofline.measure_limits(device, run.train.precision)
     sizes = size_fractions(run.augment.progressive_resizing or {0.0: data.image_size})
 
     def speed(batches: Iterable[StepBatches], function: StepFunction) -> float:
-        return images / seconds_per_step(batches, function, seconds, world)
+        result = images / seconds_per_step(batches, function, seconds, world)
+        bar.update(1)
+        return result
 
     def resident_batch(size: int) -> StepBatches:
         with closing(data.from_step(0, 1, lambda _: size)) as batches:

@@ -194,3 +194,26 @@ def test_a_run_does_not_wait_for_the_process_that_shows_it(monkeypatch: pytest.M
     print("another message", file=LinesToParent(parent))
     assert stderr.getvalue() == "another message\n"
     theirs.close()
+
+
+def test_lesions_are_counted(
+    config: Config, program: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """14 images for the whole network and without each of three units, at most; here no two units can be swapped."""
+    monkeypatch.setattr(progress.Progress, "seconds_between_lines", 0.0)
+    code, _, err = program("run", config(probes={"lesion": {}}))
+    assert code == 0, err
+    assert "probing lesion 56/84 images\n" in err
+    checkpoint = "runs/tiny/cifar-resnet-8/seed-0/checkpoints/last.pt"
+    code, _, err = program("probe", "lesion", checkpoint)
+    assert (code, "lesion of cifar-resnet-8: img 56/84, " in err) == (0, True), err
+
+
+def test_a_note_that_all_runs_share_is_shown_once(config: Config, program: Callable[..., tuple[int, str, str]]) -> None:
+    path = config(networks=NETWORKS[:2], schedule={"kind": "step", "milestones": [{"steps": 99}]}, train={"steps": 2})
+    for _ in range(2):  # in a command
+        code, _, err = program("run", path, "--fresh")
+        assert (code, err.count("the run ends after 2 steps, before the milestone at 99\n")) == (0, 1), err
+    with spawn("run", path, "--fresh", "--jobs", 2) as process:
+        _, err = process.communicate()
+    assert (process.returncode, err.count("the run ends after 2 steps, before the milestone at 99\n")) == (0, 1), err
