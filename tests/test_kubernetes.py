@@ -69,6 +69,32 @@ def test_the_policy_retries_what_a_later_try_may_do(job: Tree) -> None:
     assert pod["terminationGracePeriodSeconds"] == 300
 
 
+def documented_codes() -> dict[str, str]:
+    """What docs/clusters.md says of each code: code -> what the Job does."""
+    text = (K8S.parent / "docs/clusters.md").read_text().partition("| code | what the Job does |")[2]
+    rows = [line.strip("|").split("|") for line in text.partition("\n\n")[0].splitlines()[2:]]
+    return {code: does.strip() for codes, does in rows for code in re.findall(r"\d+", codes)}
+
+
+@pytest.mark.parametrize("job", [JOB, RUNTIME_JOB], ids=["job", "runtime"])
+def test_the_policy_does_what_the_documentation_says(job: Tree) -> None:
+    """The first rule that matches a pod counts, as in Kubernetes' documentation; no rule: a failure of its index."""
+    says = {
+        "FailJob": "fails:",
+        "Ignore": "starts the rank again; this does not count",
+        None: "starts the rank again, at",
+    }
+    codes = documented_codes()
+    assert {"1", "2", "69", "73", "75", "134", "137"} == codes.keys()
+    for code, text in codes.items():
+        rules = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+        actions = [rule["action"] for rule in rules if int(code) in rule["onExitCodes"]["values"]]
+        assert all(rule["onExitCodes"]["operator"] == "In" for rule in rules)
+        assert text.startswith(says[actions[0] if actions else None]), (code, text)
+    assert job["spec"]["backoffLimitPerIndex"] == 6
+    assert "at most six times for each rank" in codes["69"]
+
+
 @pytest.mark.parametrize("job", [JOB, RUNTIME_JOB], ids=["job", "runtime"])
 def test_what_the_program_writes_has_a_volume(job: Tree) -> None:
     pod = job["spec"]["template"]["spec"]
