@@ -219,19 +219,24 @@ warn_amid_training() {
     await "job $1 in the queue again" is "$1" Restarts 1
     scontrol update JobId="$1" TimeLimit=60
 }
-# Kill a rank of a job that has been put back once, while it trains, and await that it is put back again.
+# Kill a rank of a job that has been put back once, while it trains, and await that it is put back again. Both ranks are
+# stopped before, so that they cannot finish.
 kill_amid_training() {
-    local step
+    local step pids
     step=$(grep -o '"step": [0-9]*' "$(folder "$2" "$3")/metrics.jsonl" | tail -n 1 | grep -o '[0-9]*$')
     await "the steps after $step of $2" has_step "$2" $((step + 2)) "$3"
-    kill -KILL "$(ranks "$2 --only $3" | tail -n 1)"
+    mapfile -t pids < <(ranks "$2 --only $3")
+    kill -STOP "${pids[@]}"
+    [ ${#pids[@]} = 2 ] || fail "the ranks of $2 are not two: ${pids[*]}"
+    kill -KILL "${pids[1]}"
+    kill -CONT "${pids[0]}"
     say "a rank of job $1 is killed"
     await "job $1 in the queue again, after its rank was killed" is "$1" Restarts 2
 }
 
 disturb() {
     warn_amid_training "$@"
-    [ "$2" = array ] || kill_amid_training "$@"
+    [ "$2" != several ] || kill_amid_training "$@"
 }
 disturbed=()
 for job in "${array}_1 array two" "$several several one" "$torchrun torchrun one"; do
@@ -274,7 +279,7 @@ expect() { # job, state, restarts
 expect "${array}_0" COMPLETED 0
 expect "${array}_1" COMPLETED 1
 expect "$several" COMPLETED 2
-expect "$torchrun" COMPLETED 2
+expect "$torchrun" COMPLETED 1
 expect "$orphan" COMPLETED 2
 grep -q "another process trains in it" "resnet-train-$orphan.out" || fail "job $orphan did not find its folder in use"
 expect "$broken" FAILED 0
