@@ -131,7 +131,7 @@ def _published(
     evaluated = []
     for path, member, record in zip(paths, members, records, strict=False):  # the last record may be the ensemble's
         folder = path.parent.parent
-        if path.parent.name == "checkpoints" and (folder / "config.yaml").is_file():
+        if member.has_run and path.parent.name == "checkpoints" and (folder / "config.yaml").is_file():
             try:
                 evaluated.append(EvaluatedRun(run_folder.read(folder), member.run, record))
             except BadInput as error:

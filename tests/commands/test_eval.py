@@ -10,6 +10,7 @@ import torch
 
 from resnet_train.analysis.published import compare_with
 from resnet_train.config.expect import FigureConfig
+from resnet_train.evaluation import pretrained
 from resnet_train.evaluation.logits import Logits
 
 Program = Callable[..., tuple[int, str, str]]
@@ -187,3 +188,11 @@ def test_a_checkpoint_before_the_end_or_outside_its_folder(trained: Path, progra
         file.write("x")
     code, out, err = program("eval", run)
     assert (code, "published" in out, "is compared with no published error" in err) == (0, False, True)
+
+
+def test_weights_of_another_program_in_a_run_folder_have_no_published_error(trained: Path, program: Program) -> None:
+    """They know no step of the run, so that its recipe says nothing of them."""
+    weights = trained / NETS[1] / "seed-0/checkpoints/weights.pt"
+    torch.save(pretrained.untrained("cifar-resnet-8", "synthetic").network.state_dict(), weights)
+    code, out, err = program("eval", weights, "--network", "cifar-resnet-8", "--data", "synthetic")
+    assert (code, "published" in out) == (0, False), err
