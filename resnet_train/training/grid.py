@@ -152,13 +152,13 @@ def _train_several(queue: Sequence[RunJob], jobs: int, request: StopRequest, pro
     threads = max(1, torch.get_num_threads() // jobs)
     waiting = list(enumerate(queue))
     running: dict[Child, int] = {}
-    shown: set[str] = set()
+    said_by: dict[str, Child] = {}
 
     def show(child: Child, message: RunProgress | str) -> None:
         if isinstance(message, str):
-            if message not in shown:  # the runs of an experiment have the same notes
+            # The runs of an experiment have the same notes. One run may repeat itself: a traceback has equal lines.
+            if said_by.setdefault(message, child) is child:
                 write_line(message)
-            shown.add(message)
         else:
             progress.show(running[child], message)
 

@@ -3,17 +3,21 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
 from conftest import figures, same_weights, spawn
 
 from resnet_train.config import load
+from resnet_train.config.data import SyntheticConfig
 from resnet_train.errors import BadInput
 from resnet_train.runs import run_folder
+from resnet_train.runtime.signals import StopRequest
 from resnet_train.training import checkpoint, grid
+from resnet_train.training.run_progress import GridProgress
 
 Config = Callable[..., Path]
 NETWORKS: list[dict[str, Any]] = [{"base": f"cifar-{kind}-8", "widths": [4, 8, 8]} for kind in ("plain", "resnet")]
@@ -147,3 +151,35 @@ def test_a_corrected_expectation_reaches_finished_runs(config: Config, program: 
         )
     [before] = load.runs(load.load(config(networks=NETWORKS[:1])))
     assert record.run.model_copy(update={"expect": ()}) == before
+
+
+def test_a_run_of_several_may_repeat_itself_but_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their notes are shown once; a traceback has equal lines, and without some of them cannot be read."""
+    lines = ["a note", "  return f(x)", "  ^^^^", "  return f(x)", "  ^^^^"]
+
+    class TwoRuns:
+        def __init__(self, **_: object) -> None:
+            self.running: list[object] = []
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def start(self, *_: object) -> object:
+            self.running.append(object())
+            return self.running[-1]
+
+        def receive(self, timeout: float) -> Iterator[tuple[object, str]]:
+            child = self.running[-1]
+            for line in lines if len(self.running) == 2 else lines[:1]:
+                yield child, line
+            self.running.pop()
+
+    shown: list[str] = []
+    monkeypatch.setattr(grid, "Children", TwoRuns)
+    monkeypatch.setattr(grid, "write_line", shown.append)
+    queue: Any = [SimpleNamespace(run=SimpleNamespace(data=SyntheticConfig(kind="synthetic")))] * 2
+    grid._train_several(queue, 2, StopRequest(), GridProgress(["one", "two"], [1, 1], 2))
+    assert shown == lines
