@@ -77,9 +77,10 @@ def _draw_line(
     points.sort()
     xs, ys, deviations = zip(*points, strict=True) if points else ((), (), ())
     ax.errorbar(xs, ys, deviations, marker="o", markersize=4, capsize=3, label=label, **style)
-    if points:
-        best = min(points, key=lambda point: point[1])
-        ax.plot(best[:1], best[1:2], marker="o", markersize=9, color=colour, clip_on=False)
+    best = places[value_text(sweep.best(error).sweep[key])]  # of equal errors the one that the sentences name
+    for x, y, _ in points:
+        if x == best:
+            ax.plot([x], [y], marker="o", markersize=9, color=colour, clip_on=False)
 
 
 def _scale(ax: "Axes", places: dict[str, float], width: float) -> None:

@@ -139,7 +139,11 @@ def _probe_networks(args: argparse.Namespace, out: Path) -> None:
             paths = figures.draw_side_by_side(args.kind, results, networks, out, title, figure_output(args))
         except OSError as error:
             raise BadInput(f"--out: cannot write {out}: {error.strerror or error}") from None
-        print(json.dumps(results, indent=2) if args.json else f"{_table(results)}\nwrote {', '.join(map(str, paths))}")
+        print(
+            json.dumps(results, indent=2)
+            if args.json
+            else f"{_table(args.kind, results)}\nwrote {', '.join(map(str, paths))}"
+        )
 
 
 def _load(name: str, data: str | None, seed: int) -> "PretrainedModel":
@@ -155,23 +159,28 @@ def _load(name: str, data: str | None, seed: int) -> "PretrainedModel":
     return pretrained.untrained(name, data, seed=seed)
 
 
-def _table(results: Mapping[str, "ProbeResult"]) -> str:
-    """For each quantity a table: a row for each unit or layer, a column for each network, then two summaries."""
+def _table(kind: str, results: Mapping[str, "ProbeResult"]) -> str:
+    """For each quantity a table: a row for each unit or layer, a column for each network, then summaries of several.
+
+    A ratio says something of norms and deviations, and nothing of the errors of lesions.
+    """
     from resnet_train.runtime.tables import columns, terminal_width
 
     summaries: dict[str, Callable[[list[float]], float]] = {
         "median": statistics.median,
         "largest / smallest": lambda values: max(values) / min(values) if min(values) else math.inf,
     }
+    if kind == "lesion":
+        del summaries["largest / smallest"]
     tables = []
     for quantity in dict.fromkeys(quantity for result in results.values() for quantity in result):
         by_network = {name: result.get(quantity, {}) for name, result in results.items()}
         places = sorted({place for values in by_network.values() for place in values}, key=_depth_order)
-        rows: list[Any] = [(quantity, *by_network)]
+        rows: list[Any] = [(f"{quantity} (error %)" if kind == "lesion" else quantity, *by_network)]
         for place in places:
             rows.append((place, *(_number(values.get(place)) for values in by_network.values())))
         finite = [[value for value in values.values() if value is not None] for values in by_network.values()]
-        for summary, function in summaries.items():
+        for summary, function in summaries.items() if len(places) > 1 else ():
             rows.append((summary, *(_number(function(values) if values else None) for values in finite)))
         tables.append(columns(rows, terminal_width()))
     return "\n\n".join(tables)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_train.commands import add_config, add_json, positive_int, select_runs
@@ -73,7 +74,8 @@ def _announce(experiment: "Experiment", runs: Sequence["Run"]) -> None:
 
     if progress.is_terminal() and rank_environment.is_main():
         data = ", ".join(dict.fromkeys(data_name(run.data) for run in runs))
-        progress.write_line(f"{experiment.name}: opening {data}, {_count_runs(runs)}, results in {experiment.output}")
+        results = Path(experiment.output, experiment.name)
+        progress.write_line(f"{experiment.name}: opening {data}, {_count_runs(runs)}, results in {results}")
 
 
 def _count_runs(runs: Sequence["Run"]) -> str:

@@ -70,10 +70,14 @@ def _watch(folder: Path, statuses: Sequence["RunStatus"]) -> None:
             print(f"\x1b[{len(text.splitlines())}F\x1b[J", end="")  # up to its first line, and clear from there
 
 
+_DISPENSABLE = ("process", "last line", "img/s")
+"""Columns that a narrow terminal has no room for, in the order in which they are left out."""
+
+
 def table(statuses: Sequence["RunStatus"]) -> str:
     """A line for each run, and a last one that counts the states; no wider than the terminal."""
     from resnet_train.runs.status import summarise
-    from resnet_train.runtime.tables import columns, duration, fit_terminal, percent, short
+    from resnet_train.runtime.tables import columns, duration, fit_terminal, percent, short, terminal_width
 
     several = len({status.experiment for status in statuses}) > 1
     rows: list[tuple[str, ...]] = [
@@ -98,4 +102,9 @@ def table(statuses: Sequence["RunStatus"]) -> str:
         )
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
+    width = terminal_width()
+    for name in _DISPENSABLE:
+        if width is not None and name in rows[0] and len(columns(rows).partition("\n")[0]) > width:
+            place = rows[0].index(name)
+            rows = [(*row[:place], *row[place + 1 :]) for row in rows]
     return "\n".join([fit_terminal(columns(rows)), summarise(statuses)])

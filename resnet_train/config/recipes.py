@@ -1,5 +1,6 @@
 """The experiments that are shipped with the package, found by name from any folder."""
 
+import difflib
 from pathlib import Path
 
 from resnet_train.errors import BadInput, shorten
@@ -25,8 +26,10 @@ def find(name: str | Path, folder: Path = Path()) -> Path:
     if word in names():
         return FOLDER / f"{word}.yaml"
     if word:
+        nearest = difflib.get_close_matches(word, names(), n=1)
         raise BadInput(
             f"cannot read {shorten(word)}: no such file, and no experiment of this name; see resnet-train configs"
+            + (f"; did you mean {nearest[0]}?" if nearest else "")
         )
     if path.suffix == ".yaml" and path.stem in names():
         raise BadInput(f"cannot read {path}: no such file; the shipped experiment is found by its name, {path.stem}")

@@ -69,10 +69,26 @@ def _messages(error: ErrorDetails, model: type[BaseModel], tree: Tree, layers: S
         case "value_error":
             return [f"{prefix}: {complaint}" for complaint in error["ctx"]["error"].args]
         case _:
-            value, reason = error["input"], error["msg"][0].lower() + error["msg"][1:]
+            value, reason = error["input"], _reason(error, keys, model)
             if isinstance(value, (dict, list)):
                 return [f"{prefix}: {reason}"]
             return [f"{prefix} = {shorten(json.dumps(value))}: {reason}"]
+
+
+def _reason(error: ErrorDetails, keys: Sequence[_Key], model: type[BaseModel]) -> str:
+    """What is wrong with a value; pydantic's words, but for those of JSON Schema."""
+    match error["type"]:
+        case "list_type" | "tuple_type":
+            return "expected a list in brackets, such as [A, B]"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            sections = _sections(keys, model)
+            if sections == _sections(keys[:-1], model):
+                sections = []  # a mapping whose keys are free
+            names = dict.fromkeys(name for section in sections for name in section.model_fields)
+            first = "kind" if "kind" in names else next(iter(names), "KEY")
+            return f"expected a section, such as {'.'.join(shorten(str(key)) for key in (*keys, first))}=…"
+        case _:
+            return error["msg"][0].lower() + error["msg"][1:]
 
 
 def _source(keys: Sequence[_Key], layers: Sequence[Layer]) -> str:
@@ -127,11 +143,8 @@ def _has(tree: Any, keys: Sequence[_Key]) -> bool:
 
 def _explain_extra(keys: Sequence[_Key], model: type[BaseModel], tree: Any) -> str:
     """Why an extra key is refused: it belongs to another kind of the section, or it is unknown."""
-    sections = [model]
+    sections = _sections(keys[:-1], model)
     for key in keys[:-1]:
-        fields = [section.model_fields.get(str(key)) for section in sections]
-        nested = [model for field in fields if field is not None for model in models_in(field.annotation)]
-        sections = nested or sections  # an index into a list stays in the sections of its items
         tree = tree[key]
     extra, (discriminator, kind) = str(keys[-1]), _kind(tree)
     kind = shorten(kind) if isinstance(kind, str) else kind
@@ -146,6 +159,16 @@ def _explain_extra(keys: Sequence[_Key], model: type[BaseModel], tree: Any) -> s
     if nearest:
         return f"unknown key; did you mean {nearest[0]}?"
     return f"unknown key; valid keys are {', '.join(valid)}"
+
+
+def _sections(keys: Sequence[_Key], model: type[BaseModel]) -> list[type[BaseModel]]:
+    """The models that may stand at these keys."""
+    sections = [model]
+    for key in keys:
+        fields = [section.model_fields.get(str(key)) for section in sections]
+        nested = [model for field in fields if field is not None for model in models_in(field.annotation)]
+        sections = nested or sections  # an index into a list stays in the sections of its items
+    return sections
 
 
 def _is_of_kind(section: type[BaseModel], discriminator: str, kind: Any) -> bool:

@@ -61,7 +61,9 @@ def check_checkpoint_exists(path: Path) -> None:
     """Raise `BadInput` if a path is not a file."""
     is_there = exists(path)
     if is_there and path.is_dir():
-        raise BadInput(f"{path} is a folder: give a file, such as {path / 'checkpoints' / 'best.pt'}")
+        best = "checkpoints/best.pt"
+        [*found] = sorted(path.glob(f"*/seed-*/{best}"))  # of an experiment
+        raise BadInput(f"{path} is a folder: give a file, such as {found[0] if found else path / best}")
     if not is_there or not path.is_file():
         raise BadInput(f"{path}: no such checkpoint; expected a file such as RUN/checkpoints/best.pt")
 

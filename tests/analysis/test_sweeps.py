@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from conftest import groups
+from matplotlib.figure import Figure
 
 from resnet_train import read_runs
 from resnet_train.analysis import findings
+from resnet_train.analysis.sweep_figure import draw_sweeps
 from resnet_train.analysis.sweeps import at_best, sweeps
 
 Recorded = Callable[..., Path]
@@ -59,6 +61,20 @@ def test_networks_are_set_against_each_other_at_their_best_values() -> None:
     assert findings.warnings(groups()) == [
         "cifar-plain-56: its best optimizer.lr, 0.02, is the lowest that was tried; a lower one may be better"
     ]
+
+
+def test_the_figure_marks_the_values_that_the_sentences_name(
+    swept: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of equal training errors, as 0 % of several, that with the lowest validation error."""
+    for lr, val in ((0.02, 9.0), (0.1, 3.0), (0.2, 5.0)):
+        path = swept("cifar-plain-20", lr, 0.0) / "metrics.jsonl"
+        path.write_text(path.read_text().replace('"val_error_top1": 4.0', f'"val_error_top1": {val}'))
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    draw_sweeps(groups(), tmp_path / "sweep.png")
+    larger = [[line.get_xdata()[0] for line in ax.lines if line.get_markersize() == 9] for ax in saved[0].axes]
+    assert larger == [[0.1], [0.1]]
 
 
 @pytest.mark.usefixtures("all_runs")

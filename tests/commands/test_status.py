@@ -71,6 +71,19 @@ def test_a_run_is_seen_while_it_trains_and_after(
     assert re.search(r"^run +seed +state .*\ncifar-plain-8 +3 +finished +8/8 ", out)
 
 
+def test_a_narrow_terminal_lacks_whole_columns(
+    recorded: Callable[..., Path], program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is shown is shown whole: an age of 15 s is not cut to 1…."""
+    recorded("cifar-resnet-20", 0, 5.0)
+    wide = program("status", "runs")[1].splitlines()
+    for width, last in ((len(wide[0]), "line"), (len(wide[0]) - 1, "left"), (len(wide[0]) - 12, "left")):
+        monkeypatch.setattr("resnet_train.runtime.tables.terminal_width", lambda width=width: width)
+        head, *lines = program("status", "runs")[1].splitlines()
+        assert (head.split()[-1], max(map(len, (head, *lines))) <= width) == (last, True)
+        assert "…" not in head + lines[0]
+
+
 def test_every_way_in_which_a_run_can_be(recorded: Callable[..., Path], program: Program) -> None:
     recorded("cifar-resnet-20", 0, 5.0)
     recorded("cifar-resnet-32", 0, 5.0, status="diverged")

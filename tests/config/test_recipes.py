@@ -43,7 +43,11 @@ def test_a_file_may_be_based_on_a_shipped_experiment_or_on_its_neighbour(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("quickstrat", "quickstrat: no such file, and no experiment of this name; see resnet-train configs"),
+        (
+            "quickstrat",
+            "quickstrat: no such file, and no experiment of this name; see resnet-train configs; did you mean quickstart?",
+        ),
+        ("q", "q: no such file, and no experiment of this name; see resnet-train configs"),
         ("configs/quickstart.yaml", "the shipped experiment is found by its name, quickstart"),
         ("quickstart.yaml", "the shipped experiment is found by its name, quickstart"),
         ("mine.yaml", "cannot read mine.yaml: No such file or directory"),
@@ -72,6 +76,6 @@ def test_configs_lists_them_with_their_first_line(program: Program) -> None:
 
 
 def test_run_takes_a_name(program: Program) -> None:
-    code, out, err = program("run", "quickstart", "--dry-run", "--only", "cifar-plain-20")
+    code, out, err = program("run", "quickstart", "--dry-run", "--verbose", "--only", "cifar-plain-20")
     assert (code, err) == (0, "")
     assert "name: quickstart" in out

@@ -148,6 +148,12 @@ def error_message(path: Path, *overrides: str) -> str:
         ("per_network={resnet-50: {train: {steps: 3}}}", "per_network.resnet-50 has no effect: the networks are"),
         ("per_network.cifar-resnet-8.train.step=3", "train.step: unknown key; did you mean steps?"),
         ("networks=[resnet-18-A-B]", "unknown network 'resnet-18-A-B': -B contradicts the suffix before it"),
+        ("eval.every=5", "command line: eval.every = 5: expected a section, such as eval.every.epochs=…"),
+        ("data=digits", 'command line: data = "digits": expected a section, such as data.kind=…'),
+        ("train=[1]", "command line: train: expected a section, such as train.epochs=…"),
+        ("sweep=3", "command line: sweep = 3: expected a section, such as sweep.KEY=…"),
+        ("seeds=3", "command line: seeds = 3: expected a list in brackets, such as [A, B]"),
+        ("networks=plain-18", 'networks = "plain-18": expected a list in brackets, such as [A, B]'),
         ("eval.every.steps=0", "eval.every.steps = 0: input should be greater than or equal to 1"),
         (
             "per_network={cifar-resnet-8: {seed: 7}}",

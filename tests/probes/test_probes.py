@@ -308,6 +308,16 @@ def test_the_command_draws_networks_side_by_side(config: Config, program: Progra
     assert Path("scale.png").stat().st_size > 5000
 
 
+def test_the_table_of_lesions_says_what_its_numbers_are(program: Program) -> None:
+    """Errors in percent; of the whole network there is one, and a ratio of errors says nothing."""
+    code, out, err = program("probe", "lesion", "cifar-resnet-8", "--data", "synthetic", "--images", "8")
+    assert code == 0, err
+    heads = [block.splitlines()[0].split("  ")[0] for block in out.split("\n\n")]
+    assert heads == ["whole (error %)", "dropped (error %)", "swapped (error %)"]
+    assert [block.count("median") for block in out.split("\n\n")] == [0, 1, 1]
+    assert "largest" not in out
+
+
 def test_the_command_uses_the_precision_of_the_run(config: Config, program: Program, monkeypatch: Any) -> None:
     """Not torch's own default, by which a GPU convolves in tf32; a CPU, which has none, probes such a run, too."""
     assert program("run", config())[0] == 0

@@ -1,6 +1,7 @@
 """What is read as a checkpoint, and what is refused."""
 
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(BadInput, match=message):
             read_checkpoint(tmp_path / name)
+
+
+def test_the_folder_of_an_experiment_is_refused_with_a_file_that_is_there(tmp_path: Path) -> None:
+    best = tmp_path / "cifar-plain-8" / "seed-1" / "checkpoints" / "best.pt"
+    best.parent.mkdir(parents=True)
+    best.touch()
+    with pytest.raises(BadInput, match=re.escape(f"{tmp_path} is a folder: give a file, such as {best}")):
+        read_checkpoint(tmp_path)
 
 
 def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
