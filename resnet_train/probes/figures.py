@@ -79,6 +79,7 @@ def draw_side_by_side(
         if any(value is not None for value in values.values())
     }
     panels = [panel for panel in _PANELS[kind] if panel.lines.keys() & measured]
+    panels = panels or [_PANELS[kind][0]]  # of networks that have diverged nothing is finite
     families = [family for family in (True, False) if family in {net.plain for net in networks.values()}]
     columns, width = output.columns(len(families), 4.5, 2)
     cells = [(panel, family) for panel in panels for family in families]  # one below the other where there is no room

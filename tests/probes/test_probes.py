@@ -411,6 +411,17 @@ def test_few_units_are_named_and_counted_from_one(monkeypatch: pytest.MonkeyPatc
     assert list(saved[1].axes[1].lines[0].get_xdata()) == [0, 0.5, 1]
 
 
+@pytest.mark.parametrize("kind", ["gradients", "responses"])
+def test_networks_without_a_finite_value_have_an_empty_panel(kind: str, tmp_path: Path) -> None:
+    results: Any = {
+        "cifar-plain-8": {"units" if kind == "gradients" else "layers": {"layer1.0": None, "layer2.0": None}}
+    }
+    networks = {"cifar-plain-8": zoo.network_config("cifar-plain-8")}
+    for width in (None, 3.0):
+        probe_figures.draw_side_by_side(kind, results, networks, tmp_path / "x.png", output=style.Output(width=width))
+    assert (tmp_path / "x.png").is_file()
+
+
 def overlap(boxes: list[Any]) -> bool:
     return any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
