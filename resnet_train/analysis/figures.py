@@ -112,15 +112,15 @@ def _shades(groups: Sequence[Group]) -> dict[int, str]:
 
 
 def _markers(groups: Sequence[Group]) -> dict[int, str]:
-    """The marker of each group's family, by the group's id."""
-    names: dict[str, list[str]] = {}
+    """The marker of each group's family, by the group's id. A family has one of its own in each experiment."""
+    names: dict[str, list[tuple[str, str]]] = {}
     for family in sorted(families(groups), key=lambda family: len(family.name)):  # the shortest name comes first
         of_kind = names.setdefault(family.kind, [])
-        if family.name not in of_kind:
-            of_kind.append(family.name)
+        if (family.name, family.members[0].experiment) not in of_kind:
+            of_kind.append((family.name, family.members[0].experiment))
     markers: dict[int, str] = {}
     for family in families(groups):
-        symbols, i = _MARKERS[family.kind], names[family.kind].index(family.name)
+        symbols, i = _MARKERS[family.kind], names[family.kind].index((family.name, family.members[0].experiment))
         markers |= {id(group): symbols[i % len(symbols)] for group in family.members}
     return markers
 
@@ -290,9 +290,9 @@ def _draw_key(ax: "Axes", groups: Sequence[Group], several_errors: bool) -> None
     """The meaning of colours and markers, in a panel of its own, where it covers no point."""
     from matplotlib.lines import Line2D
 
-    markers = _markers(groups)
+    markers, several = _markers(groups), len({group.experiment for group in groups}) > 1
     named = {
-        family.name: (hue(family.kind), markers[id(family.members[0])])
+        family.name: (hue(family.kind), "" if several else markers[id(family.members[0])])  # else below, by network
         for family in families(groups)
         if len(family.members) > 1
     }

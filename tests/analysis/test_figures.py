@@ -207,6 +207,23 @@ def test_many_networks_of_one_depth_have_markers_of_their_own(recorded: Callable
     assert len(set(figures._markers(groups()).values())) == 6
 
 
+def test_the_same_networks_of_two_experiments_have_markers_of_their_own(
+    recorded: Callable[..., Path], drawn: Callable[[], Figure]
+) -> None:
+    """Kind and depth give them one colour."""
+    for name in ("first", "second"):
+        for depth in (20, 56):
+            recorded(f"cifar-resnet-{depth}", 0, 5.0, name=name)
+    figure = drawn()
+    assert len({line[0].get_marker() for line in figure.axes[0].containers}) == 2
+    names = figure.axes[-1].get_legend()
+    entries = zip(names.get_texts(), names.get_lines(), strict=True)
+    markers = {text.get_text(): line.get_marker() for text, line in entries}
+    assert markers["first/cifar-resnet-20"] == markers["first/cifar-resnet-56"] != markers["second/cifar-resnet-20"]
+    families = figure.axes[-1].artists[0]
+    assert families.get_lines()[0].get_marker() == ""  # a marker would be that of one experiment
+
+
 def test_kinds_have_a_colour_and_depths_a_shade() -> None:
     names = ("cifar-plain-20", "cifar-plain-56", "cifar-resnet-20", "cifar-resnet-56", "cifar-preact-20", "vgg-16")
     found = style.colours([zoo.network_config(name) for name in names])
