@@ -70,14 +70,14 @@ def _watch(folder: Path, statuses: Sequence["RunStatus"]) -> None:
             print(f"\x1b[{len(text.splitlines())}F\x1b[J", end="")  # up to its first line, and clear from there
 
 
-_DISPENSABLE = ("process", "last line", "img/s")
+_DISPENSABLE = ("process", "last line", "img/s", "left")
 """Columns that a narrow terminal has no room for, in the order in which they are left out."""
 
 
 def table(statuses: Sequence["RunStatus"]) -> str:
     """A line for each run, and a last one that counts the states; no wider than the terminal."""
     from resnet_train.runs.status import summarise
-    from resnet_train.runtime.tables import columns, duration, fit_terminal, percent, short, terminal_width
+    from resnet_train.runtime.tables import columns, cut, duration, fit_terminal, percent, short, terminal_width
 
     several = len({status.experiment for status in statuses}) > 1
     rows: list[tuple[str, ...]] = [
@@ -107,4 +107,7 @@ def table(statuses: Sequence["RunStatus"]) -> str:
         if width is not None and name in rows[0] and len(columns(rows).partition("\n")[0]) > width:
             place = rows[0].index(name)
             rows = [(*row[:place], *row[place + 1 :]) for row in rows]
+    if width is not None:
+        room = max(map(len, (row[0] for row in rows))) + width - len(columns(rows).partition("\n")[0])
+        rows = [(cut(row[0], max(8, room)), *row[1:]) for row in rows]
     return "\n".join([fit_terminal(columns(rows)), summarise(statuses)])

@@ -19,7 +19,7 @@ def columns(rows: Iterable[Sequence[str]], width: int | None = None, fixed: int 
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         widest = max(widths[fixed:], default=0)
         room = max(8, width - 2 - widest - sum(width + 2 for width in widths[1:fixed]))
-        table = [[_cut(row[0], room), *row[1:]] for row in table]
+        table = [[cut(row[0], room), *row[1:]] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     blocks, used = [list(range(fixed))], 0
     for column in range(fixed, len(widths)):
@@ -35,7 +35,7 @@ def columns(rows: Iterable[Sequence[str]], width: int | None = None, fixed: int 
     )
 
 
-def _cut(text: str, room: int) -> str:
+def cut(text: str, room: int) -> str:
     """The text without its middle, if it is longer: names differ at their ends."""
     if len(text) <= room:
         return text

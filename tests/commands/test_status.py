@@ -82,6 +82,10 @@ def test_a_narrow_terminal_lacks_whole_columns(
         head, *lines = program("status", "runs")[1].splitlines()
         assert (head.split()[-1], max(map(len, (head, *lines))) <= width) == (last, True)
         assert "…" not in head + lines[0]
+    monkeypatch.setattr("resnet_train.runtime.tables.terminal_width", lambda: len(wide[0]) - 30)
+    head, line, _ = program("status", "runs")[1].splitlines()
+    assert ("…" in line.split()[0], line.split()[0][-2:], head.split()[-1]) == (True, "20", "%")
+    assert len(head) == len(line) == len(wide[0]) - 30
 
 
 def test_every_way_in_which_a_run_can_be(recorded: Callable[..., Path], program: Program) -> None:
