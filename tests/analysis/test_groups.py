@@ -7,6 +7,7 @@ from typing import Any
 
 from resnet_train.analysis import tables
 from resnet_train.analysis.curves import curve
+from resnet_train.analysis.data_sets import by_data_set
 from resnet_train.analysis.groups import group_runs
 from resnet_train.runs import run_folder
 
@@ -60,3 +61,15 @@ def test_a_group_as_it_was_at_a_step(recorded: Recorded) -> None:
     assert [run.records for run in group.at(None).runs] == [run.records[:1] for run in group.runs]
     assert group.at(10).step == 10
     assert group.at(10).row()["hours"] == 0.1
+
+
+def test_image_folders_of_as_many_images_are_one_data_set(recorded: Recorded) -> None:
+    """It may be elsewhere on another machine, or packed: plain and residual networks are compared all the same."""
+    files = {"augment": {"crop": {"kind": "random-resized", "size": 8}}, "eval": {"view": {"resize": 8, "crop": 8}}}
+    recorded("cifar-plain-8", 0, 3.0, data={"kind": "imagefolder", "path": "/data/imagenet"}, **files)
+    recorded("cifar-resnet-8", 0, 3.0, data={"kind": "shards", "path": "/scratch/packed"}, **files)
+    [plain, residual] = group_runs(run_folder.find([Path("runs")]))
+    assert [*by_data_set([plain, residual])] == ["imagenet"]
+    [run] = residual.runs
+    smaller = replace(run, records=[run.records[0] | {"train_images": 7}, *run.records[1:]])
+    assert [*by_data_set([plain, replace(residual, runs=(smaller,))])] == ["imagenet", "packed"]
