@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,7 @@ def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: i
     from resnet_train.analysis import tables
     from resnet_train.analysis.groups import group_runs
     from resnet_train.analysis.sweeps import rows
+    from resnet_train.runtime import progress
     from resnet_train.runtime.tables import terminal_width
     from resnet_train.training import grid
 
@@ -104,6 +106,9 @@ def _train(experiment: "Experiment", runs: Sequence["Run"], fresh: bool, jobs: i
         print(json.dumps(rows(groups), indent=2))
     else:
         print(tables.text(groups, terminal_width()))
+        if progress.is_terminal():
+            folder = shlex.quote(str(Path(experiment.output, experiment.name)))
+            progress.write_line(f"figures and findings: resnet-train compare {folder}")
     _add_to_tensorboard(groups, records[0])
 
 

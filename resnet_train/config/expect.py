@@ -1,7 +1,8 @@
 """What a source reports of a recipe, and what has changed in the recipe since that was stated."""
 
+import json
 from collections.abc import Iterable, Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
@@ -142,10 +143,14 @@ def recipe_differences(stated: Tree, recipe: Tree) -> list[str]:
     """
     old, new = (_compared(flatten(tree)) for tree in (stated, recipe))
     return [
-        f"{key} = {new.get(key)}, not {old.get(key)}"
+        f"{key} = {_in_yaml(new.get(key))}, not {_in_yaml(old.get(key))}"
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key)
     ]
+
+
+def _in_yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _compared(leaves: Tree) -> Tree:

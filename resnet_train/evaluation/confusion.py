@@ -63,7 +63,7 @@ def worst(results: SampleResults, classes: Sequence[str], count: int = 5) -> str
     rows = [row for row in by_class(results, classes)[:count] if row.times]
     if not rows:
         return "worst classes: none, there is no mistake"
-    worst_classes = (f"{row.name} {row.error:.1f} % (most often taken for {row.confused_with})" for row in rows)
+    worst_classes = (f"{row.name}: {row.error:.1f} % (most often taken for {row.confused_with})" for row in rows)
     return f"worst classes: {'; '.join(worst_classes)}"
 
 

@@ -28,7 +28,8 @@ Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]
 
 _DDP_TIMED_CALLS = 11
 """DistributedDataParallel times its first ten iterations, and reads the times of the tenth in the eleventh: a capture
-forbids that. It also does so in every hundredth one, which no capture is: captures begin at multiples of twelve."""
+forbids that. It also does so in every hundredth one. The first 24 captures are none of these: each shape of the
+images has one capture, twelve iterations after the last, if gradients are not accumulated."""
 
 
 def warm_up_calls(ranks: int) -> int:

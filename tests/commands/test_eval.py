@@ -146,8 +146,8 @@ def test_an_evaluation_stands_beside_what_its_protocol_is_reported_to_give(train
     ("options", "source", "reason"),
     [
         ((), "its code", None),
-        (("--flip",), "its code", "eval.flip = True, not False"),
-        (("--set", "eval.view={resize: 8, crop: 8}"), "its code", "eval.view.resize = 8, not None"),
+        (("--flip",), "its code", "eval.flip = true, not false"),
+        (("--set", "eval.view={resize: 8, crop: 8}"), "its code", "eval.view.resize = 8, not null"),
         (("--set", "data.workers=1", "--set", "eval.batch_size=3", "--set", "train.precision=bf16"), "its code", None),
         (
             ("--protocol", "multi-scale", "--set", "eval.short_sides=[8,12]"),

@@ -55,15 +55,15 @@ def test_a_run_carries_the_figures_of_its_network(config: Callable[..., Path]) -
     [
         ([], None),
         (["train.steps=4"], {"train.steps = 4, not 8"}),
-        (["train.epochs=2"], {"train.epochs = 2.0, not None", "train.steps = None, not 8"}),
+        (["train.epochs=2"], {"train.epochs = 2.0, not null", "train.steps = null, not 8"}),
         (["optimizer.lr=0.2", "data.holdout=5"], {"optimizer.lr = 0.2, not 0.1", "data.holdout = 5, not 0"}),
-        (["train.ema_decay=0.9"], {"train.ema_decay = 0.9, not None"}),
+        (["train.ema_decay=0.9"], {"train.ema_decay = 0.9, not null"}),
         (
             ["optimizer.lr=0.1", "train.precision=bf16", "train.grad_accum_steps=2"],
             None,
         ),  # as it is, or how it is computed
         (["eval.every.steps=2", "eval.batch_size=3", "probes.gradients={}", "seeds=[0,1]", "name=x"], None),
-        (["eval.flip=true"], {"eval.flip = True, not False"}),
+        (["eval.flip=true"], {"eval.flip = true, not false"}),
     ],
 )
 def test_the_command_line_may_change_what_figures_are_about(

@@ -16,7 +16,7 @@ def test_classes_are_counted_as_in_a_confusion_matrix() -> None:
     rows = confusion.by_class(results, ["a", "b", "c", "d"])
     assert rows == [("d", 1, 100.0, "a", 1), ("a", 3, pytest.approx(200 / 3), "b", 2), ("b", 2, 0.0, "", 0)]
     assert confusion.worst(results, ["a", "b", "c", "d"]).startswith(
-        "worst classes: d 100.0 % (most often taken for a); a 66.7 %"
+        "worst classes: d: 100.0 % (most often taken for a); a: 66.7 %"
     )
 
 

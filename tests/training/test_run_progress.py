@@ -59,7 +59,8 @@ def test_four_networks_on_a_terminal(jobs: int, config: Config, monkeypatch: pyt
     for network in NETWORKS:
         assert sum(line.startswith(f"{network['base']} seed 0: step 4, val error") for line in lines) == 1
         assert sum(line.startswith(f"{network['base']} seed 0: finished in 0") for line in lines) == 1
-    assert len(lines) == 9, lines
+    assert len(lines) == 10, lines
+    assert lines[-1] == "figures and findings: resnet-train compare short/tiny"
 
 
 class Terminal(io.StringIO):
