@@ -12,24 +12,13 @@ export GLOO_SOCKET_IFNAME=cable  # by default it takes the address of this machi
 export TORCH_CPP_LOG_LEVEL=ERROR # else it warns of each address without a name
 work=$(mktemp -d /tmp/nodes-test.XXXXXX)
 cd "$work"
-begin=$SECONDS
 
-say() { echo "nodes.sh, $((SECONDS - begin)) s: $*"; }
+. "$top/tests/await.sh"
 
 fail() {
     say "FAILED: $*"
     tail -n 30 ./*.out ./*.err || true
     exit 1
-}
-
-# Wait until a command succeeds; $1 says what for.
-await() {
-    local what=$1 end=$((SECONDS + 600))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $end ] || fail "waited in vain for $what"
-        sleep 0.1
-    done
 }
 
 # --- the nodes --------------------------------------------------------------------------------------------------------

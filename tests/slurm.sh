@@ -11,26 +11,15 @@ export PATH="${python%/*}:$PATH:/usr/sbin:/sbin" PYTHONPATH=$top${PYTHONPATH:+:$
 work=$(mktemp -d /tmp/slurm-test.XXXXXX) # a socket's path must be short
 chmod 755 "$work"                        # munged requires it
 cd "$work"
-begin=$SECONDS
 daemons=()
 
-say() { echo "slurm.sh, $((SECONDS - begin)) s: $*"; }
+. "$top/tests/await.sh"
 
 fail() {
     say "FAILED: $*"
     squeue --all || true
     tail -n 40 ./*.out slurmctld.log || true
     exit 1
-}
-
-# Wait until a command succeeds; $1 says what for.
-await() {
-    local what=$1 end=$((SECONDS + 600))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $end ] || fail "waited in vain for $what"
-        sleep 0.1
-    done
 }
 
 no_jobs() { [ -z "$(squeue --all --noheader)" ]; }
