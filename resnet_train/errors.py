@@ -150,23 +150,30 @@ def report(error: BaseException) -> int:
         return 1
     if not error.reported:
         text = "\n".join(["resnet-train: " * (not i) + one_line(line) for i, line in enumerate(error.lines())])
-        print(wrap(text), file=sys.stderr)
+        print(wrap(text, stderr_width()), file=sys.stderr)
     return error.exit_code
 
 
-def wrap(text: str) -> str:
-    """The text for standard error: on a terminal each line is wrapped between words to its width."""
-    try:
-        width = os.get_terminal_size(sys.stderr.fileno()).columns
-    except (OSError, ValueError, AttributeError):  # no terminal, or closed, or not there
+def wrap(text: str, width: int | None, indent: int = 2) -> str:
+    """The text, each line wrapped between words to `width`, the rest of it indented; with `None` as it is."""
+    if width is None:
         return text
-    lines = []
+    lines: list[str] = []
     for line in text.splitlines():
-        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        whole = line.replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")  # numbers are not broken
+        rest = " " * (len(line) - len(line.lstrip()) + indent)
         lines += textwrap.wrap(
-            line, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            whole, max(width, 20), subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
         ) or [""]
-    return "\n".join(lines)
+    return "\n".join(lines).replace("\xa0", " ")
+
+
+def stderr_width() -> int | None:
+    """Characters in a line of the terminal that standard error is; None where it is none, or closed."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def one_line(text: str) -> str:

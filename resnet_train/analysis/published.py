@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from resnet_train.analysis.groups import ERRORS, Group
 from resnet_train.analysis.significance import LEVEL, sampling_error
 from resnet_train.config.expect import EXPECTED_ERRORS, ExpectConfig, Figure, FigureConfig, text
+from resnet_train.errors import wrap
 from resnet_train.runs.records import Record
-from resnet_train.runtime.tables import columns, few, percent, wrap
+from resnet_train.runtime.tables import columns, few, percent
 
 _RELATIVE_MARGIN, _LEAST_MARGIN = 0.1, 0.5
 """Figures agree only if a difference of a tenth of the published one, at least half a point, would be significant."""
@@ -214,7 +215,7 @@ def published_table(found: Sequence[Published], width: int | None = None) -> str
         letters = {source: f"({i})" for i, source in enumerate(sources, 1)}
         table = [table[0], *((*row[:-1], letters[row[-1]]) for row in table[1:])]
         notes = [*(f"{letters[source]} {source}" for source in sources), *notes]
-    return f"{columns(table, width, fixed=2)}\n{wrap(notes, width)}".rstrip()
+    return "\n".join([columns(table, width, fixed=2), *(wrap(note, width) for note in notes)])
 
 
 def reasons(found: Sequence[Published]) -> list[str]:

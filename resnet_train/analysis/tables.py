@@ -14,9 +14,9 @@ from resnet_train.analysis.published import add_published, published, published_
 from resnet_train.analysis.style import Output
 from resnet_train.analysis.sweeps import at_best, best_note, rows, swept_keys
 from resnet_train.config.sweep import safe_text, value_text
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, wrap
 from resnet_train.runs.records import Record
-from resnet_train.runtime.tables import columns, few, percent, short, wrap
+from resnet_train.runtime.tables import columns, few, percent, short
 
 _COSTS = ("parameters", "multiply-adds", "images/s", "hours")
 
@@ -32,7 +32,7 @@ def text(groups: Sequence[Group], width: int | None = None) -> str:
         found = published(members)
         heading = f"{name}: {few(dict.fromkeys(group.experiment for group in members))}\n" if len(sections) > 1 else ""
         table, expected = text_table(members, width), published_table(found, width)
-        sentences = wrap([*warnings(members), *findings(members)], width)
+        sentences = wrap("\n".join([*warnings(members), *findings(members)]), width)
         parts.append("\n\n".join(filter(None, [heading + table, expected, sentences])))
     return "\n\n\n".join(parts)
 
@@ -57,7 +57,7 @@ def text_table(groups: Sequence[Group], width: int | None = None) -> str:
             )
         )
     notes = [*footnotes(groups), *(f"* {note}" for note in best_note(groups))]
-    return "\n".join([columns(lines, width, fixed=1 + len(keys)), *([wrap(notes, width)] if notes else [])])
+    return "\n".join([columns(lines, width, fixed=1 + len(keys)), *([wrap("\n".join(notes), width)] if notes else [])])
 
 
 def _values(row: Record, keys: Sequence[str], best: str) -> list[str]:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from resnet_train.commands import add_figure_options, add_json, figure_output
+from resnet_train.errors import wrap
 
 EXAMPLE = """resnet-train compare runs/quickstart
 
@@ -43,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     from resnet_train.analysis.published import add_published
     from resnet_train.analysis.sweeps import rows
     from resnet_train.runs import run_folder
-    from resnet_train.runtime.tables import terminal_width, wrap
+    from resnet_train.runtime.tables import terminal_width
 
     folders = [Path(folder) for folder in args.folders]
     groups = group_runs(run_folder.find(folders))
@@ -52,4 +53,4 @@ def main(args: argparse.Namespace) -> None:
         print(json.dumps(add_published(rows(groups), groups), indent=2))
         return
     width = terminal_width()
-    print(wrap([f"wrote {', '.join(map(str, paths))}"], width), "", tables.text(groups, width), sep="\n")
+    print(wrap(f"wrote {', '.join(map(str, paths))}", width), "", tables.text(groups, width), sep="\n")

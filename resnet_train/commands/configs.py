@@ -4,6 +4,7 @@ import argparse
 import json
 
 from resnet_train.commands import add_json
+from resnet_train.errors import wrap
 
 EXAMPLE = "resnet-train configs --json"
 
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Print the name of each experiment and what it reproduces, then the folder of their files."""
     from resnet_train.config import recipes
-    from resnet_train.runtime.tables import terminal_width, wrap
+    from resnet_train.runtime.tables import terminal_width
 
     rows = [(name, recipes.description(name)) for name in recipes.names()]
     if args.json:
@@ -26,4 +27,4 @@ def main(args: argparse.Namespace) -> None:
     lines = [f"{name:{indent}}{text}" for name, text in rows]
     where = f"The files, each with its cost and expected errors, are in {recipes.FOLDER}"
     width = terminal_width()
-    print(wrap(lines, width, indent), wrap([where], width), sep="\n\n")
+    print(wrap("\n".join(lines), width, indent), wrap(where, width), sep="\n\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_train.commands import add_classes, add_json
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, wrap
 
 if TYPE_CHECKING:
     from resnet_train.analysis.published import Published
@@ -94,7 +94,7 @@ def _files(path: Path) -> list[Path]:
 def _evaluate_checkpoints(paths: Sequence[Path], args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from resnet_train.evaluation import confusion, ensemble
     from resnet_train.runtime import distributed
-    from resnet_train.runtime.tables import terminal_width, wrap
+    from resnet_train.runtime.tables import terminal_width
 
     members = ensemble.load_members([str(path) for path in paths], args.network, args.data, overrides)
     train = members[0].run.train
@@ -105,7 +105,7 @@ def _evaluate_checkpoints(paths: Sequence[Path], args: argparse.Namespace, overr
         found, records = _published(paths, members, evaluation.records)
         _print_errors(records, args.json, found)  # first: a file that cannot be written loses no result
         if not args.json:
-            print(wrap([confusion.worst(evaluation.results[-1], evaluation.class_names)], terminal_width()))
+            print(wrap(confusion.worst(evaluation.results[-1], evaluation.class_names), terminal_width()))
         if evaluation.logits is not None:
             evaluation.logits.write(args.save_logits)
         folder = args.out or _default_folder(Path(args.checkpoints[0]))
@@ -209,13 +209,13 @@ def _write_files(folder: Path, first: "PretrainedModel", evaluation: "Evaluation
 
 def _print_errors(records: Sequence["ErrorRecord"], as_json: bool, found: Sequence["Published"] = ()) -> None:
     from resnet_train.analysis.published import published_table
-    from resnet_train.runtime.tables import columns, terminal_width, wrap
+    from resnet_train.runtime.tables import columns, terminal_width
 
     if as_json:
         print(json.dumps(records, indent=2))
         return
     width = terminal_width()
-    print(wrap([f"{records[0]['images']} images: {records[0]['protocol']}"], width))
+    print(wrap(f"{records[0]['images']} images: {records[0]['protocol']}", width))
     rows = [("checkpoint", "network", "seed", "step", "top-1 error", "top-5 error", "loss")]
     for record in records:
         seed, step = ("–" if record[key] is None else str(record[key]) for key in ("seed", "step"))

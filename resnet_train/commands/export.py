@@ -24,9 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Write the file, read it back, and print how far its logits are from those of the network."""
+    from resnet_train.errors import wrap
     from resnet_train.evaluation import pretrained
     from resnet_train.evaluation.export import check_format, export
-    from resnet_train.runtime.tables import terminal_width, wrap
+    from resnet_train.runtime.tables import terminal_width
 
     check_format(args.to)
     report = export(pretrained.load(args.checkpoint, args.network), args.to, args.out)
@@ -34,4 +35,4 @@ def main(args: argparse.Namespace) -> None:
         f"wrote {report.path}: read back, its logits differ by at most {report.difference:.2g}, "
         f"the largest being {report.largest:.2g}"
     )
-    print(wrap([message], terminal_width()))
+    print(wrap(message, terminal_width()))

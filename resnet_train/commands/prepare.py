@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_train.commands import add_json, fraction, positive_int
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, wrap
 from resnet_train.runtime.processes import available_cores
-from resnet_train.runtime.tables import columns, terminal_width, wrap
+from resnet_train.runtime.tables import columns, terminal_width
 
 if TYPE_CHECKING:
     from resnet_train.packing.report import PackReport
@@ -104,7 +104,11 @@ def _pack(source: Path, dest: Path, workers: int, args: argparse.Namespace) -> N
     report = prepare(
         source, dest, options, args.shard_images or 2048, workers, skip_bad, args.val_labels, args.class_names
     )
-    print(json.dumps(report.to_json(), indent=2) if args.json else wrap(_describe(report, dest), terminal_width()))
+    print(
+        json.dumps(report.to_json(), indent=2)
+        if args.json
+        else wrap("\n".join(_describe(report, dest)), terminal_width())
+    )
 
 
 def _verify(folder: Path, workers: int, as_json: bool) -> None:
@@ -120,7 +124,7 @@ def _verify(folder: Path, workers: int, as_json: bool) -> None:
         )
     counts = ", ".join(f"{count:,} of {split}" for split, count in report.images.items())
     message = f"{folder}: the checksum, pixels and label of every image are those of the index ({counts})"
-    print(json.dumps(report.images) if as_json else wrap([message], terminal_width()))
+    print(json.dumps(report.images) if as_json else wrap(message, terminal_width()))
 
 
 def _check_verify_options(args: argparse.Namespace) -> None:

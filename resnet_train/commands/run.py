@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_train.commands import add_config, add_json, positive_int, select_runs
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, wrap
 
 if TYPE_CHECKING:
     from resnet_train.analysis.groups import Group
@@ -204,7 +204,7 @@ def _expected(runs: Sequence["Run"], width: int | None) -> list[str]:
     """What each source reports of the networks under one protocol, as a text with a table."""
     from resnet_train.analysis.groups import ERRORS
     from resnet_train.config.expect import EXPECTED_ERRORS, text
-    from resnet_train.runtime.tables import columns, wrap
+    from resnet_train.runtime.tables import columns
 
     sources: dict[str, dict[str, dict[str, str]]] = {}
     for run in runs:
@@ -220,7 +220,7 @@ def _expected(runs: Sequence["Run"], width: int | None) -> list[str]:
         errors = [error for error in EXPECTED_ERRORS if any(error in row for row in networks.values())]
         rows = [(name, *(row.get(error, "–") for error in errors)) for name, row in networks.items()]
         table = columns([("network", *(ERRORS[error][1] for error in errors)), *rows], width)
-        texts.append(f"{wrap([source], width)}\n{table}")
+        texts.append(f"{wrap(source, width)}\n{table}")
     return texts
 
 

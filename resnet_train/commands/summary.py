@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_train.commands import add_json, positive_int
-from resnet_train.errors import BadInput
+from resnet_train.errors import BadInput, wrap
 
 if TYPE_CHECKING:
     from resnet_train.config.network import AnyNet
@@ -125,7 +125,7 @@ def _compare(
 ) -> None:
     """Print the costs of networks beside those of a reference at one image size, and draw them."""
     from resnet_train.models import complexity
-    from resnet_train.runtime.tables import columns, terminal_width, wrap
+    from resnet_train.runtime.tables import columns, terminal_width
 
     default_size, default_classes = complexity.default_input(reference)
     pixels, outputs = size or default_size, classes or default_classes
@@ -152,7 +152,7 @@ def _compare(
         sep="\n",
     )
     for record in records[1:]:
-        print(wrap([_complexity_sentence(record, first)], terminal_width()))
+        print(wrap(_complexity_sentence(record, first), terminal_width()))
     print(f"wrote {out}")
 
 

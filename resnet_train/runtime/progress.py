@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from resnet_train.errors import one_line, wrap
+from resnet_train.errors import one_line, stderr_width, wrap
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]
@@ -223,7 +223,7 @@ def write_line(line: str) -> None:
     if sys.stderr is None:  # tqdm would write to standard output
         return
     with _writing():
-        _Bar.write(wrap(line), file=sys.stderr)
+        _Bar.write(wrap(line, stderr_width()), file=sys.stderr)
         sys.stderr.flush()
 
 

@@ -2,9 +2,7 @@
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 
 def columns(rows: Iterable[Sequence[str]], width: int | None = None, fixed: int = 1) -> str:
@@ -53,15 +51,6 @@ def fit_terminal(text: str) -> str:
     if width is None:
         return text
     return "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in text.splitlines())
-
-
-def wrap(lines: Iterable[str], width: int | None, indent: int = 2) -> str:
-    """Lines that are broken between words where they are longer than `width`; the rest of each is indented."""
-    if width is None:
-        return "\n".join(lines)
-    options: dict[str, Any] = {"subsequent_indent": " " * indent, "break_long_words": False, "break_on_hyphens": False}
-    whole = (line.replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0") for line in lines)  # numbers are not broken
-    return "\n".join(textwrap.fill(line, width, **options).replace("\xa0", " ") for line in whole)
 
 
 def few(names: Iterable[str], most: int = 4) -> str:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from resnet_train.runtime.tables import columns, few, wrap
+from resnet_train.errors import wrap
+from resnet_train.runtime.tables import columns, few
 
 ROWS = [("network", "lr", "error", "hours"), ("a-long-name", "0.1", "5.00", "1.5"), ("b", "0.2", "12.00", "20")]
 
@@ -44,13 +45,13 @@ def test_a_long_name_is_cut_in_its_middle(width: int) -> None:
 def test_sentences_are_broken_between_words() -> None:
     line = "resnet-20 has an error of 1.25 ± 0.10 % (clean)"
     for width in range(20, 60):
-        broken = wrap([line, "short"], width).splitlines()
+        broken = wrap(f"{line}\nshort", width).splitlines()
         assert max(map(len, broken)) <= width
         assert broken[-1] == "short"
         assert " ".join(part.strip() for part in broken[:-1]) == line
         assert any("1.25 ± 0.10 %" in part for part in broken)
         assert all(part.startswith("  ") for part in broken[1:-1])
-    assert wrap([line, "short"], None) == f"{line}\nshort"
+    assert wrap(f"{line}\nshort", None) == f"{line}\nshort"
 
 
 def test_of_many_names_the_first_are_listed() -> None:
